@@ -4,3 +4,4 @@
 //! shards runs in one thread under the seeded simulator, and a failing seed replays exactly.
 
 pub mod ids;
+pub mod waits;
