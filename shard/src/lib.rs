@@ -4,4 +4,5 @@
 //! shards runs in one thread under the seeded simulator, and a failing seed replays exactly.
 
 pub mod ids;
+pub mod store;
 pub mod waits;

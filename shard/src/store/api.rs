@@ -1,0 +1,527 @@
+//! What goes into the store of one core and what comes out of it.
+//!
+//! The semantics are those of Ray 2.60's plasma store (`src/ray/object_manager/plasma`: `store.cc`,
+//! `object_lifecycle_manager.cc`, `create_request_queue.cc`, `eviction_policy.cc`), told as events and effects.
+
+use std::fmt;
+
+use crate::ids::{ClientId, ObjectId, ShardId, Token, WorkerId};
+
+/// A span's number on the node. Spans of one segment are numbered without gaps; the last span of a segment and the first of
+/// the next are never neighbours (one number between them is left out), so that a run of numbers is always contiguous memory.
+pub type SpanIndex = u32;
+
+/// Where an object's bytes came from (Ray 2.60 `plasma.fbs`, enum `ObjectSource`: the numbers are the wire's).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum ObjectSource {
+    /// Written by a worker or driver: a task's return value or a put.
+    CreatedByWorker = 0,
+    /// Read back from external storage.
+    RestoredFromStorage = 1,
+    /// Received from another node.
+    ReceivedFromRemote = 2,
+    /// An error that the node stored in the object's place.
+    ErrorStoredByRaylet = 3,
+}
+
+impl ObjectSource {
+    /// Number of sources, for tables indexed by source.
+    pub const COUNT: usize = 4;
+
+    /// Reads the wire's number; `None` for a number that Ray 2.60 does not use.
+    pub fn from_wire(number: i32) -> Option<Self> {
+        Some(match number {
+            0 => Self::CreatedByWorker,
+            1 => Self::RestoredFromStorage,
+            2 => Self::ReceivedFromRemote,
+            3 => Self::ErrorStoredByRaylet,
+            _ => return None,
+        })
+    }
+}
+
+/// Why a request failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StoreError {
+    /// The id is taken, by a sealed or an unsealed object.
+    ObjectExists,
+    /// There is no such object here.
+    ObjectNonexistent,
+    /// No room: nothing more can be evicted and the grace period is over, or the object can never fit.
+    OutOfMemory,
+    /// Delete of an object that is not sealed. It is remembered and deleted when its creator is done with it.
+    ObjectNotSealed,
+    /// Delete of an object in use or pinned. It is remembered and deleted at the last release or unpin.
+    ObjectInUse,
+    /// Seal or abort of an object that is sealed already.
+    ObjectSealed,
+    /// Seal or abort by a client that did not create the object.
+    NotCreator,
+    /// The queue of waiting creates is at its limit ([`StoreConfig::max_queued_creates`](super::StoreConfig)): try again later.
+    QueueFull,
+}
+
+impl StoreError {
+    /// The number that a plasma client is told (Ray 2.60 `plasma.fbs`, enum `PlasmaError`; 0 is OK).
+    /// What Ray has no number for is `UnexpectedError` (6), except a full queue, which is `OutOfMemory` (3) to the client.
+    pub fn plasma_code(self) -> i32 {
+        match self {
+            Self::ObjectExists => 1,
+            Self::ObjectNonexistent => 2,
+            Self::OutOfMemory | Self::QueueFull => 3,
+            Self::ObjectNotSealed => 4,
+            Self::ObjectInUse => 5,
+            Self::NotCreator => 6,
+            Self::ObjectSealed => 7,
+        }
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ObjectExists => "an object of this id exists in the store",
+            Self::ObjectNonexistent => "the store has no object of this id",
+            Self::OutOfMemory => "the object store has no room and nothing left to evict",
+            Self::ObjectNotSealed => {
+                "the object is not sealed; it is deleted when its creator is done with it"
+            }
+            Self::ObjectInUse => {
+                "the object is in use; it is deleted when the last user is done with it"
+            }
+            Self::ObjectSealed => "the object is sealed already",
+            Self::NotCreator => "only the client that created an object may seal or abort it",
+            Self::QueueFull => "too many creates wait for memory; try again later",
+        })
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+/// Where an object lies in shared memory. Offsets are from the start of the segment, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Which segment: the index into [`StoreConfig::segments`](super::StoreConfig), or the number that the node gave to a fallback
+    /// file ([`StoreEvent::FallbackReady`]).
+    pub segment: u32,
+    /// Start of the header of a mutable object; for any other object the same as `data_offset`.
+    pub header_offset: u64,
+    /// Start of the data. On a 4 KiB boundary for immutable objects of 64 KiB and more, else on a 64-byte one
+    /// (a mutable object's data follows its header directly).
+    pub data_offset: u64,
+    /// Length of the data.
+    pub data_bytes: u64,
+    /// Start of the metadata: directly after the data.
+    pub metadata_offset: u64,
+    /// Length of the metadata.
+    pub metadata_bytes: u64,
+    /// What the object takes from the store, from `header_offset` on: header, data, metadata and padding. Objects of 64 KiB
+    /// and more are padded to whole 4 KiB pages, so a direct read may fill the last page without touching a neighbour.
+    pub allocated_bytes: u64,
+}
+
+/// What happens to the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreEvent {
+    /// A client wants a new object. Answer: [`StoreEffect::Created`], possibly after other events where memory is short.
+    /// The creator then holds one reference, until it releases it.
+    Create {
+        /// Who creates it.
+        client: ClientId,
+        /// Comes back in the answer.
+        token: Token,
+        /// The new object.
+        id: ObjectId,
+        /// Length of its data.
+        data_bytes: u64,
+        /// Length of its metadata, which follows the data directly.
+        metadata_bytes: u64,
+        /// The worker that owns the object (not always the creator).
+        owner: WorkerId,
+        /// Where the bytes will come from.
+        source: ObjectSource,
+        /// A mutable object gets a header in front ([`MUTABLE_HEADER_BYTES`](super::MUTABLE_HEADER_BYTES)).
+        mutable: bool,
+        /// Fail with [`StoreError::OutOfMemory`] instead of waiting for memory.
+        try_immediately: bool,
+    },
+    /// Forget the queued creates of this client for this id. No answer; none is needed where nothing is queued.
+    CancelCreate {
+        /// Who asked for it.
+        client: ClientId,
+        /// The object it asked for.
+        id: ObjectId,
+    },
+    /// The creator has written the object. Answer: [`StoreEffect::Sealed`].
+    Seal {
+        /// Who seals it.
+        client: ClientId,
+        /// Comes back in the answer.
+        token: Token,
+        /// Which object.
+        id: ObjectId,
+    },
+    /// The creator gives an unsealed object up. Answer: [`StoreEffect::Aborted`].
+    Abort {
+        /// Who aborts it.
+        client: ClientId,
+        /// Comes back in the answer.
+        token: Token,
+        /// Which object.
+        id: ObjectId,
+    },
+    /// One object is wanted. Answer: [`StoreEffect::Got`], with a reference for the client where it has a place. A client holds at
+    /// most one reference on an object however often it gets it (as in Ray, whose client library counts its own uses).
+    Get {
+        /// Who wants it.
+        client: ClientId,
+        /// Comes back in the answer.
+        token: Token,
+        /// Which object.
+        id: ObjectId,
+        /// Answer once it is sealed here; `false` answers now.
+        wait: bool,
+    },
+    /// A waiting get is forgotten, and not answered. Nothing happens where it was answered already.
+    CancelGet {
+        /// Who asked.
+        client: ClientId,
+        /// The token of the get.
+        token: Token,
+        /// The object of the get.
+        id: ObjectId,
+    },
+    /// The client's reference is given back. No answer. Ignored (and counted) where it holds none; refused for an object that the
+    /// client created and has not sealed: that is an abort.
+    Release {
+        /// Whose reference.
+        client: ClientId,
+        /// On which object.
+        id: ObjectId,
+    },
+    /// Delete. Answer: [`StoreEffect::Deleted`]; an object that is unsealed or in use is deleted later.
+    Delete {
+        /// Who asks.
+        client: ClientId,
+        /// Comes back in the answer.
+        token: Token,
+        /// Which object.
+        id: ObjectId,
+    },
+    /// Is the object here and sealed? Answer: [`StoreEffect::Contained`].
+    Contains {
+        /// Who asks.
+        client: ClientId,
+        /// Comes back in the answer.
+        token: Token,
+        /// Which object.
+        id: ObjectId,
+    },
+    /// The client is gone: its references are given back, its unsealed objects aborted, its waiting gets and creates dropped.
+    ClientGone {
+        /// Who is gone.
+        client: ClientId,
+    },
+    /// The node keeps the object for its owner (the primary copy). Answer: [`StoreEffect::Pinned`]. Pinning twice is pinning once.
+    Pin {
+        /// Comes back in the answer.
+        token: Token,
+        /// Which object.
+        id: ObjectId,
+    },
+    /// The node no longer keeps the object (it is spilled, say). It becomes evictable. No answer.
+    Unpin {
+        /// Which object.
+        id: ObjectId,
+    },
+    /// The owner's last reference is gone: unpin, and delete as soon as it is unused. No answer; never refused.
+    Free {
+        /// Which object.
+        id: ObjectId,
+    },
+    /// Tell me when the object is sealed here, at once if it is. Answer: [`StoreEffect::Watched`], once, without a reference; or
+    /// [`StoreEffect::WatchRefused`] where too many wait.
+    Watch {
+        /// Comes back in the answer.
+        token: Token,
+        /// Which object.
+        id: ObjectId,
+    },
+    /// The watch with this token is forgotten. Nothing happens where it was answered already.
+    Unwatch {
+        /// The token of the watch.
+        token: Token,
+        /// The object of the watch.
+        id: ObjectId,
+    },
+    /// Time passes: queued creates are tried again and given up at their deadline. [`Store::next_deadline`](super::Store::next_deadline)
+    /// says when the next one is useful.
+    Tick,
+    /// Whether spilling is under way that will free memory of this store. While it is, queued creates don't run out of time
+    /// (as in Ray, where a pending spill restarts the grace period).
+    Spilling {
+        /// Under way or not.
+        active: bool,
+    },
+    /// The node made (or could not make) the file that [`StoreEffect::FallbackWanted`] asked for.
+    FallbackReady {
+        /// The object it is for.
+        id: ObjectId,
+        /// The token of the create.
+        token: Token,
+        /// The number of the new segment, which must not be below the number of configured segments; `None`: no disk space.
+        segment: Option<u32>,
+    },
+    /// The bank of spans hands over a run of spans.
+    SpansGranted {
+        /// The first span.
+        first: SpanIndex,
+        /// How many.
+        count: u32,
+    },
+    /// The bank has no such run now. A standing request ([`Urgency::Standing`]) stays in the bank's queue all the same.
+    SpansRefused {
+        /// How many had been asked for.
+        count: u32,
+    },
+    /// The bank needs spans for another shard: give back empty ones, and evict to make more.
+    ReclaimSpans {
+        /// How many are wanted; 0 ends an earlier wish.
+        count: u32,
+        /// Also start no new objects until further notice, because an old request has waited too long.
+        hold: bool,
+    },
+}
+
+/// How badly a shard needs spans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Urgency {
+    /// For the reserve: grant only what is free and what nobody waits for.
+    Ahead,
+    /// A create waits, but this shard could still evict: grant what is free or refuse.
+    Now,
+    /// A create waits and this shard has nothing left: collect from other shards, oldest request first, until granted or withdrawn.
+    Standing,
+}
+
+/// Why a sealed object is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GoneReason {
+    /// A client deleted it.
+    Deleted,
+    /// Its owner's last reference went out of scope ([`StoreEvent::Free`]).
+    Freed,
+    /// Nobody used it and its memory was needed.
+    Evicted,
+}
+
+/// What the store wants done. The caller carries effects out in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreEffect {
+    /// Answer to [`StoreEvent::Create`].
+    Created {
+        /// Who asked.
+        client: ClientId,
+        /// The token of the request.
+        token: Token,
+        /// The object.
+        id: ObjectId,
+        /// Where to write it, or why not.
+        result: Result<Placement, StoreError>,
+    },
+    /// Answer to [`StoreEvent::Seal`].
+    Sealed {
+        /// Who asked.
+        client: ClientId,
+        /// The token of the request.
+        token: Token,
+        /// The object.
+        id: ObjectId,
+        /// Done, or why not.
+        result: Result<(), StoreError>,
+    },
+    /// Answer to [`StoreEvent::Abort`].
+    Aborted {
+        /// Who asked.
+        client: ClientId,
+        /// The token of the request.
+        token: Token,
+        /// The object.
+        id: ObjectId,
+        /// Done, or why not.
+        result: Result<(), StoreError>,
+    },
+    /// Answer to [`StoreEvent::Get`].
+    Got {
+        /// Who asked.
+        client: ClientId,
+        /// The token of the request.
+        token: Token,
+        /// The object.
+        id: ObjectId,
+        /// Where it lies; `None`: not sealed here (or, of a waiting get, too many wait already: ask again).
+        place: Option<Placement>,
+    },
+    /// Answer to [`StoreEvent::Delete`].
+    Deleted {
+        /// Who asked.
+        client: ClientId,
+        /// The token of the request.
+        token: Token,
+        /// The object.
+        id: ObjectId,
+        /// Done, or why not yet.
+        result: Result<(), StoreError>,
+    },
+    /// Answer to [`StoreEvent::Contains`].
+    Contained {
+        /// Who asked.
+        client: ClientId,
+        /// The token of the request.
+        token: Token,
+        /// The object.
+        id: ObjectId,
+        /// Here and sealed.
+        has: bool,
+    },
+    /// Answer to [`StoreEvent::Pin`].
+    Pinned {
+        /// The token of the request.
+        token: Token,
+        /// The object.
+        id: ObjectId,
+        /// False where it is not sealed here.
+        ok: bool,
+    },
+    /// Answer to [`StoreEvent::Watch`]: the object is sealed here.
+    Watched {
+        /// The token of the request.
+        token: Token,
+        /// The object.
+        id: ObjectId,
+    },
+    /// Answer to [`StoreEvent::Watch`] where the limit of waiters is reached.
+    WatchRefused {
+        /// The token of the request.
+        token: Token,
+        /// The object.
+        id: ObjectId,
+    },
+    /// A new sealed object: the node tells whoever keeps locations.
+    ObjectSealed {
+        /// The object.
+        id: ObjectId,
+        /// Its owner.
+        owner: WorkerId,
+        /// Length of its data.
+        data_bytes: u64,
+        /// Length of its metadata.
+        metadata_bytes: u64,
+        /// Where its bytes came from.
+        source: ObjectSource,
+    },
+    /// A sealed object is no longer here (an aborted one was never announced, and is not announced here either).
+    ObjectGone {
+        /// The object.
+        id: ObjectId,
+        /// Its owner.
+        owner: WorkerId,
+        /// Length of its data.
+        data_bytes: u64,
+        /// Length of its metadata.
+        metadata_bytes: u64,
+        /// Why.
+        reason: GoneReason,
+    },
+    /// To the bank: this shard wants a run of spans. At most one request of a shard is open at a time; an open
+    /// [`Urgency::Standing`] request is replaced by the next one.
+    SpansWanted {
+        /// How many, contiguous.
+        count: u32,
+        /// How badly.
+        urgency: Urgency,
+    },
+    /// To the bank: the standing request is withdrawn.
+    SpansUnwanted,
+    /// To the bank: a run of spans is empty and given back.
+    SpansReturned {
+        /// The first span.
+        first: SpanIndex,
+        /// How many.
+        count: u32,
+    },
+    /// To the bank, after the [`StoreEffect::SpansReturned`] that it caused: all that can be done for a [`StoreEvent::ReclaimSpans`] is done.
+    ReclaimDone {
+        /// How many spans were given back for it.
+        count: u32,
+    },
+    /// Creates wait for memory that only spilling (or a release) can free. Repeated every
+    /// [`StoreConfig::pressure_interval_ns`](super::StoreConfig) while they wait.
+    FullPressure {
+        /// How many bytes the waiting creates want.
+        wanted_bytes: u64,
+    },
+    /// Creates wait: ask all workers to drop references that they hold for no reason. Rate-limited by
+    /// [`StoreConfig::gc_interval_ns`](super::StoreConfig).
+    GcWanted,
+    /// The grace period is over ([`StoreConfig::fallback`](super::StoreConfig)): make a file of this size on disk and map it for this
+    /// object; answer with [`StoreEvent::FallbackReady`].
+    FallbackWanted {
+        /// The object.
+        id: ObjectId,
+        /// The token of the create.
+        token: Token,
+        /// How large the file must be.
+        bytes: u64,
+    },
+    /// The object in this fallback file is gone (or nobody wants it any more): close and remove the file.
+    FallbackReturned {
+        /// The number that the node gave it.
+        segment: u32,
+    },
+}
+
+/// What happens to the bank of spans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BankEvent {
+    /// [`StoreEffect::SpansWanted`] of a shard.
+    Wanted {
+        /// Which shard.
+        shard: ShardId,
+        /// How many, contiguous.
+        count: u32,
+        /// How badly.
+        urgency: Urgency,
+    },
+    /// [`StoreEffect::SpansUnwanted`] of a shard.
+    Unwanted {
+        /// Which shard.
+        shard: ShardId,
+    },
+    /// [`StoreEffect::SpansReturned`] of a shard.
+    Returned {
+        /// Which shard.
+        shard: ShardId,
+        /// The first span.
+        first: SpanIndex,
+        /// How many.
+        count: u32,
+    },
+    /// [`StoreEffect::ReclaimDone`] of a shard.
+    ReclaimDone {
+        /// Which shard.
+        shard: ShardId,
+    },
+    /// Time passes: an old standing request makes the other shards hold back.
+    Tick,
+}
+
+/// What the bank wants done: `event` goes to `shard`, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BankEffect {
+    /// To which shard.
+    pub shard: ShardId,
+    /// [`StoreEvent::SpansGranted`], [`StoreEvent::SpansRefused`] or [`StoreEvent::ReclaimSpans`].
+    pub event: StoreEvent,
+}
