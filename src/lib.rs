@@ -1,1 +1,6 @@
 //! The node.
+
+pub mod ray;
+pub mod cli;
+pub mod config;
+pub mod observe;

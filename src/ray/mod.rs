@@ -1,0 +1,3 @@
+//! Everything that speaks Ray: its messages, its RPCs and its sockets.
+
+pub mod proto;
