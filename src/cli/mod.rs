@@ -1,0 +1,3 @@
+//! The command line: Ray's flags where the binary is called `raylet`, our own otherwise.
+
+pub mod ray_flags;

@@ -1,0 +1,192 @@
+//! The status of a node, as `raylet-uring status` prints it and `GET /status` on the admin socket serves it.
+//!
+//! Every struct is plain data: the node fills it on its control thread, the command line reads it back from JSON.
+//! Fields that a newer node adds are ignored by an older command line and default when an older node lacks them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything that a node tells about itself at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeStatus {
+    /// The version of raylet-uring (`CARGO_PKG_VERSION` of the running binary).
+    pub version: String,
+    /// The process id of the node.
+    pub pid: u32,
+    /// The node's id in hexadecimal (28 bytes under Ray); empty where the node has none.
+    pub node_id: String,
+    /// Seconds since the node finished its boot.
+    pub uptime_s: f64,
+    /// The doors that the node opened.
+    pub doors: Vec<Door>,
+    /// The logical CPUs that carry shards, in shard order.
+    pub cores: Vec<u32>,
+    /// One entry per shard, in shard order.
+    pub shards: Vec<ShardStatus>,
+    /// One entry per memory segment.
+    pub arenas: Vec<ArenaStatus>,
+    /// Leases over all shards.
+    pub leases: LeaseCounts,
+    /// Worker processes over all shards.
+    pub workers: WorkerCounts,
+    /// Objects over all shards.
+    pub objects: ObjectCounts,
+    /// The node's resources by name ("CPU", "memory", ...).
+    pub resources: BTreeMap<String, ResourceStatus>,
+    /// Latencies by operation since the boot.
+    pub operations: Vec<OperationStatus>,
+    /// The addresses at which the node listens.
+    pub sockets: Vec<SocketStatus>,
+}
+
+/// A way into the node (DESIGN: two doors, one engine).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Door {
+    /// Ray's own protocols: the node is a raylet of a Ray cluster.
+    Ray,
+    /// rkyv messages over a Unix socket.
+    Native,
+}
+
+/// One shard: the state machine of one core.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ShardStatus {
+    /// The shard's number, from 0.
+    pub index: u32,
+    /// The logical CPU to which the shard's thread is pinned.
+    pub core: u32,
+    /// Connections that the shard owns.
+    pub connections: u64,
+    /// Leases that are granted on this shard.
+    pub leases_granted: u64,
+    /// Lease requests that wait on this shard.
+    pub leases_queued: u64,
+    /// Objects in the shard's table.
+    pub objects: u64,
+    /// Bytes of those objects (data and metadata).
+    pub object_bytes: u64,
+    /// The queues of the shard by name.
+    pub queues: Vec<QueueStatus>,
+}
+
+/// A bounded queue.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct QueueStatus {
+    /// The queue's name.
+    pub name: String,
+    /// Entries that wait now.
+    pub depth: u64,
+    /// The bound; 0 where the queue is bounded by something else than a count.
+    pub limit: u64,
+    /// How often the queue was full and pushed back, since the boot.
+    pub full_count: u64,
+}
+
+/// One memory segment of the object store.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ArenaStatus {
+    /// The segment's number, from 0.
+    pub segment: u32,
+    /// The segment's size in bytes.
+    pub size_bytes: u64,
+    /// The kind of pages that the segment got: "hugetlb-2M", "hugetlb-1G", "thp" or "4k".
+    pub page_kind: String,
+    /// The kind of pages that was asked for, in the same words.
+    pub asked: String,
+    /// Why the segment got another kind than the one asked for; `None` where it got what was asked for.
+    pub fallback_reason: Option<String>,
+    /// The NUMA node to which the segment is bound; `None` where it isn't bound.
+    pub numa_node: Option<u32>,
+    /// Bytes whose pages exist already, so that a put doesn't fault.
+    pub touched_bytes: u64,
+    /// Bytes in use by objects, with the rounding of the allocator.
+    pub used_bytes: u64,
+}
+
+/// Leases by state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LeaseCounts {
+    /// Leases that hold a worker now.
+    pub granted: u64,
+    /// Requests that wait for resources or a worker.
+    pub queued: u64,
+    /// Requests that this node can never satisfy with the resources that it has.
+    pub infeasible: u64,
+}
+
+/// Worker processes by state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WorkerCounts {
+    /// Registered and free.
+    pub idle: u64,
+    /// Started, not registered yet.
+    pub starting: u64,
+    /// Registered and leased, actors included.
+    pub leased: u64,
+    /// Driver connections.
+    pub drivers: u64,
+    /// All worker processes (without drivers).
+    pub total: u64,
+}
+
+/// Objects by state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ObjectCounts {
+    /// All objects in the store.
+    pub count: u64,
+    /// Those that are sealed.
+    pub sealed: u64,
+    /// Those that are pinned for their owner.
+    pub pinned: u64,
+    /// Bytes of data and metadata of all objects.
+    pub bytes: u64,
+    /// Create requests that wait for room.
+    pub creates_queued: u64,
+}
+
+/// One resource of the node, in Ray's units (bytes for memory, counts otherwise).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ResourceStatus {
+    /// What the node has.
+    pub total: f64,
+    /// What is free now; negative while blocked workers' resources are lent out twice.
+    pub available: f64,
+}
+
+/// The latency of one operation since the boot.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OperationStatus {
+    /// The operation's name, for example "plasma.create".
+    pub name: String,
+    /// How often it was carried out.
+    pub count: u64,
+    /// Median in microseconds.
+    pub p50_us: f64,
+    /// 99th percentile in microseconds.
+    pub p99_us: f64,
+    /// 99.9th percentile in microseconds.
+    pub p999_us: f64,
+    /// The slowest in microseconds.
+    pub max_us: f64,
+}
+
+/// An address at which the node listens.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SocketStatus {
+    /// What is served there, for example "plasma" or "node_manager".
+    pub name: String,
+    /// A path for a Unix socket, `host:port` for TCP.
+    pub address: String,
+}
