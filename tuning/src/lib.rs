@@ -1,1 +1,37 @@
-//! raylet-tuning
+//! The host under a node: which cores and memory there are, shared-memory segments that never kill their clients,
+//! and the limits that a machine sets.
+//!
+//! | module | answers |
+//! |---|---|
+//! | [`topology`] | packages, NUMA nodes, cores, hardware threads and caches that this process may use |
+//! | [`cores`] | what `--cores 0-15,18` or `--cores auto` means on this machine |
+//! | [`arena`] | [`Segment`]: memory shared with clients through a file descriptor, with the page kind that was got and why |
+//! | [`warm`] | [`Warmer`]: touches pages ahead of demand, at idle priority |
+//! | [`hugepages`] | the kernel's pools of 2 MiB and 1 GiB pages per NUMA node, and reserving from them |
+//! | [`memory`] | how much memory this process can still take, and what limits it |
+//! | [`limits`] | memlock, open files, io_uring, kernel version, cgroups, /dev/shm: each with what to do |
+//!
+//! Everything here is synchronous and meant for start-up or a helper thread, except [`Segment::ensure_backed`] on a
+//! range that is backed already: that is a few loads and is made for the hot path.
+
+pub mod arena;
+mod backing;
+pub mod cores;
+pub mod hugepages;
+pub mod limits;
+pub mod memory;
+pub mod pages;
+mod privatefs;
+mod sys;
+mod sysfs;
+pub mod topology;
+pub mod warm;
+
+pub use arena::{ArenaError, Segment, SegmentReport, SegmentRequest};
+pub use cores::{parse_cores, CoreChoice, CoresError};
+pub use hugepages::{HugePagePool, HugePagesError, HugePagesReserved};
+pub use limits::{Finding, HostLimits, Severity};
+pub use memory::{MemoryHeadroom, MemoryLimiter};
+pub use pages::{PageChoice, PageKind};
+pub use topology::{Topology, TopologyError, TopologySource, TopologySummary};
+pub use warm::{WarmStats, Warmer};

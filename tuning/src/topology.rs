@@ -1,0 +1,361 @@
+//! Packages, NUMA nodes, cores, hardware threads (PUs) and caches, as far as this process may use them.
+//!
+//! hwloc says what belongs to what; sysfs checks it, because a wrong NUMA node costs more than a missing one. Where they
+//! differ, or hwloc doesn't work at all, sysfs is believed and [`Topology::warnings`] says so. PUs outside the process's
+//! cpuset or affinity are left out. With `HWLOC_SYNTHETIC` or `HWLOC_XMLFILE` set, hwloc describes a machine that is not
+//! this one: then neither sysfs nor affinity has a say.
+
+mod from_hwloc;
+mod from_sysfs;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cores::format_list;
+use crate::sys;
+
+/// Where the topology comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TopologySource {
+    /// hwloc, and sysfs agrees.
+    Hwloc,
+    /// hwloc, describing another machine than this one (tests).
+    HwlocSynthetic,
+    /// sysfs alone: hwloc failed or was wrong. Everything works; see the warnings.
+    Sysfs,
+}
+
+/// A socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Package {
+    /// Numbered from 0 in the order of the lowest PU.
+    pub index: u32,
+    /// Its usable PUs, ascending.
+    pub pus: Vec<u32>,
+}
+
+/// Memory and the PUs that are nearest to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NumaNode {
+    /// The kernel's index, as mbind takes it.
+    pub index: u32,
+    /// Its usable PUs, ascending; none for a node of memory only.
+    pub pus: Vec<u32>,
+    /// Its memory.
+    pub memory_bytes: u64,
+}
+
+/// A physical core.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Core {
+    /// Numbered from 0 in the order of the lowest PU.
+    pub index: u32,
+    /// Its package's [`Package::index`].
+    pub package: u32,
+    /// Its node's [`NumaNode::index`].
+    pub numa_node: u32,
+    /// Its usable PUs, ascending: more than one are SMT siblings.
+    pub pus: Vec<u32>,
+}
+
+/// A data or unified cache.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cache {
+    /// 1 is the nearest to the core.
+    pub level: u32,
+    /// Its size.
+    pub size_bytes: u64,
+    /// The usable PUs that share it, ascending.
+    pub pus: Vec<u32>,
+}
+
+/// The machine as far as this process may use it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Topology {
+    /// Who says so.
+    pub source: TopologySource,
+    /// Sockets.
+    pub packages: Vec<Package>,
+    /// NUMA nodes; at least one.
+    pub numa_nodes: Vec<NumaNode>,
+    /// Physical cores with at least one usable PU; at least one.
+    pub cores: Vec<Core>,
+    /// Data and unified caches, by level and lowest PU.
+    pub caches: Vec<Cache>,
+    /// What is degraded, each with its cause.
+    pub warnings: Vec<String>,
+}
+
+/// A machine on one line or in one JSON object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopologySummary {
+    /// Who says so.
+    pub source: TopologySource,
+    /// Number of sockets.
+    pub packages: usize,
+    /// NUMA nodes.
+    pub numa_nodes: Vec<NumaNode>,
+    /// Physical cores that this process may use.
+    pub cores: usize,
+    /// PUs that this process may use, as the kernel writes lists.
+    pub pus: String,
+    /// Most usable PUs of one core.
+    pub threads_per_core: usize,
+    /// Size of one last-level cache; 0 where unknown.
+    pub last_level_cache_bytes: u64,
+    /// What is degraded.
+    pub warnings: Vec<String>,
+}
+
+/// Why the machine can't be described.
+#[derive(Debug, thiserror::Error)]
+pub enum TopologyError {
+    /// Neither hwloc nor sysfs knows a PU that this process may use.
+    #[error("no usable CPU core was found: hwloc {hwloc}, sysfs {sysfs}: mount /sys and check this process's cpuset")]
+    NoCores {
+        /// What came of hwloc.
+        hwloc: &'static str,
+        /// What came of sysfs.
+        sysfs: &'static str,
+    },
+    /// The kernel doesn't say where this process may run.
+    #[error("the cores that this process may use can't be read (sched_getaffinity: {0})")]
+    Affinity(std::io::Error),
+}
+
+/// What a source knows about one PU. Keys tell cores and packages apart and mean nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    pu: u32,
+    core: u64,
+    package: u64,
+    numa_node: u32,
+}
+
+/// What a source knows about a machine, before it is ordered and numbered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Draft {
+    places: Vec<Place>,
+    caches: Vec<Cache>,
+    /// Memory of each NUMA node by the kernel's index.
+    memory_bytes: BTreeMap<u32, u64>,
+}
+
+impl Topology {
+    /// Describes the machine, or the one that `HWLOC_SYNTHETIC` describes.
+    pub fn discover() -> Result<Topology, TopologyError> {
+        let another_machine = ["HWLOC_SYNTHETIC", "HWLOC_XMLFILE"]
+            .iter()
+            .any(|name| std::env::var_os(name).is_some());
+        if another_machine {
+            let draft = from_hwloc::read(|_| true).filter(|draft| !draft.places.is_empty());
+            let draft = draft.ok_or(TopologyError::NoCores {
+                hwloc: "can't describe the machine that HWLOC_SYNTHETIC or HWLOC_XMLFILE names",
+                sysfs: "is not asked for such a machine",
+            })?;
+            return Ok(Topology::assemble(
+                TopologySource::HwlocSynthetic,
+                draft,
+                Vec::new(),
+            ));
+        }
+        let allowed = sys::allowed_pus().map_err(TopologyError::Affinity)?;
+        let by_hwloc = from_hwloc::read(|pu| allowed.binary_search(&pu).is_ok());
+        let by_sysfs = from_sysfs::read(Path::new("/sys/devices/system"), &allowed);
+        Topology::choose(by_hwloc, by_sysfs)
+    }
+
+    fn choose(by_hwloc: Option<Draft>, by_sysfs: Option<Draft>) -> Result<Topology, TopologyError> {
+        let known = |draft: &Draft| !draft.places.is_empty();
+        let by_hwloc = by_hwloc
+            .filter(known)
+            .map(|draft| Topology::assemble(TopologySource::Hwloc, draft, Vec::new()));
+        let by_sysfs = by_sysfs
+            .filter(known)
+            .map(|draft| Topology::assemble(TopologySource::Sysfs, draft, Vec::new()));
+        match (by_hwloc, by_sysfs) {
+            (Some(mut hwloc), Some(mut sysfs)) => {
+                if let Some(difference) = difference(&hwloc, &sysfs) {
+                    sysfs.warnings.push(format!(
+                        "hwloc and sysfs differ in {difference}: sysfs is believed"
+                    ));
+                    return Ok(sysfs);
+                }
+                // The kernel's own number, not rounded by anyone.
+                for (node, same) in hwloc.numa_nodes.iter_mut().zip(&sysfs.numa_nodes) {
+                    node.memory_bytes = same.memory_bytes;
+                }
+                Ok(hwloc)
+            }
+            (Some(mut hwloc), None) => {
+                hwloc.warnings.push(
+                    "sysfs describes no cores (is /sys mounted?): hwloc is believed unchecked"
+                        .into(),
+                );
+                Ok(hwloc)
+            }
+            (None, Some(mut sysfs)) => {
+                sysfs
+                    .warnings
+                    .push("hwloc can't describe this machine: sysfs is used instead".into());
+                Ok(sysfs)
+            }
+            (None, None) => Err(TopologyError::NoCores {
+                hwloc: "failed",
+                sysfs: "lists none",
+            }),
+        }
+    }
+
+    fn assemble(source: TopologySource, draft: Draft, warnings: Vec<String>) -> Topology {
+        let Draft {
+            mut places,
+            mut caches,
+            memory_bytes,
+        } = draft;
+        places.sort_by_key(|place| place.pu);
+        places.dedup_by_key(|place| place.pu);
+        let mut topology = Topology {
+            source,
+            packages: vec![],
+            numa_nodes: vec![],
+            cores: vec![],
+            caches: vec![],
+            warnings,
+        };
+        let (mut packages, mut cores) = (BTreeMap::new(), BTreeMap::new());
+        let mut nodes: BTreeMap<u32, NumaNode> = memory_bytes
+            .iter()
+            .map(|(&index, &memory_bytes)| {
+                (
+                    index,
+                    NumaNode {
+                        index,
+                        pus: Vec::new(),
+                        memory_bytes,
+                    },
+                )
+            })
+            .collect();
+        for place in places {
+            let package = *packages.entry(place.package).or_insert_with(|| {
+                topology.packages.push(Package {
+                    index: topology.packages.len() as u32,
+                    pus: Vec::new(),
+                });
+                topology.packages.len() - 1
+            });
+            topology.packages[package].pus.push(place.pu);
+            let core = *cores.entry(place.core).or_insert_with(|| {
+                let index = topology.cores.len() as u32;
+                let (package, numa_node) = (package as u32, place.numa_node);
+                topology.cores.push(Core {
+                    index,
+                    package,
+                    numa_node,
+                    pus: Vec::new(),
+                });
+                topology.cores.len() - 1
+            });
+            topology.cores[core].pus.push(place.pu);
+            let absent = || NumaNode {
+                index: place.numa_node,
+                pus: Vec::new(),
+                memory_bytes: 0,
+            };
+            nodes
+                .entry(place.numa_node)
+                .or_insert_with(absent)
+                .pus
+                .push(place.pu);
+        }
+        topology.numa_nodes = nodes.into_values().collect();
+        caches.retain(|cache| !cache.pus.is_empty());
+        caches.sort_by_key(|cache| (cache.level, cache.pus.first().copied()));
+        caches.dedup();
+        topology.caches = caches;
+        topology
+    }
+
+    /// PUs that this process may use, ascending.
+    pub fn allowed_pus(&self) -> Vec<u32> {
+        let mut pus: Vec<u32> = self
+            .cores
+            .iter()
+            .flat_map(|core| core.pus.iter().copied())
+            .collect();
+        pus.sort_unstable();
+        pus
+    }
+
+    /// Physical cores that this process may use.
+    pub fn usable_cores(&self) -> usize {
+        self.cores.len()
+    }
+
+    /// The core that a PU belongs to.
+    pub fn core_of(&self, pu: u32) -> Option<&Core> {
+        self.cores.iter().find(|core| core.pus.contains(&pu))
+    }
+
+    /// The NUMA node (kernel's index) that is nearest to a PU.
+    pub fn numa_node_of(&self, pu: u32) -> Option<u32> {
+        self.core_of(pu).map(|core| core.numa_node)
+    }
+
+    /// The usable PUs that share a core with this one, itself left out.
+    pub fn smt_siblings(&self, pu: u32) -> Vec<u32> {
+        let pus = self
+            .core_of(pu)
+            .map(|core| core.pus.as_slice())
+            .unwrap_or_default();
+        pus.iter().copied().filter(|&other| other != pu).collect()
+    }
+
+    /// What a boot message or a status page shows.
+    pub fn summary(&self) -> TopologySummary {
+        TopologySummary {
+            source: self.source,
+            packages: self.packages.len(),
+            numa_nodes: self.numa_nodes.clone(),
+            cores: self.cores.len(),
+            pus: format_list(&self.allowed_pus()),
+            threads_per_core: self
+                .cores
+                .iter()
+                .map(|core| core.pus.len())
+                .max()
+                .unwrap_or(0),
+            last_level_cache_bytes: self.caches.last().map_or(0, |cache| cache.size_bytes),
+            warnings: self.warnings.clone(),
+        }
+    }
+}
+
+/// What two descriptions of one machine disagree about that placement depends on.
+fn difference(hwloc: &Topology, sysfs: &Topology) -> Option<&'static str> {
+    if hwloc.allowed_pus() != sysfs.allowed_pus() {
+        return Some("the usable PUs");
+    }
+    let nodes = |topology: &Topology| -> Vec<_> {
+        topology
+            .numa_nodes
+            .iter()
+            .map(|node| (node.index, node.pus.clone()))
+            .collect()
+    };
+    if nodes(hwloc) != nodes(sysfs) {
+        return Some("the NUMA nodes");
+    }
+    let cores = |topology: &Topology| -> Vec<_> {
+        topology.cores.iter().map(|core| core.pus.clone()).collect()
+    };
+    (cores(hwloc) != cores(sysfs)).then_some("the SMT siblings")
+}
+
+#[cfg(test)]
+#[path = "topology/tests.rs"]
+mod tests;
