@@ -1,8 +1,278 @@
 //! The flags that Ray gives its raylet executable (Ray 2.60: `raylet --helpfull`, `services.py` start_raylet).
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::PathBuf;
+
+use super::command_line::split_command;
+use super::gflags::{self, flag, Environment, Flag, FlagError, Kind, Values, BUILT_IN};
+
+/// The raylet's own flags (Ray 2.60: last block of `raylet --helpfull`).
+pub const RAY_FLAGS: &[Flag] = &[
+    flag(
+        "cgroup_path",
+        Kind::String,
+        "",
+        "cgroup v2 directory under which system and worker processes are kept apart",
+    ),
+    flag(
+        "cluster_id",
+        Kind::String,
+        "",
+        "the cluster's id: 56 hexadecimal digits (required)",
+    ),
+    flag(
+        "cpp_worker_command",
+        Kind::String,
+        "",
+        "command that starts a C++ worker",
+    ),
+    flag(
+        "dashboard_agent_command",
+        Kind::String,
+        "",
+        "command that starts the dashboard agent; empty: none",
+    ),
+    flag(
+        "dashboard_agent_listen_port",
+        Kind::Int32,
+        "0",
+        "HTTP port of the dashboard agent; 0: the agent chooses",
+    ),
+    flag(
+        "enable_resource_isolation",
+        Kind::Bool,
+        "false",
+        "keep system and worker processes apart through cgroup v2",
+    ),
+    flag(
+        "fallback_directory",
+        Kind::String,
+        "",
+        "directory for objects that the store has no room for",
+    ),
+    flag(
+        "gcs_address",
+        Kind::String,
+        "",
+        "host:port of the GCS (required)",
+    ),
+    flag("head", Kind::Bool, "false", "this is the head node"),
+    flag(
+        "huge_pages",
+        Kind::Bool,
+        "false",
+        "back the object store with huge pages of 2 MiB",
+    ),
+    flag(
+        "java_worker_command",
+        Kind::String,
+        "",
+        "command that starts a Java worker",
+    ),
+    flag(
+        "labels",
+        Kind::String,
+        "",
+        "the node's labels: a JSON object of strings",
+    ),
+    flag(
+        "log_dir",
+        Kind::String,
+        "",
+        "directory of the session's logs",
+    ),
+    flag(
+        "max_worker_port",
+        Kind::Int32,
+        "0",
+        "highest port that workers bind; 0: 65535 where there is a lowest",
+    ),
+    flag(
+        "maximum_startup_concurrency",
+        Kind::Int32,
+        "1",
+        "workers that may start at once",
+    ),
+    flag(
+        "metrics_agent_port",
+        Kind::Int32,
+        "-1",
+        "gRPC port of the dashboard agent; 0 or -1: the agent chooses",
+    ),
+    flag(
+        "metrics_export_port",
+        Kind::Int32,
+        "1",
+        "Prometheus port of the dashboard agent; 0: the agent chooses",
+    ),
+    flag(
+        "min_worker_port",
+        Kind::Int32,
+        "0",
+        "lowest port that workers bind; 0: any port",
+    ),
+    flag(
+        "native_library_path",
+        Kind::String,
+        "",
+        "directory of the libraries of C++ workers",
+    ),
+    flag(
+        "node_id",
+        Kind::String,
+        "",
+        "the node's id: 56 hexadecimal digits (required)",
+    ),
+    flag(
+        "node_ip_address",
+        Kind::String,
+        "",
+        "the address that this node announces (required)",
+    ),
+    flag(
+        "node_manager_port",
+        Kind::Int32,
+        "-1",
+        "TCP port of the node manager; 0 or -1: any port",
+    ),
+    flag(
+        "node_name",
+        Kind::String,
+        "",
+        "the name that the user gave to the node",
+    ),
+    flag(
+        "num_prestart_python_workers",
+        Kind::Int32,
+        "0",
+        "Python workers to start before they are asked for",
+    ),
+    flag(
+        "object_manager_port",
+        Kind::Int32,
+        "-1",
+        "TCP port of the object manager; 0 or -1: any port",
+    ),
+    flag(
+        "object_store_memory",
+        Kind::Int64,
+        "-1",
+        "size of the object store in bytes (required)",
+    ),
+    flag(
+        "plasma_directory",
+        Kind::String,
+        "/dev/shm",
+        "directory in which stock Ray keeps the object store",
+    ),
+    flag(
+        "python_worker_command",
+        Kind::String,
+        "",
+        "command that starts a Python worker (required)",
+    ),
+    flag(
+        "ray_debugger_external",
+        Kind::Int32,
+        "0",
+        "1: debuggers of workers listen on every address",
+    ),
+    flag(
+        "raylet_socket_name",
+        Kind::String,
+        "",
+        "Unix socket for workers and drivers (required)",
+    ),
+    flag(
+        "resource_dir",
+        Kind::String,
+        "",
+        "directory of the session's runtime environments",
+    ),
+    flag(
+        "runtime_env_agent_command",
+        Kind::String,
+        "",
+        "command that starts the runtime-env agent; empty: none",
+    ),
+    flag(
+        "runtime_env_agent_port",
+        Kind::Int32,
+        "0",
+        "HTTP port of the runtime-env agent; 0: the agent chooses",
+    ),
+    flag(
+        "session_dir",
+        Kind::String,
+        "",
+        "directory of the session (required)",
+    ),
+    flag("session_name", Kind::String, "", "name of the session"),
+    flag(
+        "static_resource_list",
+        Kind::String,
+        "",
+        "the node's resources: name,quantity,name,quantity (bytes for memory)",
+    ),
+    flag(
+        "stderr_filepath",
+        Kind::String,
+        "",
+        "file for standard error; empty: not redirected",
+    ),
+    flag(
+        "stdout_filepath",
+        Kind::String,
+        "",
+        "file for standard output and the log; empty: not redirected",
+    ),
+    flag(
+        "store_socket_name",
+        Kind::String,
+        "",
+        "Unix socket of the object store (required)",
+    ),
+    flag(
+        "system_pids",
+        Kind::String,
+        "",
+        "processes of the system, for resource isolation (comma-separated)",
+    ),
+    flag(
+        "system_reserved_cpu_weight",
+        Kind::Int64,
+        "-1",
+        "cpu.weight of system processes, 1 to 10000, for resource isolation",
+    ),
+    flag(
+        "system_reserved_memory_bytes",
+        Kind::Int64,
+        "-1",
+        "memory.min of system processes in bytes, for resource isolation",
+    ),
+    flag("temp_dir", Kind::String, "", "Ray's temporary directory"),
+    flag(
+        "worker_port_list",
+        Kind::String,
+        "",
+        "ports that workers bind (comma-separated); wins over the range",
+    ),
+];
+
+/// The flags without which a raylet can't work. Ray 2.60 always passes them (`services.py` start_raylet).
+const REQUIRED: &[&str] = &[
+    "raylet_socket_name",
+    "store_socket_name",
+    "node_id",
+    "cluster_id",
+    "node_ip_address",
+    "gcs_address",
+    "session_dir",
+    "object_store_memory",
+    "python_worker_command",
+];
 
 /// The flags of a raylet of Ray 2.60, checked and typed.
 #[derive(Debug, Clone, PartialEq)]
@@ -11,10 +281,10 @@ pub struct RayFlags {
     pub raylet_socket_name: PathBuf,
     /// `--store_socket_name`: Unix socket of the object store (plasma).
     pub store_socket_name: PathBuf,
-    /// `--node_id`: the node's id, 28 bytes, given as 56 hexadecimal digits. `None` where Ray leaves the choice to the raylet.
-    pub node_id: Option<[u8; 28]>,
-    /// `--cluster_id`: the cluster's id, 28 bytes, given as 56 hexadecimal digits. `None` where not given.
-    pub cluster_id: Option<[u8; 28]>,
+    /// `--node_id`: the node's id, 28 bytes, given as 56 hexadecimal digits.
+    pub node_id: [u8; 28],
+    /// `--cluster_id`: the cluster's id, 28 bytes, given as 56 hexadecimal digits.
+    pub cluster_id: [u8; 28],
     /// `--node_ip_address`: the address that this node announces and binds to (as in Ray, with loopback beside it).
     pub node_ip_address: IpAddr,
     /// `--node_name`: the name that the user gave to the node; empty where none.
@@ -111,3 +381,376 @@ pub struct ResourceIsolation {
     /// `--system_pids`: processes that belong to the system.
     pub system_pids: Vec<u32>,
 }
+
+/// What a command line of Ray's asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RayRequest {
+    /// Run the node.
+    Run(Box<RayFlags>),
+    /// Print this text and exit with status 0 (`--help`, `--version` and their kin).
+    Print(String),
+}
+
+impl RayFlags {
+    /// Reads a command line of Ray's, without the program's name. `environment` serves `--fromenv`.
+    ///
+    /// # Errors
+    /// [`FlagError`], which names the flag, what it takes and what it got.
+    pub fn parse(arguments: &[String], environment: Environment) -> Result<RayRequest, FlagError> {
+        let values = gflags::parse(RAY_FLAGS, arguments, environment)?;
+        if let Some(text) = answer(&values) {
+            return Ok(RayRequest::Print(text));
+        }
+        let names: Vec<&'static str> = REQUIRED
+            .iter()
+            .copied()
+            .filter(|name| values.given(name).is_none_or(str::is_empty))
+            .collect();
+        if !names.is_empty() {
+            return Err(FlagError::Missing { names });
+        }
+        Reader(&values)
+            .flags()
+            .map(|flags| RayRequest::Run(Box::new(flags)))
+    }
+}
+
+/// The text that a help or version flag asks for.
+fn answer(values: &Values) -> Option<String> {
+    let built_in = ["helpfull", "help"].iter().any(|f| values.is_on(f));
+    let own = ["helpshort", "helppackage"].iter().any(|f| values.is_on(f));
+    if let Some(word) = values
+        .given("tab_completion_word")
+        .filter(|w| !w.is_empty())
+    {
+        let word = word.trim_start_matches('-');
+        let hits = RAY_FLAGS
+            .iter()
+            .chain(BUILT_IN)
+            .filter(|f| f.name.starts_with(word));
+        return Some(hits.map(|f| format!("--{}\n", f.name)).collect());
+    }
+    if values.is_on("version") {
+        return Some(format!(
+            "raylet (raylet-uring {}, for Ray 2.60.0)\n",
+            env!("CARGO_PKG_VERSION")
+        ));
+    }
+    if built_in {
+        return Some(help(RAY_FLAGS.iter().chain(BUILT_IN)));
+    }
+    if own
+        || values
+            .given("helpon")
+            .is_some_and(|source| source == "main")
+    {
+        return Some(help(RAY_FLAGS.iter()));
+    }
+    if let Some(part) = values.given("helpmatch").or(values.given("helpon")) {
+        return Some(help(
+            RAY_FLAGS
+                .iter()
+                .chain(BUILT_IN)
+                .filter(|f| f.name.contains(part)),
+        ));
+    }
+    values
+        .is_on("helpxml")
+        .then(|| help_xml(RAY_FLAGS.iter().chain(BUILT_IN)))
+}
+
+fn help<'a>(flags: impl Iterator<Item = &'a Flag>) -> String {
+    let mut text = String::from(
+        "raylet: the node service of a Ray cluster (raylet-uring). Flags take one dash or two.\n\n",
+    );
+    for flag in flags {
+        let default = if flag.kind == Kind::String {
+            format!("{:?}", flag.default)
+        } else {
+            flag.default.to_owned()
+        };
+        let _ = writeln!(
+            text,
+            "    -{} ({}) type: {} default: {default}",
+            flag.name,
+            flag.help,
+            flag.kind.name()
+        );
+    }
+    text
+}
+
+fn help_xml<'a>(flags: impl Iterator<Item = &'a Flag>) -> String {
+    let escape = |text: &str| {
+        text.replace('&', "&amp;")
+            .replace('<', "&lt;")
+            .replace('>', "&gt;")
+    };
+    let mut text = String::from("<?xml version=\"1.0\"?>\n<AllFlags>\n<program>raylet</program>\n");
+    for flag in flags {
+        let _ = writeln!(
+            text,
+            "<flag><name>{}</name><meaning>{}</meaning><default>{}</default><type>{}</type></flag>",
+            flag.name,
+            escape(flag.help),
+            escape(flag.default),
+            flag.kind.name()
+        );
+    }
+    text.push_str("</AllFlags>\n");
+    text
+}
+
+/// Turns texts into types, one flag at a time.
+struct Reader<'a>(&'a Values);
+
+impl Reader<'_> {
+    fn flags(&self) -> Result<RayFlags, FlagError> {
+        Ok(RayFlags {
+            raylet_socket_name: self.path("raylet_socket_name"),
+            store_socket_name: self.path("store_socket_name"),
+            node_id: self.id("node_id")?,
+            cluster_id: self.id("cluster_id")?,
+            node_ip_address: self.parsed("node_ip_address", "an IP address")?,
+            node_name: self.text("node_name").to_owned(),
+            gcs_address: self.gcs_address()?,
+            session_name: self.text("session_name").to_owned(),
+            head: self.0.is_on("head"),
+            labels: self.labels()?,
+            resources: self.resources()?,
+            object_manager_port: self.port("object_manager_port")?,
+            node_manager_port: self.port("node_manager_port")?,
+            metrics_agent_port: self.port("metrics_agent_port")?,
+            metrics_export_port: self.port("metrics_export_port")?,
+            runtime_env_agent_port: self.port("runtime_env_agent_port")?,
+            dashboard_agent_listen_port: self.port("dashboard_agent_listen_port")?,
+            worker_ports: self.worker_ports()?,
+            maximum_startup_concurrency: self.at_least("maximum_startup_concurrency", 1)?,
+            num_prestart_python_workers: self.at_least("num_prestart_python_workers", 0)?,
+            python_worker_command: self.command("python_worker_command")?,
+            java_worker_command: self.command("java_worker_command")?,
+            cpp_worker_command: self.command("cpp_worker_command")?,
+            dashboard_agent_command: self.command("dashboard_agent_command")?,
+            runtime_env_agent_command: self.command("runtime_env_agent_command")?,
+            native_library_path: self.path("native_library_path"),
+            temp_dir: self.path("temp_dir"),
+            session_dir: self.path("session_dir"),
+            log_dir: self.path("log_dir"),
+            resource_dir: self.path("resource_dir"),
+            stdout_filepath: self.optional_path("stdout_filepath"),
+            stderr_filepath: self.optional_path("stderr_filepath"),
+            object_store_memory_bytes: self.at_least("object_store_memory", 1)?,
+            plasma_directory: self.path("plasma_directory"),
+            fallback_directory: self.path("fallback_directory"),
+            huge_pages: self.0.is_on("huge_pages"),
+            ray_debugger_external: self.at_least::<u32>("ray_debugger_external", 0)? != 0,
+            resource_isolation: self.resource_isolation()?,
+        })
+    }
+
+    fn text(&self, name: &'static str) -> &str {
+        let default = RAY_FLAGS
+            .iter()
+            .find(|f| f.name == name)
+            .map_or("", |f| f.default);
+        self.0.given(name).unwrap_or(default)
+    }
+
+    fn bad(&self, name: &'static str, expected: impl Into<String>) -> FlagError {
+        FlagError::BadValue {
+            name,
+            expected: expected.into(),
+            got: self.text(name).to_owned(),
+        }
+    }
+
+    fn parsed<T: std::str::FromStr>(
+        &self,
+        name: &'static str,
+        expected: &str,
+    ) -> Result<T, FlagError> {
+        self.text(name)
+            .parse()
+            .map_err(|_| self.bad(name, expected))
+    }
+
+    fn path(&self, name: &'static str) -> PathBuf {
+        PathBuf::from(self.text(name))
+    }
+
+    fn optional_path(&self, name: &'static str) -> Option<PathBuf> {
+        Some(self.path(name)).filter(|p| !p.as_os_str().is_empty())
+    }
+
+    fn at_least<T>(&self, name: &'static str, min: T) -> Result<T, FlagError>
+    where
+        T: std::str::FromStr + PartialOrd + std::fmt::Display + Copy,
+    {
+        let number: Option<T> = self.text(name).parse().ok();
+        number
+            .filter(|n| *n >= min)
+            .ok_or_else(|| self.bad(name, format!("a whole number of at least {min}")))
+    }
+
+    /// -1 is gflags' default for "not given", which is the same to us as 0.
+    fn port(&self, name: &'static str) -> Result<u16, FlagError> {
+        match self.text(name) {
+            "-1" => Ok(0),
+            text => text
+                .parse()
+                .map_err(|_| self.bad(name, "a port from 0 to 65535, or -1")),
+        }
+    }
+
+    fn id(&self, name: &'static str) -> Result<[u8; 28], FlagError> {
+        let digits = self.text(name).as_bytes();
+        let mut id = [0; 28];
+        let nibble = |digit: u8| (digit as char).to_digit(16).map(|d| d as u8);
+        if digits.len() != 2 * id.len() {
+            return Err(self.bad(name, "56 hexadecimal digits"));
+        }
+        for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
+            let (high, low) = (nibble(pair[0]), nibble(pair[1]));
+            *byte = high
+                .zip(low)
+                .map(|(h, l)| h << 4 | l)
+                .ok_or_else(|| self.bad(name, "56 hexadecimal digits"))?;
+        }
+        Ok(id)
+    }
+
+    fn gcs_address(&self) -> Result<String, FlagError> {
+        let text = self.text("gcs_address");
+        let valid = text.rsplit_once(':').is_some_and(|(host, port)| {
+            !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0) && !host.contains('/')
+        });
+        valid
+            .then(|| text.to_owned())
+            .ok_or_else(|| self.bad("gcs_address", "host:port"))
+    }
+
+    fn labels(&self) -> Result<BTreeMap<String, String>, FlagError> {
+        match self.text("labels") {
+            "" => Ok(BTreeMap::new()),
+            text => serde_json::from_str(text)
+                .map_err(|_| self.bad("labels", "a JSON object of strings")),
+        }
+    }
+
+    fn resources(&self) -> Result<BTreeMap<String, f64>, FlagError> {
+        const NAME: &str = "static_resource_list";
+        let mut resources = BTreeMap::new();
+        let text = self.text(NAME);
+        if text.is_empty() {
+            return Ok(resources);
+        }
+        let fields: Vec<&str> = text.split(',').map(str::trim).collect();
+        for pair in fields.chunks(2) {
+            let [name, quantity] = pair else {
+                return Err(self.bad(
+                    NAME,
+                    format!(
+                        "a quantity after each name (`CPU,2,memory,123`); {:?} has none",
+                        pair[0]
+                    ),
+                ));
+            };
+            let quantity: Option<f64> = quantity
+                .parse()
+                .ok()
+                .filter(|q: &f64| q.is_finite() && *q >= 0.0);
+            let quantity = quantity
+                .ok_or_else(|| self.bad(NAME, format!("for {name:?} a number of at least 0")))?;
+            if name.is_empty() || resources.insert((*name).to_owned(), quantity).is_some() {
+                return Err(self.bad(
+                    NAME,
+                    format!("each resource once and with a name; {name:?} isn't"),
+                ));
+            }
+        }
+        Ok(resources)
+    }
+
+    fn command(&self, name: &'static str) -> Result<Vec<String>, FlagError> {
+        split_command(self.text(name))
+            .map_err(|error| self.bad(name, format!("a command line ({error})")))
+    }
+
+    fn worker_ports(&self) -> Result<WorkerPorts, FlagError> {
+        let list = self.text("worker_port_list");
+        if !list.is_empty() {
+            let ports: Result<Vec<u16>, _> = list.split(',').map(|p| p.trim().parse()).collect();
+            let ports = ports.ok().filter(|ports| !ports.contains(&0));
+            let expected = "ports from 1 to 65535, separated by commas";
+            return ports
+                .map(WorkerPorts::List)
+                .ok_or_else(|| self.bad("worker_port_list", expected));
+        }
+        let (low, high) = (self.port("min_worker_port")?, self.port("max_worker_port")?);
+        match (low, high) {
+            (0, 0) => Ok(WorkerPorts::Any),
+            (0, _) => Err(FlagError::Conflict("--max_worker_port is given without --min_worker_port: give both, or neither".into())),
+            (low, 0) => Ok(WorkerPorts::List((low..=u16::MAX).collect())),
+            (low, high) if low <= high => Ok(WorkerPorts::List((low..=high).collect())),
+            (low, high) => Err(FlagError::Conflict(format!(
+                "--min_worker_port ({low}) is above --max_worker_port ({high}): no port is left for a worker"
+            ))),
+        }
+    }
+
+    fn resource_isolation(&self) -> Result<Option<ResourceIsolation>, FlagError> {
+        if !self.0.is_on("enable_resource_isolation") {
+            return Ok(None);
+        }
+        let cgroup_path = self.optional_path("cgroup_path").ok_or_else(|| {
+            self.bad(
+                "cgroup_path",
+                "a directory, as --enable_resource_isolation is on",
+            )
+        })?;
+        let weight: u32 = self.at_least("system_reserved_cpu_weight", 1)?;
+        if weight > 10_000 {
+            return Err(self.bad(
+                "system_reserved_cpu_weight",
+                "a whole number from 1 to 10000",
+            ));
+        }
+        let pids: Result<Vec<u32>, _> = self
+            .text("system_pids")
+            .split(',')
+            .map(str::trim)
+            .filter(|p| !p.is_empty())
+            .map(str::parse)
+            .collect();
+        Ok(Some(ResourceIsolation {
+            cgroup_path,
+            system_reserved_cpu_weight: weight,
+            system_reserved_memory_bytes: self.at_least("system_reserved_memory_bytes", 0)?,
+            system_pids: pids
+                .map_err(|_| self.bad("system_pids", "process ids, separated by commas"))?,
+        }))
+    }
+}
+
+/// The value of `--stderr_filepath` in a command line that may be wrong elsewhere: Ray gives its raylet no other place
+/// at which an error about the command line could be seen.
+pub fn stderr_filepath(arguments: &[String]) -> Option<PathBuf> {
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        let body = argument.trim_start_matches('-');
+        let (name, value) = body
+            .split_once('=')
+            .map_or((body, None), |(n, v)| (n, Some(v.to_owned())));
+        if argument.starts_with('-') && name.replace('-', "_") == "stderr_filepath" {
+            return value
+                .or_else(|| rest.next().cloned())
+                .filter(|v| !v.is_empty())
+                .map(PathBuf::from);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+#[path = "ray_flags_tests.rs"]
+mod tests;
