@@ -1,3 +1,4 @@
 //! Everything that speaks Ray: its messages, its RPCs and its sockets.
 
+pub mod agents;
 pub mod proto;

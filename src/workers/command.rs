@@ -14,8 +14,6 @@ pub const NODE_MANAGER_PORT_PLACEHOLDER: &str = "RAY_NODE_MANAGER_PORT_PLACEHOLD
 pub const DYNAMIC_OPTION_PLACEHOLDER: &str = "RAY_WORKER_DYNAMIC_OPTION_PLACEHOLDER";
 /// The script that prepares a runtime environment and then executes the worker script after it.
 const SETUP_WORKER_SCRIPT: &str = "setup_worker.py";
-/// The most bytes a template may have: well over any that Ray writes, under Linux's limit for one argument list.
-const MAX_TEMPLATE_BYTES: usize = 256 * 1024;
 
 /// Why a worker's command line can't be built.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -28,15 +26,6 @@ pub enum CommandError {
     /// The language is one that this node does not start workers for.
     #[error("workers in {0:?} are not supported: only Python workers are")]
     Unsupported(Language),
-    /// A template whose quotes don't close.
-    #[error("the command line {0:?} has an unclosed {1} quote")]
-    UnclosedQuote(String, char),
-    /// A template out of proportion.
-    #[error("the command line has {0} bytes, the most is {MAX_TEMPLATE_BYTES}")]
-    TooLong(usize),
-    /// A template with nothing in it.
-    #[error("the command line is empty: expected a program and its arguments")]
-    Empty,
     /// IO workers need to know where to spill.
     #[error("an IO worker was asked for, but object_spilling_config is empty")]
     NoSpillConfig,
@@ -268,55 +257,6 @@ pub fn inherited_to_remove() -> Vec<String> {
         Ok(value) if value == "0" => vec!["LD_PRELOAD".into()],
         _ => Vec::new(),
     }
-}
-
-/// Splits a command line that came as one flag into arguments, by the rules of a POSIX shell without expansion:
-/// blanks separate, single quotes keep everything, double quotes keep everything but a backslash before `"` or `\`,
-/// a backslash outside quotes keeps the next character.
-///
-/// # Errors
-/// An unclosed quote, an empty line, or one of more than 256 KiB.
-pub fn split_command_line(line: &str) -> Result<Vec<String>, CommandError> {
-    if line.len() > MAX_TEMPLATE_BYTES {
-        return Err(CommandError::TooLong(line.len()));
-    }
-    let mut words = Vec::new();
-    let mut word: Option<String> = None;
-    let mut chars = line.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            ' ' | '\t' | '\n' | '\r' => words.extend(word.take()),
-            '\'' | '"' => take_quoted(c, &mut chars, word.get_or_insert_default())
-                .then_some(())
-                .ok_or_else(|| CommandError::UnclosedQuote(line.into(), c))?,
-            '\\' => word.get_or_insert_default().extend(chars.next()),
-            c => word.get_or_insert_default().push(c),
-        }
-    }
-    words.extend(word);
-    if words.is_empty() {
-        return Err(CommandError::Empty);
-    }
-    Ok(words)
-}
-
-/// Reads up to the closing quote; false where there is none.
-fn take_quoted(
-    quote: char,
-    chars: &mut std::iter::Peekable<std::str::Chars<'_>>,
-    word: &mut String,
-) -> bool {
-    while let Some(c) = chars.next() {
-        if c == quote {
-            return true;
-        }
-        let escaped = quote == '"' && c == '\\' && matches!(chars.peek(), Some('"' | '\\'));
-        match escaped.then(|| chars.next()).flatten() {
-            Some(next) => word.push(next),
-            None => word.push(c),
-        }
-    }
-    false
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The expected lines are those that the stock raylet of Ray 2.60.0 started, read from /proc, with paths shortened.
 
 use super::*;
+use crate::cli::command_line::split_command;
 
 /// `--python_worker_command` of a local `ray.init()`, shortened by the arguments that are passed through unchanged.
 const TEMPLATE: &str = "/venv/bin/python /ray/_private/workers/setup_worker.py /ray/_private/workers/default_worker.py \
@@ -21,7 +22,7 @@ fn commands() -> WorkerCommands {
         node_id: NodeId(bytes(NODE)),
         node_manager_port: 32973,
         raylet_pid: 12328,
-        python: split_command_line(TEMPLATE).unwrap(),
+        python: split_command(TEMPLATE).unwrap(),
         object_spilling_config: String::new(),
         preload_python_modules: vec![],
         support_fork: false,
@@ -236,32 +237,4 @@ fn what_cannot_be_started_is_refused_with_the_reason() {
         .build(&start("{\"env_vars\": \"\0\"}"))
         .unwrap_err();
     assert!(matches!(nul, CommandError::Nul(_)), "{nul}");
-}
-
-#[test]
-fn command_lines_split_as_a_shell_would() {
-    let split = |line| split_command_line(line).unwrap();
-    assert_eq!(split(r#"a  b	c"#), ["a", "b", "c"]);
-    assert_eq!(
-        split(r#""/with space/python" -u 'x "y" z' "q\"r\\s" t\ u "" w"#),
-        [
-            "/with space/python",
-            "-u",
-            "x \"y\" z",
-            "q\"r\\s",
-            "t u",
-            "",
-            "w"
-        ]
-    );
-    assert_eq!(split(r#"--x="a b"c"#), ["--x=a bc"]);
-    assert_eq!(split_command_line("   "), Err(CommandError::Empty));
-    assert_eq!(
-        split_command_line("a 'b"),
-        Err(CommandError::UnclosedQuote("a 'b".into(), '\''))
-    );
-    assert_eq!(
-        split_command_line(&"a".repeat(256 * 1024 + 1)),
-        Err(CommandError::TooLong(256 * 1024 + 1))
-    );
 }
