@@ -221,7 +221,6 @@ pub struct GetAllNodeInfoRequest {
 
 /// Types nested in [`GetAllNodeInfoRequest`].
 pub mod get_all_node_info_request {
-
     /// Ray message `ray.rpc.GetAllNodeInfoRequest.NodeSelector`.
     #[derive(Clone, PartialEq, prost::Message)]
     pub struct NodeSelector {

@@ -1,0 +1,14 @@
+//! gRPC between this node and Ray's processes, all of it on one thread: the server behind the node's ports, and the
+//! clients of the GCS, of core workers and of other nodes.
+//!
+//! Everything here runs inside the control thread's `LocalSet` and holds its state in `Rc`; nothing locks.
+
+pub mod auth;
+pub mod chaos;
+pub mod client;
+mod exec;
+mod frame;
+pub mod health;
+pub mod server;
+
+pub use frame::MAX_MESSAGE_SIZE_BYTES;
