@@ -363,8 +363,8 @@ impl Reader<'_> {
         let value = normal_form(flag, value)?;
         match flag.name {
             "flagfile" => self.read_flag_files(&value, depth)?,
-            "fromenv" => self.from_environment(&value, true, depth)?,
-            "tryfromenv" => self.from_environment(&value, false, depth)?,
+            "fromenv" => self.read_environment(&value, true, depth)?,
+            "tryfromenv" => self.read_environment(&value, false, depth)?,
             "undefok" => {
                 for name in names_in(&value) {
                     self.tolerated.insert(format!("no{name}"));
@@ -400,7 +400,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn from_environment(
+    fn read_environment(
         &mut self,
         names: &str,
         must_exist: bool,

@@ -1,7 +1,28 @@
-//! Our own settings, each with the place it came from: flags win over environment over file over default.
+//! Settings: our own (this module, [`Config`]) and Ray's ([`ray::RayConfig`]).
+//!
+//! Ours come, highest first, from flags, the environment (`RAYLET_URING_...`), a TOML file and the defaults, and each one
+//! remembers where it came from.
+
+pub mod ray;
+mod ray_table;
+mod ray_value;
+mod settings;
+pub mod size;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+pub use settings::{Setting, SETTINGS};
+
+use crate::cli::closest::closest;
+use crate::cli::ray_flags::RayFlags;
+
+/// The default of `warm_reserve_bytes`: enough for the small objects of a busy second, little beside any store.
+pub const WARM_RESERVE_DEFAULT_BYTES: u64 = 256 << 20;
+
+/// CPU numbers from this on are slips: Linux has no machine with more.
+pub const CPU_NUMBER_LIMIT: usize = 8192;
 
 /// The settings of a node, checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -12,18 +33,22 @@ pub struct Config {
     pub hugepages: HugePages,
     /// Size of the object store in bytes. `None`: Ray's flag says (or, for a node of its own, a share of memory).
     pub object_store_memory_bytes: Option<u64>,
-    /// Bytes of the arenas whose pages are touched ahead of demand.
+    /// Bytes of the arenas whose pages are touched ahead of demand. More than the arenas have means all of them.
     pub warm_reserve_bytes: u64,
     /// The Unix socket of the native door; `None`: one in the runtime directory.
     pub socket: Option<PathBuf>,
+    /// The directory of the admin sockets, by which `raylet-uring status` finds running nodes.
+    pub runtime_dir: PathBuf,
     /// The log filter: a level or `tracing` directives ("info,raylet_uring::workers=debug").
     pub log: String,
-    /// Log the settings and where they came from at start.
+    /// Log the settings and where they came from at start (under Ray; a node of its own prints them and exits).
     pub print_config: bool,
     /// The TOML file that was read.
     pub file: Option<PathBuf>,
     /// Where each setting came from, by its name in the TOML file.
     pub sources: BTreeMap<&'static str, Source>,
+    /// Variables of the environment that look like settings of ours and aren't. The node logs them as warnings.
+    pub warnings: Vec<String>,
 }
 
 /// The logical CPUs that carry a shard each.
@@ -58,3 +83,306 @@ pub enum Source {
     /// The flag of this name.
     Flag(&'static str),
 }
+
+/// Settings that a node can't start with. Each names the setting to change.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A value that isn't what the setting takes.
+    #[error("{setting} (from {source_}): expected {expected}, got {got:?}")]
+    BadValue {
+        /// The setting's name in the TOML file.
+        setting: &'static str,
+        /// Where the value came from.
+        source_: Source,
+        /// What the setting takes.
+        expected: &'static str,
+        /// What it got.
+        got: String,
+    },
+    /// A key in the file that is no setting.
+    #[error("{path}: unknown setting {key:?}{}", .closest.map(|c| format!("; did you mean {c:?}?")).unwrap_or_else(|| format!("; known are {}", settings::names())))]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// The known setting that looks most like it.
+        closest: Option<&'static str>,
+    },
+    /// A file that can't be read. `origin` says who named it.
+    #[error("can't read {path} (from {origin}): {source}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Who named it.
+        origin: Source,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file that isn't TOML.
+    #[error("{path} is not TOML: {message}")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        message: String,
+    },
+}
+
+impl Config {
+    /// Loads the settings. `flags` holds the given flags by setting name (see [`Setting::name`]), and `config` for the
+    /// file; `environment` all variables.
+    ///
+    /// # Errors
+    /// [`ConfigError`], for values of the source that wins and for every key of the file.
+    pub fn load(
+        flags: &BTreeMap<&'static str, String>,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<Config, ConfigError> {
+        let mut values = settings::Values::gather(flags, environment)?;
+        let runtime_dir =
+            default_runtime_dir(environment.get("XDG_RUNTIME_DIR").map(String::as_str));
+        let hugepages = "off, 2M or 1G";
+        let switch = "true or false";
+        Ok(Config {
+            cores: values
+                .take("cores", "auto, or CPU numbers like 0-3,6", parse_cores)?
+                .unwrap_or(Cores::Auto),
+            hugepages: values
+                .take("hugepages", hugepages, parse_hugepages)?
+                .unwrap_or(HugePages::Off),
+            object_store_memory_bytes: values.take(
+                "object_store_memory_bytes",
+                size::EXPECTED,
+                |t| size::parse_size_bytes(t).filter(|s| *s > 0),
+            )?,
+            warm_reserve_bytes: values
+                .take("warm_reserve_bytes", size::EXPECTED, size::parse_size_bytes)?
+                .unwrap_or(WARM_RESERVE_DEFAULT_BYTES),
+            socket: values.take("socket", "a path", parse_path)?,
+            runtime_dir: values
+                .take("runtime_dir", "an absolute path", parse_absolute)?
+                .unwrap_or(runtime_dir),
+            log: values
+                .take("log", LOG_EXPECTED, parse_log)?
+                .unwrap_or_else(|| "info".to_owned()),
+            print_config: values
+                .take("print_config", switch, parse_switch)?
+                .unwrap_or(false),
+            file: values.file,
+            sources: values.sources,
+            warnings: unknown_variables(environment),
+        })
+    }
+
+    /// Takes over what Ray's flags say about things that are settings of ours too: a size of the store always (it is what
+    /// the cluster was told), huge pages where nobody chose pages by a setting of ours.
+    pub fn apply_ray_flags(&mut self, flags: &RayFlags) {
+        self.object_store_memory_bytes = Some(flags.object_store_memory_bytes);
+        self.sources.insert(
+            "object_store_memory_bytes",
+            Source::Flag("--object_store_memory"),
+        );
+        if flags.huge_pages && self.source("hugepages") == Source::Default {
+            self.hugepages = HugePages::TwoMiB;
+            self.sources
+                .insert("hugepages", Source::Flag("--huge_pages"));
+        }
+    }
+
+    /// Where a setting came from.
+    pub fn source(&self, setting: &str) -> Source {
+        self.sources
+            .get(setting)
+            .cloned()
+            .unwrap_or(Source::Default)
+    }
+
+    /// Every setting with its value and where it came from, one a line.
+    pub fn describe(&self) -> String {
+        let path = |p: &Option<PathBuf>, none: &str| {
+            p.as_ref()
+                .map_or(none.to_owned(), |p| p.display().to_string())
+        };
+        let rows = SETTINGS.iter().map(|setting| {
+            let value = match setting.name {
+                "cores" => self.cores.to_string(),
+                "hugepages" => self.hugepages.to_string(),
+                "object_store_memory_bytes" => match self.object_store_memory_bytes {
+                    Some(bytes) => format!("{bytes} ({})", size::format_bytes(bytes)),
+                    None => "a share of this machine's memory".to_owned(),
+                },
+                "warm_reserve_bytes" => {
+                    format!(
+                        "{} ({})",
+                        self.warm_reserve_bytes,
+                        size::format_bytes(self.warm_reserve_bytes)
+                    )
+                }
+                "socket" => path(&self.socket, "in runtime_dir"),
+                "runtime_dir" => self.runtime_dir.display().to_string(),
+                "log" => self.log.clone(),
+                "print_config" => self.print_config.to_string(),
+                _ => path(&self.file, "none"),
+            };
+            (setting.name, value, self.source(setting.name).to_string())
+        });
+        let rows: Vec<_> = rows.collect();
+        let width = |column: fn(&(&str, String, String)) -> usize| {
+            rows.iter().map(column).max().unwrap_or(0)
+        };
+        let (names, values) = (width(|r| r.0.len()), width(|r| r.1.len()));
+        rows.iter()
+            .map(|(n, v, s)| format!("{n:names$}  {v:values$}  {s}\n"))
+            .collect()
+    }
+}
+
+const LOG_EXPECTED: &str = "a level (error, warn, info, debug, trace, off) or directives like `info,raylet_uring::workers=debug`";
+
+fn parse_cores(text: &str) -> Option<Cores> {
+    if text.eq_ignore_ascii_case("auto") {
+        return Some(Cores::Auto);
+    }
+    let mut cores = Vec::new();
+    for part in text.split(',').map(str::trim) {
+        let (low, high) = part.split_once('-').unwrap_or((part, part));
+        let (low, high): (usize, usize) = (low.trim().parse().ok()?, high.trim().parse().ok()?);
+        if low > high || high >= CPU_NUMBER_LIMIT {
+            return None;
+        }
+        cores.extend(low..=high);
+    }
+    cores.sort_unstable();
+    cores.dedup();
+    Some(Cores::List(cores))
+}
+
+fn parse_hugepages(text: &str) -> Option<HugePages> {
+    match text.to_ascii_lowercase().as_str() {
+        "off" | "false" | "no" | "0" | "none" => Some(HugePages::Off),
+        "on" | "true" | "yes" | "1" | "2m" | "2mb" | "2mib" => Some(HugePages::TwoMiB),
+        "1g" | "1gb" | "1gib" => Some(HugePages::OneGiB),
+        _ => None,
+    }
+}
+
+fn parse_switch(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Some(true),
+        "" | "0" | "false" | "no" | "off" => Some(false),
+        _ => None,
+    }
+}
+
+fn parse_path(text: &str) -> Option<PathBuf> {
+    Some(PathBuf::from(text)).filter(|p| !p.as_os_str().is_empty())
+}
+
+fn parse_absolute(text: &str) -> Option<PathBuf> {
+    parse_path(text).filter(|p| p.is_absolute())
+}
+
+fn parse_log(text: &str) -> Option<String> {
+    // Ray's levels (RAY_BACKEND_LOG_LEVEL) beside those of `tracing`.
+    let filter = match text.to_ascii_lowercase().as_str() {
+        "warning" => "warn".to_owned(),
+        "fatal" => "error".to_owned(),
+        _ => text.to_owned(),
+    };
+    // A bare word that is no level would be taken for a module, and everything of that module be logged.
+    let levels = ["error", "warn", "info", "debug", "trace", "off"];
+    let bare =
+        |part: &str| part.contains('=') || levels.iter().any(|l| l.eq_ignore_ascii_case(part));
+    let valid = filter.split(',').map(str::trim).all(bare)
+        && filter
+            .parse::<tracing_subscriber::filter::Targets>()
+            .is_ok();
+    valid.then_some(filter)
+}
+
+/// The well-known directory of this user's admin sockets: `$XDG_RUNTIME_DIR/raylet-uring` where there is such a
+/// directory, else `/tmp/raylet-uring-<uid>`.
+pub fn default_runtime_dir(xdg_runtime_dir: Option<&str>) -> PathBuf {
+    match xdg_runtime_dir
+        .map(Path::new)
+        .filter(|dir| dir.is_absolute() && dir.is_dir())
+    {
+        Some(dir) => dir.join("raylet-uring"),
+        None => fallback_runtime_dir(),
+    }
+}
+
+/// `/tmp/raylet-uring-<uid>`.
+pub fn fallback_runtime_dir() -> PathBuf {
+    PathBuf::from(format!(
+        "/tmp/raylet-uring-{}",
+        rustix::process::geteuid().as_raw()
+    ))
+}
+
+fn unknown_variables(environment: &BTreeMap<String, String>) -> Vec<String> {
+    let known: Vec<&str> = SETTINGS.iter().map(|s| s.variable).collect();
+    let ours = environment
+        .keys()
+        .filter(|name| name.starts_with("RAYLET_URING_") && !known.contains(&name.as_str()));
+    ours.map(|name| match closest(name, known.iter().copied()) {
+        Some(known) => format!("environment variable {name} is no setting; did you mean {known}?"),
+        None => format!("environment variable {name} is no setting"),
+    })
+    .collect()
+}
+
+impl fmt::Display for Cores {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cores::Auto => f.write_str("auto"),
+            Cores::List(cores) => f.write_str(&format_cpu_list(cores)),
+        }
+    }
+}
+
+/// Writes ascending CPU numbers as ranges: `0-3,6`.
+pub fn format_cpu_list(cpus: &[usize]) -> String {
+    let mut parts: Vec<(usize, usize)> = Vec::new();
+    for &cpu in cpus {
+        match parts.last_mut() {
+            Some((_, high)) if *high + 1 == cpu => *high = cpu,
+            _ => parts.push((cpu, cpu)),
+        }
+    }
+    let part = |(low, high): &(usize, usize)| {
+        if low == high {
+            low.to_string()
+        } else {
+            format!("{low}-{high}")
+        }
+    };
+    parts.iter().map(part).collect::<Vec<_>>().join(",")
+}
+
+impl fmt::Display for HugePages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            HugePages::Off => "off",
+            HugePages::TwoMiB => "2M",
+            HugePages::OneGiB => "1G",
+        })
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Default => f.write_str("default"),
+            Source::File(path) => write!(f, "file {}", path.display()),
+            Source::Environment(name) => write!(f, "environment {name}"),
+            Source::Flag(name) => write!(f, "flag {name}"),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
