@@ -15,22 +15,22 @@ use std::path::{Path, PathBuf};
 
 pub use settings::{Setting, SETTINGS};
 
+use raylet_tuning::cores::CoreChoice;
+use raylet_tuning::pages::PageChoice;
+
 use crate::cli::closest::closest;
 use crate::cli::ray_flags::RayFlags;
 
 /// The default of `warm_reserve_bytes`: enough for the small objects of a busy second, little beside any store.
 pub const WARM_RESERVE_DEFAULT_BYTES: u64 = 256 << 20;
 
-/// CPU numbers from this on are slips: Linux has no machine with more.
-pub const CPU_NUMBER_LIMIT: usize = 8192;
-
 /// The settings of a node, checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// The logical CPUs that carry a shard each.
-    pub cores: Cores,
-    /// The pages that the arenas should have.
-    pub hugepages: HugePages,
+    pub cores: CoreChoice,
+    /// The pages that the arenas should have. `Auto`: transparent huge pages where the kernel gives them, else 4 KiB.
+    pub hugepages: PageChoice,
     /// Size of the object store in bytes. `None`: Ray's flag says (or, for a node of its own, a share of memory).
     pub object_store_memory_bytes: Option<u64>,
     /// Bytes of the arenas whose pages are touched ahead of demand. More than the arenas have means all of them.
@@ -49,26 +49,6 @@ pub struct Config {
     pub sources: BTreeMap<&'static str, Source>,
     /// Variables of the environment that look like settings of ours and aren't. The node logs them as warnings.
     pub warnings: Vec<String>,
-}
-
-/// The logical CPUs that carry a shard each.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cores {
-    /// The node chooses from the CPUs that this process may use.
-    Auto,
-    /// These CPUs, ascending and without repetition.
-    List(Vec<usize>),
-}
-
-/// The pages that arenas should have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HugePages {
-    /// Transparent huge pages where the kernel gives them, else 4 KiB.
-    Off,
-    /// hugetlb pages of 2 MiB.
-    TwoMiB,
-    /// hugetlb pages of 1 GiB.
-    OneGiB,
 }
 
 /// Where a setting came from.
@@ -143,15 +123,15 @@ impl Config {
         let mut values = settings::Values::gather(flags, environment)?;
         let runtime_dir =
             default_runtime_dir(environment.get("XDG_RUNTIME_DIR").map(String::as_str));
-        let hugepages = "off, 2M or 1G";
+        let hugepages = "off, 2M, 1G, thp or 4k";
         let switch = "true or false";
         Ok(Config {
             cores: values
                 .take("cores", "auto, or CPU numbers like 0-3,6", parse_cores)?
-                .unwrap_or(Cores::Auto),
+                .unwrap_or(CoreChoice::Auto),
             hugepages: values
                 .take("hugepages", hugepages, parse_hugepages)?
-                .unwrap_or(HugePages::Off),
+                .unwrap_or(PageChoice::Auto),
             object_store_memory_bytes: values.take(
                 "object_store_memory_bytes",
                 size::EXPECTED,
@@ -185,7 +165,7 @@ impl Config {
             Source::Flag("--object_store_memory"),
         );
         if flags.huge_pages && self.source("hugepages") == Source::Default {
-            self.hugepages = HugePages::TwoMiB;
+            self.hugepages = PageChoice::Huge2M;
             self.sources
                 .insert("hugepages", Source::Flag("--huge_pages"));
         }
@@ -241,30 +221,20 @@ impl Config {
 
 const LOG_EXPECTED: &str = "a level (error, warn, info, debug, trace, off) or directives like `info,raylet_uring::workers=debug`";
 
-fn parse_cores(text: &str) -> Option<Cores> {
-    if text.eq_ignore_ascii_case("auto") {
-        return Some(Cores::Auto);
-    }
-    let mut cores = Vec::new();
-    for part in text.split(',').map(str::trim) {
-        let (low, high) = part.split_once('-').unwrap_or((part, part));
-        let (low, high): (usize, usize) = (low.trim().parse().ok()?, high.trim().parse().ok()?);
-        if low > high || high >= CPU_NUMBER_LIMIT {
-            return None;
-        }
-        cores.extend(low..=high);
-    }
-    cores.sort_unstable();
-    cores.dedup();
-    Some(Cores::List(cores))
+fn parse_cores(text: &str) -> Option<CoreChoice> {
+    text.parse().ok()
 }
 
-fn parse_hugepages(text: &str) -> Option<HugePages> {
+fn parse_hugepages(text: &str) -> Option<PageChoice> {
     match text.to_ascii_lowercase().as_str() {
-        "off" | "false" | "no" | "0" | "none" => Some(HugePages::Off),
-        "on" | "true" | "yes" | "1" | "2m" | "2mb" | "2mib" => Some(HugePages::TwoMiB),
-        "1g" | "1gb" | "1gib" => Some(HugePages::OneGiB),
-        _ => None,
+        "off" | "false" | "no" | "0" | "none" => Some(PageChoice::Auto),
+        "on" | "true" | "yes" | "1" => Some(PageChoice::Huge2M),
+        other => other
+            .strip_suffix("ib")
+            .or(other.strip_suffix('b'))
+            .unwrap_or(other)
+            .parse()
+            .ok(),
     }
 }
 
@@ -332,44 +302,6 @@ fn unknown_variables(environment: &BTreeMap<String, String>) -> Vec<String> {
         None => format!("environment variable {name} is no setting"),
     })
     .collect()
-}
-
-impl fmt::Display for Cores {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Cores::Auto => f.write_str("auto"),
-            Cores::List(cores) => f.write_str(&format_cpu_list(cores)),
-        }
-    }
-}
-
-/// Writes ascending CPU numbers as ranges: `0-3,6`.
-pub fn format_cpu_list(cpus: &[usize]) -> String {
-    let mut parts: Vec<(usize, usize)> = Vec::new();
-    for &cpu in cpus {
-        match parts.last_mut() {
-            Some((_, high)) if *high + 1 == cpu => *high = cpu,
-            _ => parts.push((cpu, cpu)),
-        }
-    }
-    let part = |(low, high): &(usize, usize)| {
-        if low == high {
-            low.to_string()
-        } else {
-            format!("{low}-{high}")
-        }
-    };
-    parts.iter().map(part).collect::<Vec<_>>().join(",")
-}
-
-impl fmt::Display for HugePages {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            HugePages::Off => "off",
-            HugePages::TwoMiB => "2M",
-            HugePages::OneGiB => "1G",
-        })
-    }
 }
 
 impl fmt::Display for Source {

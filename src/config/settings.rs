@@ -31,7 +31,7 @@ pub const SETTINGS: &[Setting] = &[
         "hugepages",
         "RAYLET_URING_HUGEPAGES",
         "--hugepages",
-        "hugetlb pages for the object store: off, 2M or 1G",
+        "pages of the object store: 2M or 1G (hugetlb), thp, 4k, off (the kernel decides)",
     ),
     setting(
         "object_store_memory_bytes",

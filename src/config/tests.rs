@@ -30,7 +30,7 @@ fn nothing_set_gives_the_defaults() {
     let config = load(&[], &[]).unwrap();
     assert_eq!(
         (config.cores.clone(), config.hugepages),
-        (Cores::Auto, HugePages::Off)
+        (CoreChoice::Auto, PageChoice::Auto)
     );
     assert_eq!(
         (config.object_store_memory_bytes, config.warm_reserve_bytes),
@@ -53,9 +53,9 @@ fn flags_win_over_environment_over_file() {
         ("RAYLET_URING_HUGEPAGES", "1"),
     ];
     let config = load(&[("cores", "5,4")], &environment).unwrap();
-    assert_eq!(config.cores, Cores::List(vec![4, 5]));
+    assert_eq!(config.cores, CoreChoice::List(vec![4, 5]));
     assert_eq!(config.source("cores"), Source::Flag("--cores"));
-    assert_eq!(config.hugepages, HugePages::TwoMiB);
+    assert_eq!(config.hugepages, PageChoice::Huge2M);
     assert_eq!(
         config.source("hugepages"),
         Source::Environment("RAYLET_URING_HUGEPAGES")
@@ -120,11 +120,12 @@ fn bad_values_name_the_setting_its_source_and_what_to_write() {
         message(&[], &[("RAYLET_URING_WARM_RESERVE_BYTES", "lots")]),
         "warm_reserve_bytes (from environment RAYLET_URING_WARM_RESERVE_BYTES): expected a size in bytes (`1073741824`) or with a binary unit (`64M`, `1GiB`), got \"lots\""
     );
-    assert!(message(&[("hugepages", "4K")], &[]).contains("expected off, 2M or 1G, got \"4K\""));
+    assert!(message(&[("hugepages", "8K")], &[])
+        .contains("expected off, 2M, 1G, thp or 4k, got \"8K\""));
     assert!(message(&[("object_store_memory_bytes", "0")], &[]).contains("expected a size"));
     assert!(message(&[("log", "loud")], &[]).contains("expected a level"));
     assert!(message(&[("runtime_dir", "here")], &[]).contains("an absolute path"));
-    for cores in ["", "a", "1-", "-1", "8192", "1,,2"] {
+    for cores in ["", "a", "1-", "-1", "1,,2"] {
         assert!(load(&[("cores", cores)], &[]).is_err(), "{cores}");
     }
 }
@@ -172,12 +173,21 @@ fn variables_that_are_no_settings_are_warned_about() {
 }
 
 #[test]
-fn cpu_lists_read_back_as_written() {
-    for text in ["0", "0-3", "0-3,6", "1,3,5-7"] {
-        assert_eq!(parse_cores(text).unwrap().to_string(), text);
+fn page_kinds_in_the_forms_that_people_write() {
+    for (text, pages) in [
+        ("off", PageChoice::Auto),
+        ("True", PageChoice::Huge2M),
+        ("2MiB", PageChoice::Huge2M),
+        ("1GB", PageChoice::Huge1G),
+        ("thp", PageChoice::Thp),
+        ("4k", PageChoice::Small),
+    ] {
+        assert_eq!(
+            load(&[("hugepages", text)], &[]).unwrap().hugepages,
+            pages,
+            "{text}"
+        );
     }
-    assert_eq!(parse_cores("3, 1-2 ,2").unwrap().to_string(), "1-3");
-    assert_eq!(parse_cores("AUTO"), Some(Cores::Auto));
 }
 
 #[test]
@@ -218,10 +228,10 @@ fn rays_flags_fill_in_what_nobody_set() {
     config.apply_ray_flags(&flags);
     assert_eq!(
         (config.hugepages, config.source("hugepages")),
-        (HugePages::TwoMiB, Source::Flag("--huge_pages"))
+        (PageChoice::Huge2M, Source::Flag("--huge_pages"))
     );
     assert_eq!(config.object_store_memory_bytes, Some(4096));
     let mut config = load(&[], &[("RAYLET_URING_HUGEPAGES", "off")]).unwrap();
     config.apply_ray_flags(&flags);
-    assert_eq!(config.hugepages, HugePages::Off);
+    assert_eq!(config.hugepages, PageChoice::Auto);
 }
