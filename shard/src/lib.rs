@@ -4,5 +4,6 @@
 //! shards runs in one thread under the seeded simulator, and a failing seed replays exactly.
 
 pub mod ids;
+pub mod sim;
 pub mod store;
 pub mod waits;

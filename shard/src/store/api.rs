@@ -482,6 +482,27 @@ pub enum StoreEffect {
     },
 }
 
+impl StoreEffect {
+    /// The bank's event, where the effect is a message of `shard` to the bank.
+    pub fn for_bank(&self, shard: ShardId) -> Option<BankEvent> {
+        Some(match *self {
+            Self::SpansWanted { count, urgency } => BankEvent::Wanted {
+                shard,
+                count,
+                urgency,
+            },
+            Self::SpansUnwanted => BankEvent::Unwanted { shard },
+            Self::SpansReturned { first, count } => BankEvent::Returned {
+                shard,
+                first,
+                count,
+            },
+            Self::ReclaimDone { .. } => BankEvent::ReclaimDone { shard },
+            _ => return None,
+        })
+    }
+}
+
 /// What happens to the bank of spans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BankEvent {

@@ -1,0 +1,3 @@
+//! Seeded simulators: a node's state machines in one thread, with late messages and random clients, checked against a model.
+
+pub mod store_sim;

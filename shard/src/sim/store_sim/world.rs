@@ -1,0 +1,835 @@
+//! One world: shards, their bank, the messages between them, and clients who do what the dice say.
+
+use std::collections::VecDeque;
+
+use super::model::{Create, Memory, Model, FIRST_FILE};
+use super::Rng;
+use crate::ids::{ClientId, NowNs, ObjectId, ShardId, Token, WorkerId};
+use crate::store::{
+    BankConfig, BankEffect, BankEvent, GoneReason, Layout, NodeMemory, ObjectSource, SegmentSpec,
+    SpanBank, Store, StoreConfig, StoreEffect, StoreError, StoreEvent, MIN_SPAN_BYTES,
+};
+
+const MS: u64 = 1_000_000;
+
+/// Steps that the end of a world may take.
+const FINISH_LIMIT: u64 = 200_000;
+
+/// What happened, for judging whether a run tried what it should.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Worlds.
+    pub worlds: u64,
+    /// Events handled, messages included.
+    pub steps: u64,
+    /// Objects made.
+    pub made: u64,
+    /// Objects evicted.
+    pub evicted: u64,
+    /// Creates that failed.
+    pub refused: u64,
+    /// Runs of spans granted.
+    pub grants: u64,
+    /// Requests to give spans back.
+    pub reclaims: u64,
+    /// Full verifications of all books.
+    pub checks: u64,
+}
+
+impl Report {
+    pub(super) fn add(&mut self, other: &Self) {
+        self.worlds += other.worlds;
+        self.steps += other.steps;
+        self.made += other.made;
+        self.evicted += other.evicted;
+        self.refused += other.refused;
+        self.grants += other.grants;
+        self.reclaims += other.reclaims;
+        self.checks += other.checks;
+    }
+}
+
+/// A message on its way.
+type Late<M> = VecDeque<(NowNs, M)>;
+
+pub(super) struct World {
+    rng: Rng,
+    now: NowNs,
+    /// Shard 0, with the bank.
+    home: NodeMemory,
+    /// Shards 1 and up.
+    others: Vec<Store>,
+    to_bank: Vec<Late<BankEvent>>,
+    to_shard: Vec<Late<StoreEvent>>,
+    memory: Memory,
+    models: Vec<Model>,
+    layout: Layout,
+    ids: u64,
+    clients: Vec<ClientId>,
+    next_client: ClientId,
+    next_token: Token,
+    next_file: u32,
+    max_delay_ns: u64,
+    check_every: u64,
+    /// The answer that the request now handled must get.
+    expected: Option<StoreEffect>,
+    effects: Vec<StoreEffect>,
+    answers: Vec<BankEffect>,
+    report: Report,
+}
+
+fn object_id(shard: ShardId, number: u64) -> ObjectId {
+    let mut bytes = [0; ObjectId::LEN];
+    bytes[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+    bytes[8..16].copy_from_slice(&number.to_le_bytes());
+    bytes[16..18].copy_from_slice(&shard.to_le_bytes());
+    ObjectId(bytes)
+}
+
+impl World {
+    pub(super) fn new(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let shards = 1 + rng.below(4) as u16;
+        let segments: Vec<_> = (0..=rng.below(2) as u32)
+            .map(|numa_node| SegmentSpec {
+                bytes: (6 + rng.below(40)) * MIN_SPAN_BYTES + rng.below(9999),
+                numa_node,
+            })
+            .collect();
+        let homes = (0..shards)
+            .map(|shard| u32::from(shard) % segments.len() as u32)
+            .collect();
+        let layout = Layout::new(&segments, MIN_SPAN_BYTES).expect("segments of several spans");
+        let mut config = StoreConfig::new(layout.clone(), shards);
+        config.full_grace_ns = (1 + rng.below(500)) * MS;
+        config.gc_interval_ns = 100 * MS;
+        config.fallback = rng.permille(200);
+        if rng.permille(300) {
+            config.max_queued_creates = 1 + rng.below(8) as usize;
+            config.max_waiters = 1 + rng.below(20) as usize;
+        }
+        let max_bytes = layout.max_object_bytes();
+        let mut bank = BankConfig::new(layout.clone(), homes);
+        bank.hold_after_ns = (1 + rng.below(100)) * MS;
+        let bank = SpanBank::new(bank).expect("one shard or more");
+        let model = |shard| Model::new(shard, config.fallback, config.full_grace_ns, max_bytes);
+        // Small worlds are verified after every step, large ones now and then.
+        let (ids, check_every) = if rng.permille(300) {
+            (6, 1)
+        } else {
+            (20 + rng.below(300), 50 + rng.below(500))
+        };
+        Self {
+            home: NodeMemory::new(Store::new(config.clone()), bank, 0),
+            others: (1..shards).map(|_| Store::new(config.clone())).collect(),
+            to_bank: vec![VecDeque::new(); usize::from(shards)],
+            to_shard: vec![VecDeque::new(); usize::from(shards)],
+            memory: Memory::new(&layout),
+            models: (0..shards).map(model).collect(),
+            layout,
+            ids,
+            clients: (1..=6).collect(),
+            next_client: 7,
+            next_token: 0,
+            next_file: FIRST_FILE,
+            max_delay_ns: 1 + rng.below(5) * MS,
+            check_every,
+            expected: None,
+            effects: Vec::new(),
+            answers: Vec::new(),
+            report: Report {
+                worlds: 1,
+                ..Report::default()
+            },
+            now: 0,
+            rng,
+        }
+    }
+
+    fn store(&self, shard: ShardId) -> &Store {
+        match shard {
+            0 => self.home.store(),
+            other => &self.others[usize::from(other) - 1],
+        }
+    }
+
+    fn model(&mut self, shard: ShardId) -> &mut Model {
+        &mut self.models[usize::from(shard)]
+    }
+
+    fn token(&mut self) -> Token {
+        self.next_token += 1;
+        self.next_token
+    }
+
+    /// One step: time passes, and a message arrives or a client does something.
+    pub(super) fn step(&mut self) -> Result<(), String> {
+        self.now += if self.rng.permille(2) {
+            self.rng.below(700 * MS)
+        } else {
+            self.rng.below(MS / 4)
+        };
+        let shard = self.rng.below(self.models.len() as u64) as ShardId;
+        if self.rng.permille(400) && self.arrive(shard)? {
+            return self.sample();
+        }
+        match self.rng.below(1000) {
+            0..3 => self.client_gone(shard)?,
+            3..30 => self.tick(shard)?,
+            30..35 => {
+                let active = self.rng.permille(300);
+                self.shard_event(shard, StoreEvent::Spilling { active })?;
+            }
+            35..60 => self.file_ready(shard)?,
+            _ => self.client_acts(shard)?,
+        }
+        self.sample()
+    }
+
+    fn sample(&mut self) -> Result<(), String> {
+        if self.report.steps.is_multiple_of(self.check_every) {
+            self.check()?;
+        }
+        Ok(())
+    }
+
+    /// Verifies all books, and that no span is lost.
+    fn check(&mut self) -> Result<(), String> {
+        self.report.checks += 1;
+        self.home.check()?;
+        for (index, store) in self.others.iter().enumerate() {
+            store
+                .check()
+                .map_err(|e| format!("shard {}: {e}", index + 1))?;
+        }
+        for model in &self.models {
+            let stats = self.store(model.shard).stats();
+            let references: usize = model.objects.values().map(|o| o.refs.len()).sum();
+            if (stats.objects, stats.references) != (model.objects.len() as u64, references as u64)
+            {
+                let objects = model.objects.len();
+                return Err(format!(
+                    "shard {}: {stats:?}, expected {objects} objects",
+                    model.shard
+                ));
+            }
+        }
+        let held: u32 = (0..self.models.len())
+            .map(|s| self.store(s as ShardId).stats().held_spans)
+            .sum();
+        let late_grants = self
+            .to_shard
+            .iter()
+            .flatten()
+            .map(|(_, event)| match event {
+                StoreEvent::SpansGranted { count, .. } => *count,
+                _ => 0,
+            });
+        let late_returns = self.to_bank.iter().flatten().map(|(_, event)| match event {
+            BankEvent::Returned { count, .. } => *count,
+            _ => 0,
+        });
+        let bank = self.home.bank().stats();
+        let sum = held + late_grants.sum::<u32>() + late_returns.sum::<u32>() + bank.free_spans;
+        if sum != bank.spans {
+            return Err(format!("{sum} spans accounted for of {}", bank.spans));
+        }
+        Ok(())
+    }
+
+    /// The first message for this shard or from it arrives, if one is due.
+    fn arrive(&mut self, shard: ShardId) -> Result<bool, String> {
+        fn due<M>(late: &mut Late<M>, now: NowNs) -> Option<M> {
+            late.front().filter(|(at, _)| *at <= now)?;
+            late.pop_front().map(|(_, message)| message)
+        }
+        let index = usize::from(shard);
+        if self.rng.permille(500) {
+            if let Some(event) = due(&mut self.to_shard[index], self.now) {
+                return self.shard_event(shard, event).map(|()| true);
+            }
+        }
+        match due(&mut self.to_bank[index], self.now) {
+            Some(event) => self.bank_event(event).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    fn tick(&mut self, shard: ShardId) -> Result<(), String> {
+        self.shard_event(shard, StoreEvent::Tick)?;
+        self.bank_event(BankEvent::Tick)
+    }
+
+    /// Lets a shard's store handle an event, and the model follow what comes out.
+    fn shard_event(&mut self, shard: ShardId, event: StoreEvent) -> Result<(), String> {
+        if let StoreEvent::SpansGranted { first, count } = event {
+            self.memory.granted(shard, first, count)?;
+        }
+        let mut effects = std::mem::take(&mut self.effects);
+        if shard == 0 {
+            self.at_home(
+                |home, now, effects, answers| home.handle(event, now, effects, answers),
+                &mut effects,
+            )?;
+        } else {
+            self.others[usize::from(shard) - 1].handle(event, self.now, &mut effects);
+        }
+        self.after(shard, effects)
+            .map_err(|e| format!("{event:?} on shard {shard}: {e}"))
+    }
+
+    fn bank_event(&mut self, event: BankEvent) -> Result<(), String> {
+        let mut effects = std::mem::take(&mut self.effects);
+        self.at_home(
+            |home, now, effects, answers| home.handle_bank(event, now, effects, answers),
+            &mut effects,
+        )?;
+        self.after(0, effects)
+            .map_err(|e| format!("{event:?}: {e}"))
+    }
+
+    /// Lets shard 0 or the bank act, and sends off what the bank tells the others.
+    fn at_home(
+        &mut self,
+        act: impl FnOnce(&mut NodeMemory, NowNs, &mut Vec<StoreEffect>, &mut Vec<BankEffect>),
+        effects: &mut Vec<StoreEffect>,
+    ) -> Result<(), String> {
+        let mut answers = std::mem::take(&mut self.answers);
+        act(&mut self.home, self.now, effects, &mut answers);
+        for BankEffect { shard, event } in answers.drain(..) {
+            let delay = self.rng.below(self.max_delay_ns);
+            let late = &mut self.to_shard[usize::from(shard)];
+            let at = late.back().map_or(0, |(at, _)| *at).max(self.now + delay);
+            late.push_back((at, event));
+        }
+        self.answers = answers;
+        Ok(())
+    }
+
+    fn after(&mut self, shard: ShardId, mut effects: Vec<StoreEffect>) -> Result<(), String> {
+        self.report.steps += 1;
+        for effect in effects.drain(..) {
+            if let Some(event) = effect.for_bank(shard) {
+                if let StoreEffect::SpansReturned { first, count } = effect {
+                    self.memory.returned(shard, first, count)?;
+                }
+                let delay = self.rng.below(self.max_delay_ns);
+                let late = &mut self.to_bank[usize::from(shard)];
+                let at = late.back().map_or(0, |(at, _)| *at).max(self.now + delay);
+                late.push_back((at, event));
+            } else if self.expected == Some(effect) {
+                self.expected = None;
+            } else {
+                let now = self.now;
+                self.models[usize::from(shard)].follow(
+                    &effect,
+                    &mut self.memory,
+                    self.home.bank(),
+                    now,
+                )?;
+            }
+        }
+        self.effects = effects;
+        Ok(())
+    }
+}
+
+/// What clients do.
+impl World {
+    fn client_acts(&mut self, shard: ShardId) -> Result<(), String> {
+        let id = object_id(shard, self.rng.below(self.ids));
+        let slot = self.rng.below(self.clients.len() as u64) as usize;
+        let client = self.clients[slot];
+        let known = self.models[usize::from(shard)]
+            .objects
+            .get(&id)
+            .map(|o| (o.sealed, o.creator));
+        let dice = self.rng.below(1000);
+        match known {
+            // Now and then something that makes no sense.
+            _ if dice < 30 => self.any_request(shard, client, id)?,
+            None if dice < 800 => self.create(shard, client, id)?,
+            None if dice < 930 => self.get(shard, client, id)?,
+            None => self.watch_or_cancel(shard, client, id)?,
+            Some((false, creator)) => match dice {
+                0..600 => self.seal(shard, creator, id)?,
+                600..650 => self.abort(shard, creator, id)?,
+                650..720 => self.delete(shard, client, id)?,
+                720..740 => self.free(shard, id)?,
+                740..900 => self.get(shard, client, id)?,
+                _ => self.watch_or_cancel(shard, client, id)?,
+            },
+            Some((true, _)) => match dice {
+                0..450 => self.release_any(shard, client, id)?,
+                450..650 => self.get(shard, client, id)?,
+                650..720 => self.delete(shard, client, id)?,
+                720..800 => self.pin(shard, id)?,
+                800..870 => self.unpin(shard, id)?,
+                870..930 => self.free(shard, id)?,
+                _ => self.watch_or_cancel(shard, client, id)?,
+            },
+        }
+        self.models[usize::from(shard)].check_object(&id)
+    }
+
+    fn any_request(
+        &mut self,
+        shard: ShardId,
+        client: ClientId,
+        id: ObjectId,
+    ) -> Result<(), String> {
+        match self.rng.below(10) {
+            0 => self.create(shard, client, id),
+            1 => self.seal(shard, client, id),
+            2 => self.abort(shard, client, id),
+            3 => self.delete(shard, client, id),
+            4 => self.pin(shard, id),
+            5 => self.unpin(shard, id),
+            6 => self.free(shard, id),
+            7 => self.release(shard, client, id),
+            8 => self.contains(shard, client, id),
+            _ => self.cancel_create(shard, client, id),
+        }
+    }
+
+    fn size_bytes(&mut self) -> u64 {
+        let span = MIN_SPAN_BYTES;
+        match self.rng.below(1000) {
+            0..300 => self.rng.below(4096),
+            300..500 => self.rng.below(70_000),
+            500..900 => self.rng.below(span),
+            900..985 => self.rng.below(4 * span),
+            985..998 => self.rng.below(self.layout.max_object_bytes()),
+            _ => self.layout.max_object_bytes() + self.rng.below(span),
+        }
+    }
+
+    fn create(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
+        let (data_bytes, metadata_bytes) = (self.size_bytes(), self.rng.below(200));
+        let (mutable, immediate, token) =
+            (self.rng.permille(20), self.rng.permille(100), self.token());
+        let asked_ns = self.now;
+        let create = Create {
+            client,
+            id,
+            data_bytes,
+            metadata_bytes,
+            mutable,
+            immediate,
+            asked_ns,
+        };
+        self.model(shard).creates.insert(token, create);
+        let event = StoreEvent::Create {
+            client,
+            token,
+            id,
+            data_bytes,
+            metadata_bytes,
+            owner: WorkerId::NIL,
+            source: ObjectSource::CreatedByWorker,
+            mutable,
+            try_immediately: immediate,
+        };
+        self.shard_event(shard, event)
+    }
+
+    fn cancel_create(
+        &mut self,
+        shard: ShardId,
+        client: ClientId,
+        id: ObjectId,
+    ) -> Result<(), String> {
+        let model = self.model(shard);
+        model
+            .creates
+            .retain(|_, c| (c.client, c.id) != (client, id));
+        self.shard_event(shard, StoreEvent::CancelCreate { client, id })
+    }
+
+    /// The answer that a seal or abort must get.
+    fn verdict(&self, shard: ShardId, client: ClientId, id: &ObjectId) -> Result<(), StoreError> {
+        match self.models[usize::from(shard)].objects.get(id) {
+            None => Err(StoreError::ObjectNonexistent),
+            Some(object) if object.sealed => Err(StoreError::ObjectSealed),
+            Some(object) if object.creator != client => Err(StoreError::NotCreator),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Sends a request whose one answer is known beforehand.
+    fn exactly(
+        &mut self,
+        shard: ShardId,
+        event: StoreEvent,
+        answer: StoreEffect,
+    ) -> Result<(), String> {
+        self.expected = Some(answer);
+        self.shard_event(shard, event)?;
+        match self.expected.take() {
+            Some(answer) => Err(format!("{event:?} did not get its answer: {answer:?}")),
+            None => Ok(()),
+        }
+    }
+
+    fn seal(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
+        let (token, result) = (self.token(), self.verdict(shard, client, &id));
+        if result.is_ok() {
+            if let Some(object) = self.model(shard).objects.get_mut(&id) {
+                object.sealed = true;
+            }
+        }
+        let event = StoreEvent::Seal { client, token, id };
+        self.exactly(
+            shard,
+            event,
+            StoreEffect::Sealed {
+                client,
+                token,
+                id,
+                result,
+            },
+        )
+    }
+
+    fn abort(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
+        let (token, result) = (self.token(), self.verdict(shard, client, &id));
+        if result.is_ok() {
+            self.models[usize::from(shard)].abort(&id, &mut self.memory)?;
+        }
+        let event = StoreEvent::Abort { client, token, id };
+        self.exactly(
+            shard,
+            event,
+            StoreEffect::Aborted {
+                client,
+                token,
+                id,
+                result,
+            },
+        )
+    }
+
+    fn get(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
+        let (token, wait) = (self.token(), self.rng.permille(500));
+        self.model(shard)
+            .gets
+            .entry(id)
+            .or_default()
+            .push((client, token));
+        self.shard_event(
+            shard,
+            StoreEvent::Get {
+                client,
+                token,
+                id,
+                wait,
+            },
+        )
+    }
+
+    fn watch_or_cancel(
+        &mut self,
+        shard: ShardId,
+        client: ClientId,
+        id: ObjectId,
+    ) -> Result<(), String> {
+        if self.rng.permille(500) {
+            let token = self.token();
+            self.model(shard).watches.entry(id).or_default().push(token);
+            return self.shard_event(shard, StoreEvent::Watch { token, id });
+        }
+        let waits = self.models[usize::from(shard)]
+            .gets
+            .get(&id)
+            .and_then(|gets| gets.first().copied());
+        if let Some((client, token)) = waits {
+            let model = self.model(shard);
+            let gets = model.gets.entry(id).or_default();
+            gets.retain(|get| *get != (client, token));
+            if gets.is_empty() {
+                model.gets.remove(&id);
+            }
+            return self.shard_event(shard, StoreEvent::CancelGet { client, token, id });
+        }
+        let watch = self.models[usize::from(shard)]
+            .watches
+            .get(&id)
+            .and_then(|tokens| tokens.first().copied());
+        match watch {
+            Some(token) => {
+                self.model(shard).forget_watch(&id, token);
+                self.shard_event(shard, StoreEvent::Unwatch { token, id })
+            }
+            None => self.contains(shard, client, id),
+        }
+    }
+
+    fn contains(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
+        let (token, has) = (self.token(), self.models[usize::from(shard)].sealed(&id));
+        let event = StoreEvent::Contains { client, token, id };
+        self.exactly(
+            shard,
+            event,
+            StoreEffect::Contained {
+                client,
+                token,
+                id,
+                has,
+            },
+        )
+    }
+
+    /// A client that uses the object gives it back, or one that does not tries to.
+    fn release_any(
+        &mut self,
+        shard: ShardId,
+        client: ClientId,
+        id: ObjectId,
+    ) -> Result<(), String> {
+        let holder = self.models[usize::from(shard)]
+            .objects
+            .get(&id)
+            .and_then(|o| o.refs.first().copied());
+        self.release(shard, holder.unwrap_or(client), id)
+    }
+
+    fn release(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
+        if let Some(object) = self.model(shard).objects.get_mut(&id).filter(|o| o.sealed) {
+            object.refs.retain(|holder| *holder != client);
+        }
+        self.shard_event(shard, StoreEvent::Release { client, id })
+    }
+
+    fn delete(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
+        let token = self.token();
+        let result = match self.model(shard).objects.get_mut(&id) {
+            None => Err(StoreError::ObjectNonexistent),
+            Some(object) => {
+                object.doomed.get_or_insert(GoneReason::Deleted);
+                match (object.sealed, object.refs.is_empty() && !object.pinned) {
+                    (false, _) => Err(StoreError::ObjectNotSealed),
+                    (true, false) => Err(StoreError::ObjectInUse),
+                    (true, true) => Ok(()),
+                }
+            }
+        };
+        let event = StoreEvent::Delete { client, token, id };
+        self.exactly(
+            shard,
+            event,
+            StoreEffect::Deleted {
+                client,
+                token,
+                id,
+                result,
+            },
+        )
+    }
+
+    fn pin(&mut self, shard: ShardId, id: ObjectId) -> Result<(), String> {
+        let token = self.token();
+        let object = self.model(shard).objects.get_mut(&id).filter(|o| o.sealed);
+        let ok = object.map(|o| o.pinned = true).is_some();
+        self.exactly(
+            shard,
+            StoreEvent::Pin { token, id },
+            StoreEffect::Pinned { token, id, ok },
+        )
+    }
+
+    fn unpin(&mut self, shard: ShardId, id: ObjectId) -> Result<(), String> {
+        if let Some(object) = self.model(shard).objects.get_mut(&id) {
+            object.pinned = false;
+        }
+        self.shard_event(shard, StoreEvent::Unpin { id })
+    }
+
+    fn free(&mut self, shard: ShardId, id: ObjectId) -> Result<(), String> {
+        if let Some(object) = self.model(shard).objects.get_mut(&id) {
+            object.pinned = false;
+            object.doomed.get_or_insert(GoneReason::Freed);
+        }
+        self.shard_event(shard, StoreEvent::Free { id })
+    }
+
+    /// One of the clients dies, for every shard, and another takes its place.
+    fn client_gone(&mut self, _shard: ShardId) -> Result<(), String> {
+        let slot = self.rng.below(self.clients.len() as u64) as usize;
+        let client = std::mem::replace(&mut self.clients[slot], self.next_client);
+        self.next_client += 1;
+        self.drop_client(client)
+    }
+
+    fn drop_client(&mut self, client: ClientId) -> Result<(), String> {
+        for shard in 0..self.models.len() as ShardId {
+            let model = &mut self.models[usize::from(shard)];
+            model.creates.retain(|_, create| create.client != client);
+            model.gets.retain(|_, gets| {
+                gets.retain(|(who, _)| *who != client);
+                !gets.is_empty()
+            });
+            let of_client = |o: &super::model::Object| !o.sealed && o.creator == client;
+            let unsealed: Vec<_> = model
+                .objects
+                .iter()
+                .filter(|(_, o)| of_client(o))
+                .map(|(id, _)| *id)
+                .collect();
+            for id in unsealed {
+                model.abort(&id, &mut self.memory)?;
+            }
+            for object in model.objects.values_mut() {
+                object.refs.retain(|holder| *holder != client);
+            }
+            self.shard_event(shard, StoreEvent::ClientGone { client })?;
+            let model = &self.models[usize::from(shard)];
+            model
+                .objects
+                .keys()
+                .try_for_each(|id| model.check_object(id))?;
+        }
+        Ok(())
+    }
+
+    /// The node has made a file, or had no room for it.
+    fn file_ready(&mut self, shard: ShardId) -> Result<(), String> {
+        let made = self.rng.permille(800);
+        let file = self.next_file;
+        let model = self.model(shard);
+        let Some((id, token, _)) = model.files_wanted.pop() else {
+            return Ok(());
+        };
+        if made {
+            model.files.push(file);
+            self.next_file += 1;
+        }
+        self.shard_event(
+            shard,
+            StoreEvent::FallbackReady {
+                id,
+                token,
+                segment: made.then_some(file),
+            },
+        )
+    }
+}
+
+/// The end of a world.
+impl World {
+    /// Everybody leaves and everything is freed: nothing may be left. Then each shard can have the largest object there is.
+    pub(super) fn finish(mut self) -> Result<Report, String> {
+        for client in std::mem::take(&mut self.clients) {
+            self.drop_client(client)?;
+        }
+        for shard in 0..self.models.len() as ShardId {
+            self.shard_event(shard, StoreEvent::Spilling { active: false })?;
+            while !self.models[usize::from(shard)].files_wanted.is_empty() {
+                self.file_ready(shard)?;
+            }
+            let mut ids: Vec<_> = self.models[usize::from(shard)]
+                .objects
+                .keys()
+                .copied()
+                .collect();
+            ids.sort_unstable();
+            ids.into_iter().try_for_each(|id| self.free(shard, id))?;
+            for (id, tokens) in std::mem::take(&mut self.model(shard).watches) {
+                for token in tokens {
+                    self.shard_event(shard, StoreEvent::Unwatch { token, id })?;
+                }
+            }
+        }
+        self.settle()?;
+        for shard in 0..self.models.len() as ShardId {
+            let stats = self.store(shard).stats();
+            let left = (
+                stats.objects,
+                stats.references,
+                stats.queued_creates,
+                stats.waiters,
+                stats.allocated_bytes,
+            );
+            if left != (0, 0, 0, 0, 0) || stats.clients != 0 {
+                return Err(format!("shard {shard} is not empty at the end: {stats:?}"));
+            }
+        }
+        for shard in 0..self.models.len() as ShardId {
+            self.largest_fits(shard)?;
+        }
+        self.check()?;
+        let bank = self.home.bank().stats();
+        (self.report.grants, self.report.reclaims) = (bank.grants, bank.reclaims);
+        for model in &self.models {
+            self.report.made += model.made;
+            self.report.evicted += model.evicted;
+            self.report.refused += model.refused;
+        }
+        Ok(self.report)
+    }
+
+    fn largest_fits(&mut self, shard: ShardId) -> Result<(), String> {
+        let (client, id, token) = (self.next_client, object_id(shard, self.ids), self.token());
+        self.next_client += 1;
+        let data_bytes = self.layout.max_object_bytes();
+        let (metadata_bytes, mutable, immediate, asked_ns) = (0, false, false, self.now);
+        let create = Create {
+            client,
+            id,
+            data_bytes,
+            metadata_bytes,
+            mutable,
+            immediate,
+            asked_ns,
+        };
+        self.model(shard).creates.insert(token, create);
+        let (owner, source) = (WorkerId::NIL, ObjectSource::ReceivedFromRemote);
+        let try_immediately = false;
+        let event = StoreEvent::Create {
+            client,
+            token,
+            id,
+            data_bytes,
+            metadata_bytes,
+            owner,
+            source,
+            mutable,
+            try_immediately,
+        };
+        self.shard_event(shard, event)?;
+        self.settle()?;
+        let place = self.models[usize::from(shard)]
+            .objects
+            .get(&id)
+            .map(|o| o.place);
+        if place.is_none_or(|place| place.segment >= FIRST_FILE) {
+            return Err(format!(
+                "{data_bytes} bytes do not fit into empty memory: {:?}",
+                self.store(shard).stats()
+            ));
+        }
+        self.abort(shard, client, id)?;
+        self.drop_client(client)?;
+        self.settle()
+    }
+
+    /// Delivers messages until nobody has anything to say.
+    fn settle(&mut self) -> Result<(), String> {
+        for _ in 0..FINISH_LIMIT {
+            let late = self.to_bank.iter().any(|late| !late.is_empty())
+                || self.to_shard.iter().any(|late| !late.is_empty());
+            let waiting =
+                (0..self.models.len()).any(|s| self.store(s as ShardId).stats().queued_creates > 0);
+            if !late && !waiting {
+                return Ok(());
+            }
+            self.now += MS;
+            for shard in 0..self.models.len() as ShardId {
+                while self.arrive(shard)? {}
+                self.tick(shard)?;
+            }
+        }
+        Err(format!(
+            "messages or creates are left after {FINISH_LIMIT} rounds"
+        ))
+    }
+}

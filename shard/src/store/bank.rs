@@ -1,0 +1,394 @@
+//! The bank of spans: shares the node's memory out to its shards. It lives on shard 0.
+//!
+//! Spans are granted from what is free. Where that is not enough, a standing request makes the bank collect: it asks the other
+//! shards for empty spans, which they evict for if they must, and whatever comes back goes to the oldest standing request
+//! first, so a long run is granted as surely as a short one. A request that has stood for [`BankConfig::hold_after_ns`] also makes the other
+//! shards start no new objects, as a request at the head of Ray's one queue does.
+
+use std::collections::VecDeque;
+
+use super::api::{BankEffect, BankEvent, SpanIndex, StoreEvent, Urgency};
+use super::config::Layout;
+use super::pool::SpanPool;
+use crate::ids::{NowNs, ShardId};
+
+/// Nobody holds the span.
+const FREE: ShardId = ShardId::MAX;
+
+/// What the bank is built with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BankConfig {
+    /// The node's memory.
+    pub segments: Layout,
+    /// Of each shard: the segment on its own NUMA node, which it is served from first. Its length is the number of shards.
+    pub home_segments: Vec<u32>,
+    /// How long a standing request waits before the other shards must hold back, in nanoseconds.
+    pub hold_after_ns: u64,
+}
+
+impl BankConfig {
+    /// A bank that makes shards hold back after 200 ms, a tenth of the grace period after which a create fails.
+    pub fn new(segments: Layout, home_segments: Vec<u32>) -> Self {
+        Self {
+            segments,
+            home_segments,
+            hold_after_ns: 200_000_000,
+        }
+    }
+}
+
+/// A request that waits. At most one per shard, so the queue is bounded by the number of shards.
+#[derive(Clone, Copy, Debug)]
+struct Standing {
+    shard: ShardId,
+    count: u32,
+    since: NowNs,
+    /// The other shards have been asked on its behalf.
+    asked: bool,
+    /// They hold back on its behalf.
+    holding: bool,
+    /// The shard knows that nothing could be collected so far.
+    told: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Shard {
+    held: u32,
+    /// Answers to [`StoreEvent::ReclaimSpans`] that are still to come.
+    reclaims_open: u32,
+    /// It has been asked for spans and not been told that it is over.
+    in_debt: bool,
+}
+
+/// Figures for reports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BankStats {
+    /// Spans of the node.
+    pub spans: u32,
+    /// Spans that no shard holds.
+    pub free_spans: u32,
+    /// Spans that were never held: their pages may not be there yet.
+    pub fresh_spans: u32,
+    /// Longest free run, in spans.
+    pub longest_run: u32,
+    /// Shards that wait.
+    pub standing: u32,
+    /// Runs granted so far.
+    pub grants: u64,
+    /// Requests refused so far.
+    pub refusals: u64,
+    /// Requests to give spans back sent so far.
+    pub reclaims: u64,
+    /// Messages that made no sense (a span returned by a shard that did not hold it): a bug if not 0.
+    pub faults: u64,
+}
+
+/// The bank of spans.
+#[derive(Debug)]
+pub struct SpanBank {
+    config: BankConfig,
+    pool: SpanPool,
+    /// Who holds each span.
+    holders: Vec<ShardId>,
+    shards: Vec<Shard>,
+    standing: VecDeque<Standing>,
+    stats: BankStats,
+}
+
+impl SpanBank {
+    /// All spans free. `None` where there is no shard or more than [`ShardId`] can count.
+    pub fn new(config: BankConfig) -> Option<Self> {
+        let shards = config.home_segments.len();
+        if shards == 0 || shards >= usize::from(FREE) {
+            return None;
+        }
+        Some(Self {
+            pool: SpanPool::new(&config.segments),
+            holders: vec![FREE; config.segments.index_end() as usize],
+            shards: vec![Shard::default(); shards],
+            standing: VecDeque::with_capacity(shards),
+            stats: BankStats {
+                spans: config.segments.span_count(),
+                ..BankStats::default()
+            },
+            config,
+        })
+    }
+
+    /// Takes one event and appends what it leads to.
+    pub fn handle(&mut self, event: BankEvent, now: NowNs, out: &mut Vec<BankEffect>) {
+        match event {
+            BankEvent::Wanted {
+                shard,
+                count,
+                urgency,
+            } => self.wanted(shard, count, urgency, now, out),
+            BankEvent::Unwanted { shard } => {
+                self.standing.retain(|s| s.shard != shard);
+                self.serve(out);
+            }
+            BankEvent::Returned {
+                shard,
+                first,
+                count,
+            } => {
+                if self.take_back(shard, first, count) {
+                    self.serve(out);
+                }
+            }
+            BankEvent::ReclaimDone { shard } => {
+                match self.shards.get_mut(usize::from(shard)) {
+                    Some(s) if s.reclaims_open > 0 => s.reclaims_open -= 1,
+                    _ => self.stats.faults += 1,
+                }
+                self.serve(out);
+            }
+            BankEvent::Tick => self.tick(now, out),
+        }
+    }
+
+    /// When a [`BankEvent::Tick`] is of use next.
+    pub fn next_deadline(&self) -> Option<NowNs> {
+        let head = self.standing.front().filter(|head| !head.holding)?;
+        Some(head.since.saturating_add(self.config.hold_after_ns))
+    }
+
+    /// Figures for reports.
+    pub fn stats(&self) -> BankStats {
+        let segments = 0..self.config.segments.segments().len() as u32;
+        BankStats {
+            free_spans: self.pool.free_count(),
+            fresh_spans: segments.map(|s| self.pool.fresh(s).1).sum(),
+            longest_run: self.pool.longest(),
+            standing: self.standing.len() as u32,
+            ..self.stats
+        }
+    }
+
+    /// The spans of a segment that were never granted, as (first, count): they are granted in this order, so whoever touches pages
+    /// ahead of demand starts at the first.
+    pub fn fresh_spans(&self, segment: u32) -> (SpanIndex, u32) {
+        self.pool.fresh(segment)
+    }
+
+    /// Who holds a span.
+    pub fn holder(&self, span: SpanIndex) -> Option<ShardId> {
+        self.holders
+            .get(span as usize)
+            .copied()
+            .filter(|holder| *holder != FREE)
+    }
+
+    /// How many spans a shard holds.
+    pub fn held_by(&self, shard: ShardId) -> u32 {
+        self.shards.get(usize::from(shard)).map_or(0, |s| s.held)
+    }
+
+    fn wanted(
+        &mut self,
+        shard: ShardId,
+        count: u32,
+        urgency: Urgency,
+        now: NowNs,
+        out: &mut Vec<BankEffect>,
+    ) {
+        if usize::from(shard) >= self.shards.len() || count == 0 {
+            self.stats.faults += 1;
+            return;
+        }
+        if urgency == Urgency::Standing {
+            if let Some(same) = self
+                .standing
+                .iter_mut()
+                .find(|s| s.shard == shard && s.count == count)
+            {
+                // The shard does not know of it any more: its answer is still to come.
+                same.told = false;
+            } else {
+                self.standing.retain(|s| s.shard != shard);
+                let new = Standing {
+                    shard,
+                    count,
+                    since: now,
+                    asked: false,
+                    holding: false,
+                    told: false,
+                };
+                self.standing.push_back(new);
+            }
+            return self.serve(out);
+        }
+        // What is free is being collected for those who stand.
+        if self.standing.iter().all(|s| s.shard == shard) {
+            if self.grant(shard, count, out)
+                || (urgency == Urgency::Ahead && self.grant(shard, 1, out))
+            {
+                return;
+            }
+            if self.shards.len() == 1 && urgency == Urgency::Now && self.grant_rest(shard, out) {
+                return;
+            }
+        }
+        self.refuse(shard, count, out);
+    }
+
+    fn refuse(&mut self, shard: ShardId, count: u32, out: &mut Vec<BankEffect>) {
+        self.stats.refusals += 1;
+        out.push(BankEffect {
+            shard,
+            event: StoreEvent::SpansRefused { count },
+        });
+    }
+
+    fn grant(&mut self, shard: ShardId, count: u32, out: &mut Vec<BankEffect>) -> bool {
+        let home = self.config.home_segments[usize::from(shard)];
+        let Some(first) = self.pool.take(count, home) else {
+            return false;
+        };
+        self.holders[first as usize..(first + count) as usize].fill(shard);
+        self.shards[usize::from(shard)].held += count;
+        self.stats.grants += 1;
+        // Or it would give them back at once.
+        self.end_debt(usize::from(shard), out);
+        out.push(BankEffect {
+            shard,
+            event: StoreEvent::SpansGranted { first, count },
+        });
+        true
+    }
+
+    /// A lone shard gets all that is left, for it may hold the spans beside them. False where nothing is.
+    fn grant_rest(&mut self, shard: ShardId, out: &mut Vec<BankEffect>) -> bool {
+        let mut any = false;
+        loop {
+            let count = self.pool.longest();
+            if count == 0 || !self.grant(shard, count, out) {
+                return any;
+            }
+            any = true;
+        }
+    }
+
+    fn take_back(&mut self, shard: ShardId, first: SpanIndex, count: u32) -> bool {
+        let range = first as usize..first.saturating_add(count) as usize;
+        let held = self
+            .holders
+            .get(range.clone())
+            .is_some_and(|held| held.iter().all(|h| *h == shard));
+        if count == 0 || shard == FREE || !held {
+            self.stats.faults += 1;
+            return false;
+        }
+        self.holders[range].fill(FREE);
+        self.shards[usize::from(shard)].held -= count;
+        self.pool.put(first, count);
+        true
+    }
+
+    /// Grants to those who stand, oldest first, and collects for the first who can't be served.
+    fn serve(&mut self, out: &mut Vec<BankEffect>) {
+        while let Some(head) = self.standing.front().copied() {
+            if !self.grant(head.shard, head.count, out) {
+                return self.collect(out);
+            }
+            self.standing.pop_front();
+        }
+        for index in 0..self.shards.len() {
+            self.end_debt(index, out);
+        }
+    }
+
+    fn end_debt(&mut self, index: usize, out: &mut Vec<BankEffect>) {
+        if std::mem::take(&mut self.shards[index].in_debt) {
+            let event = StoreEvent::ReclaimSpans {
+                count: 0,
+                hold: false,
+            };
+            out.push(BankEffect {
+                shard: index as ShardId,
+                event,
+            });
+        }
+    }
+
+    fn collect(&mut self, out: &mut Vec<BankEffect>) {
+        let Some(head) = self.standing.front_mut() else {
+            return;
+        };
+        if !head.asked {
+            head.asked = true;
+            let (shard, count) = (head.shard, head.count);
+            self.ask_others(shard, count, false, out);
+        }
+        let waiting = self.shards.iter().any(|s| s.reclaims_open > 0);
+        if let Some(head) = self
+            .standing
+            .front_mut()
+            .filter(|head| !waiting && !head.told)
+        {
+            head.told = true;
+            let (shard, count) = (head.shard, head.count);
+            self.refuse(shard, count, out);
+        }
+    }
+
+    fn ask_others(&mut self, head: ShardId, count: u32, hold: bool, out: &mut Vec<BankEffect>) {
+        self.end_debt(usize::from(head), out);
+        for index in (0..self.shards.len()).filter(|index| *index != usize::from(head)) {
+            if self.shards[index].held == 0 && !hold {
+                self.end_debt(index, out);
+                continue;
+            }
+            let shard = &mut self.shards[index];
+            shard.reclaims_open += 1;
+            shard.in_debt = true;
+            self.stats.reclaims += 1;
+            let event = StoreEvent::ReclaimSpans { count, hold };
+            out.push(BankEffect {
+                shard: index as ShardId,
+                event,
+            });
+        }
+    }
+
+    fn tick(&mut self, now: NowNs, out: &mut Vec<BankEffect>) {
+        let due = self.next_deadline().is_some_and(|due| now >= due);
+        let Some(head) = self.standing.front_mut().filter(|_| due) else {
+            return;
+        };
+        head.holding = true;
+        let (shard, count) = (head.shard, head.count);
+        self.ask_others(shard, count, true, out);
+    }
+
+    /// Verifies that every span is held by one shard or free, once, and that the sums are right.
+    pub fn check(&self) -> Result<(), String> {
+        self.pool.check()?;
+        if self.stats.faults > 0 {
+            return Err(format!("{} messages made no sense", self.stats.faults));
+        }
+        let mut free = vec![false; self.holders.len()];
+        for (first, count) in self.pool.runs() {
+            for span in first..first + count {
+                if self.holders[span as usize] != FREE
+                    || std::mem::replace(&mut free[span as usize], true)
+                {
+                    return Err(format!(
+                        "span {span} is free twice or held by shard {}",
+                        self.holders[span as usize]
+                    ));
+                }
+            }
+        }
+        let held: u32 = self.shards.iter().map(|s| s.held).sum();
+        let by_holder = self.holders.iter().filter(|h| **h != FREE).count() as u32;
+        if held != by_holder || held + self.pool.free_count() != self.stats.spans {
+            let free = self.pool.free_count();
+            return Err(format!(
+                "{held} spans held ({by_holder} by holder) and {free} free of {}",
+                self.stats.spans
+            ));
+        }
+        Ok(())
+    }
+}

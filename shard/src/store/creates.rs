@@ -1,0 +1,286 @@
+//! Creates: memory found, evicted, asked for, waited for.
+//!
+//! Creates that find no room wait in one queue, in order, as in Ray's `create_request_queue.cc`. The first of them asks
+//! the bank, evicts what nobody uses, and then waits for others to free memory. It fails when it has seen
+//! no progress for the grace period; those behind it fail at once then, until a create succeeds again.
+
+use super::api::{GoneReason, StoreEffect, StoreError, Urgency};
+use super::arena::Arena;
+use super::machine::Store;
+use super::objects::{Backing, NewObject};
+use super::queue::Create;
+use crate::ids::{NowNs, ObjectId, Token};
+
+/// What became of the first create in the queue.
+enum Attempt {
+    /// Made, at this slot.
+    Made(u32),
+    /// Refused for good.
+    Failed(StoreError),
+    /// A file on disk is the last resort.
+    File,
+    /// Waits on.
+    Waits,
+}
+
+impl Store {
+    pub(super) fn create(&mut self, create: Create, now: NowNs, out: &mut Vec<StoreEffect>) {
+        if self.objects.find(&create.id).is_some() {
+            return self.answer(&create, Err(StoreError::ObjectExists), out);
+        }
+        let Some(bytes) = create.bytes().filter(|bytes| *bytes <= i64::MAX as u64) else {
+            return self.fail(&create, out);
+        };
+        if bytes > self.arena.layout().max_object_bytes() {
+            return self.file_or_fail(create, bytes, out);
+        }
+        let first = self.queue.is_empty() && !self.link.hold;
+        if first || create.try_immediately {
+            if let Some(slot) = self.make(&create, bytes, now) {
+                return self.made(&create, slot, out);
+            }
+        }
+        if create.try_immediately && !self.queue.is_empty() {
+            // Those who wait have asked the bank already.
+            return match self.evict_for(&create, bytes, now, out) {
+                Some(slot) => self.made(&create, slot, out),
+                None => self.file_or_fail(create, bytes, out),
+            };
+        }
+        if self.queue.len() >= self.config.max_queued_creates {
+            self.counters.queue_full += 1;
+            return self.answer(&create, Err(StoreError::QueueFull), out);
+        }
+        self.queue.push(create, bytes);
+        self.run_queue(now, out);
+    }
+
+    fn answer(&self, create: &Create, result: Result<u32, StoreError>, out: &mut Vec<StoreEffect>) {
+        let Create {
+            client, token, id, ..
+        } = *create;
+        let result = result.map(|slot| self.objects.get(slot).place(&self.arena));
+        out.push(StoreEffect::Created {
+            client,
+            token,
+            id,
+            result,
+        });
+    }
+
+    fn made(&mut self, create: &Create, slot: u32, out: &mut Vec<StoreEffect>) {
+        self.link.full_since = None;
+        self.answer(create, Ok(slot), out);
+    }
+
+    fn fail(&mut self, create: &Create, out: &mut Vec<StoreEffect>) {
+        self.counters.out_of_memory += 1;
+        self.answer(create, Err(StoreError::OutOfMemory), out);
+    }
+
+    fn file_or_fail(&mut self, create: Create, bytes: u64, out: &mut Vec<StoreEffect>) {
+        if !self.config.fallback || self.queue.len() >= self.config.max_queued_creates {
+            return self.fail(&create, out);
+        }
+        let bytes = Arena::footprint(bytes);
+        self.queue.file(create, bytes);
+        out.push(StoreEffect::FallbackWanted {
+            id: create.id,
+            token: create.token,
+            bytes,
+        });
+    }
+
+    pub(super) fn filed(
+        &mut self,
+        id: ObjectId,
+        token: Token,
+        segment: Option<u32>,
+        now: NowNs,
+        out: &mut Vec<StoreEffect>,
+    ) {
+        let Some((create, bytes)) = self.queue.filed(&id, token) else {
+            self.counters.stray_events += 1;
+            out.extend(segment.map(|segment| StoreEffect::FallbackReturned { segment }));
+            return;
+        };
+        let Some(segment) = segment else {
+            return self.fail(&create, out);
+        };
+        if self.objects.find(&id).is_some() {
+            out.push(StoreEffect::FallbackReturned { segment });
+            return self.answer(&create, Err(StoreError::ObjectExists), out);
+        }
+        let slot = self.insert(&create, Backing::File(segment, bytes), now);
+        self.counters
+            .fallback
+            .add(self.objects.get(slot).size_bytes());
+        self.answer(&create, Ok(slot), out);
+    }
+
+    /// Makes the object if there is memory for it now.
+    fn make(&mut self, create: &Create, bytes: u64, now: NowNs) -> Option<u32> {
+        let allocation = self.arena.alloc(bytes)?;
+        Some(self.insert(create, Backing::Arena(allocation), now))
+    }
+
+    fn insert(&mut self, create: &Create, backing: Backing, now: NowNs) -> u32 {
+        let creator = self.refs.client(create.client);
+        let slot = self.objects.insert(NewObject {
+            id: create.id,
+            owner: create.owner,
+            data_bytes: create.data_bytes,
+            metadata_bytes: create.metadata_bytes,
+            backing,
+            created_ns: now,
+            creator,
+            mutable: create.mutable,
+            source: create.source,
+        });
+        self.refs.add(creator, slot);
+        let bytes = self.objects.get(slot).size_bytes();
+        self.counters.by_source[create.source as usize].add(bytes);
+        self.counters.unsealed.add(bytes);
+        self.counters.in_use.add(bytes);
+        self.counters.created.add(bytes);
+        slot
+    }
+
+    /// Evicts the object that nobody has used for longest; false where there is none.
+    pub(super) fn evict_one(&mut self, out: &mut Vec<StoreEffect>) -> bool {
+        let Some(slot) = self.objects.oldest_evictable() else {
+            return false;
+        };
+        self.counters
+            .evicted
+            .add(self.objects.get(slot).size_bytes());
+        self.destroy(slot, GoneReason::Evicted, out);
+        true
+    }
+
+    /// Makes the object, evicting others for it, if that can be enough.
+    fn evict_for(
+        &mut self,
+        create: &Create,
+        bytes: u64,
+        now: NowNs,
+        out: &mut Vec<StoreEffect>,
+    ) -> Option<u32> {
+        let needed = Arena::footprint(bytes);
+        if self.arena.free_bytes() + self.objects.evictable().1 < needed {
+            return None;
+        }
+        while self.evict_one(out) {
+            if self.arena.free_bytes() >= needed {
+                if let Some(slot) = self.make(create, bytes, now) {
+                    return Some(slot);
+                }
+            }
+        }
+        None
+    }
+
+    /// Serves the queue as far as it goes.
+    pub(super) fn run_queue(&mut self, now: NowNs, out: &mut Vec<StoreEffect>) {
+        self.pay_debt();
+        self.freed = false;
+        self.link.next_retry_ns = now.saturating_add(self.config.retry_interval_ns);
+        while let Some((create, bytes)) = self.queue.front() {
+            if self.link.hold && !create.try_immediately {
+                return;
+            }
+            match self.attempt(&create, bytes, now, out) {
+                Attempt::Waits => return,
+                Attempt::Made(slot) => {
+                    self.queue.pop();
+                    self.made(&create, slot, out);
+                }
+                Attempt::Failed(error) => {
+                    self.queue.pop();
+                    if error == StoreError::OutOfMemory {
+                        self.counters.out_of_memory += 1;
+                    }
+                    self.answer(&create, Err(error), out);
+                }
+                Attempt::File => {
+                    self.queue.pop();
+                    self.file_or_fail(create, bytes, out);
+                }
+            }
+        }
+        self.withdraw();
+    }
+
+    fn attempt(
+        &mut self,
+        create: &Create,
+        bytes: u64,
+        now: NowNs,
+        out: &mut Vec<StoreEffect>,
+    ) -> Attempt {
+        if self.objects.find(&create.id).is_some() {
+            return Attempt::Failed(StoreError::ObjectExists);
+        }
+        if let Some(slot) = self.make(create, bytes, now) {
+            return Attempt::Made(slot);
+        }
+        let spans = self.arena.spans_for(bytes);
+        if self.link.answer_due {
+            return Attempt::Waits;
+        }
+        if self.link.standing.is_none() && now >= self.link.dry_until_ns {
+            self.want(spans, Urgency::Now);
+            return Attempt::Waits;
+        }
+        if let Some(slot) = self.evict_for(create, bytes, now, out) {
+            return Attempt::Made(slot);
+        }
+        if create.try_immediately {
+            return Attempt::File;
+        }
+        let since = *self.link.full_since.get_or_insert(now);
+        if self.link.spilling {
+            self.link.full_since = None;
+        } else if self.link.standing_refused(spans)
+            && now.saturating_sub(since) >= self.config.full_grace_ns
+        {
+            return Attempt::File;
+        }
+        self.stand(spans);
+        self.press(now, out);
+        Attempt::Waits
+    }
+
+    /// Says that creates wait, as often as is allowed.
+    fn press(&mut self, now: NowNs, out: &mut Vec<StoreEffect>) {
+        let due = |last: Option<NowNs>, interval: u64| {
+            last.is_none_or(|last| now.saturating_sub(last) >= interval)
+        };
+        if due(self.link.last_pressure_ns, self.config.pressure_interval_ns) {
+            self.link.last_pressure_ns = Some(now);
+            out.push(StoreEffect::FullPressure {
+                wanted_bytes: self.queue.bytes(),
+            });
+        }
+        if due(self.link.last_gc_ns, self.config.gc_interval_ns) {
+            self.link.last_gc_ns = Some(now);
+            out.push(StoreEffect::GcWanted);
+        }
+    }
+
+    pub(super) fn tick(&mut self, now: NowNs, out: &mut Vec<StoreEffect>) {
+        if self.next_deadline().is_some_and(|due| now >= due) {
+            self.run_queue(now, out);
+        }
+    }
+
+    pub(super) fn spilling(&mut self, active: bool, now: NowNs, out: &mut Vec<StoreEffect>) {
+        self.link.spilling = active;
+        self.run_queue(now, out);
+    }
+
+    /// When a [`StoreEvent::Tick`](super::StoreEvent::Tick) is of use next; `None`: not before something else happens.
+    pub fn next_deadline(&self) -> Option<NowNs> {
+        (!self.queue.is_empty()).then_some(self.link.next_retry_ns)
+    }
+}

@@ -1,0 +1,99 @@
+//! Creates that wait: for memory, for the bank, or for a file on disk. In order; the first is served first.
+
+use std::collections::VecDeque;
+
+use super::api::ObjectSource;
+use super::config::MUTABLE_HEADER_BYTES;
+use crate::ids::{ClientId, ObjectId, Token, WorkerId};
+
+/// One create.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Create {
+    pub(super) client: ClientId,
+    pub(super) token: Token,
+    pub(super) id: ObjectId,
+    pub(super) data_bytes: u64,
+    pub(super) metadata_bytes: u64,
+    pub(super) owner: WorkerId,
+    pub(super) source: ObjectSource,
+    pub(super) mutable: bool,
+    pub(super) try_immediately: bool,
+}
+
+impl Create {
+    /// Header, data and metadata, in bytes; `None` where that is no number.
+    pub(super) fn bytes(&self) -> Option<u64> {
+        let header = if self.mutable {
+            MUTABLE_HEADER_BYTES
+        } else {
+            0
+        };
+        self.data_bytes
+            .checked_add(self.metadata_bytes)?
+            .checked_add(header)
+    }
+}
+
+/// Creates that wait, with their sizes in bytes.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    waiting: VecDeque<(Create, u64)>,
+    bytes: u64,
+    /// Creates for which the node makes a file.
+    filing: Vec<(Create, u64)>,
+}
+
+impl Queue {
+    /// How many wait, for memory or a file.
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len() + self.filing.len()
+    }
+
+    /// Nobody waits for memory.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// What those who wait for memory want, in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn push(&mut self, create: Create, bytes: u64) {
+        self.waiting.push_back((create, bytes));
+        self.bytes += bytes;
+    }
+
+    pub(super) fn front(&self) -> Option<(Create, u64)> {
+        self.waiting.front().copied()
+    }
+
+    pub(super) fn pop(&mut self) {
+        if let Some((_, bytes)) = self.waiting.pop_front() {
+            self.bytes -= bytes;
+        }
+    }
+
+    /// The node makes a file for this one.
+    pub(super) fn file(&mut self, create: Create, bytes: u64) {
+        self.filing.push((create, bytes));
+    }
+
+    /// The file of this one is ready, or can't be.
+    pub(super) fn filed(&mut self, id: &ObjectId, token: u64) -> Option<(Create, u64)> {
+        let at = self
+            .filing
+            .iter()
+            .position(|(c, _)| c.id == *id && c.token == token)?;
+        Some(self.filing.swap_remove(at))
+    }
+
+    /// Forgets the creates of which `gone` is true.
+    pub(super) fn forget(&mut self, gone: impl Fn(&Create) -> bool) {
+        if !self.waiting.is_empty() || !self.filing.is_empty() {
+            self.waiting.retain(|(create, _)| !gone(create));
+            self.filing.retain(|(create, _)| !gone(create));
+            self.bytes = self.waiting.iter().map(|(_, bytes)| bytes).sum();
+        }
+    }
+}

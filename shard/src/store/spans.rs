@@ -1,0 +1,154 @@
+//! A shard's dealings with the bank of spans: asking, giving back, being asked.
+
+use super::api::{SpanIndex, StoreEffect, Urgency};
+use super::machine::Store;
+use crate::ids::NowNs;
+
+/// What a store knows about its requests to the bank, and about how long it has been full.
+#[derive(Debug, Default)]
+pub(super) struct BankLink {
+    /// A request that is answered at once (not a standing one) is on its way.
+    pub(super) answer_due: bool,
+    /// The standing request, in spans.
+    pub(super) standing: Option<u32>,
+    /// The bank has collected for it in vain.
+    refused: bool,
+    /// The bank had nothing, so it isn't asked before this.
+    pub(super) dry_until_ns: NowNs,
+    /// Spans that another shard waits for and that are given back as they become empty.
+    debt: u32,
+    /// Another shard has waited too long: start no new objects.
+    pub(super) hold: bool,
+    /// Memory that will be freed is being spilled.
+    pub(super) spilling: bool,
+    /// Since when no create has succeeded, of those that found no room.
+    pub(super) full_since: Option<NowNs>,
+    /// When the queue is looked at again.
+    pub(super) next_retry_ns: NowNs,
+    pub(super) last_pressure_ns: Option<NowNs>,
+    pub(super) last_gc_ns: Option<NowNs>,
+}
+
+impl BankLink {
+    /// The bank has collected in vain for a standing request of this length.
+    pub(super) fn standing_refused(&self, spans: u32) -> bool {
+        self.standing == Some(spans) && self.refused
+    }
+}
+
+impl Store {
+    pub(super) fn want(&mut self, count: u32, urgency: Urgency) {
+        self.link.answer_due = true;
+        self.to_bank
+            .push_back(StoreEffect::SpansWanted { count, urgency });
+    }
+
+    /// Stands in the bank's queue, if the store does not already.
+    pub(super) fn stand(&mut self, count: u32) {
+        if self.link.standing != Some(count) {
+            self.link.standing = Some(count);
+            self.link.refused = false;
+            self.to_bank.push_back(StoreEffect::SpansWanted {
+                count,
+                urgency: Urgency::Standing,
+            });
+        }
+    }
+
+    /// Stands no longer.
+    pub(super) fn withdraw(&mut self) {
+        if self.link.standing.take().is_some() {
+            self.to_bank.push_back(StoreEffect::SpansUnwanted);
+        }
+    }
+
+    pub(super) fn granted(
+        &mut self,
+        first: SpanIndex,
+        count: u32,
+        now: NowNs,
+        out: &mut Vec<StoreEffect>,
+    ) {
+        if !std::mem::take(&mut self.link.answer_due) && self.link.standing == Some(count) {
+            self.link.standing = None;
+        }
+        self.link.dry_until_ns = 0;
+        self.arena.grant(first, count);
+        self.run_queue(now, out);
+    }
+
+    pub(super) fn refused(&mut self, now: NowNs, out: &mut Vec<StoreEffect>) {
+        self.link.dry_until_ns = now.saturating_add(self.config.retry_interval_ns);
+        if !std::mem::take(&mut self.link.answer_due) {
+            self.link.refused = self.link.standing.is_some();
+        }
+        self.run_queue(now, out);
+    }
+
+    pub(super) fn reclaim(
+        &mut self,
+        count: u32,
+        hold: bool,
+        now: NowNs,
+        out: &mut Vec<StoreEffect>,
+    ) {
+        self.link.hold = hold;
+        self.link.debt = 0;
+        if hold {
+            // A create that may not be served does not run out of time.
+            self.link.full_since = None;
+        }
+        if count > 0 {
+            let mut given = self.give_back(count);
+            while given < count && self.evict_one(out) {
+                given += self.give_back(count - given);
+            }
+            self.link.debt = count - given;
+            self.to_bank
+                .push_back(StoreEffect::ReclaimDone { count: given });
+        }
+        self.run_queue(now, out);
+    }
+
+    /// Gives up to `most` empty spans back; how many.
+    fn give_back(&mut self, most: u32) -> u32 {
+        let mut given = 0;
+        while given < most {
+            let Some((first, count)) = self.arena.take_run(most - given) else {
+                break;
+            };
+            self.to_bank
+                .push_back(StoreEffect::SpansReturned { first, count });
+            given += count;
+        }
+        given
+    }
+
+    /// Gives back what has become empty, as far as it is owed.
+    pub(super) fn pay_debt(&mut self) {
+        if self.link.debt > 0 && self.arena.empty_spans() > 0 {
+            self.link.debt -= self.give_back(self.link.debt);
+        }
+    }
+
+    /// After every event: pays what is owed, serves the queue if memory came free, and keeps the reserve in its bounds.
+    pub(super) fn settle_memory(&mut self, now: NowNs, out: &mut Vec<StoreEffect>) {
+        self.pay_debt();
+        if self.freed && !self.queue.is_empty() {
+            self.run_queue(now, out);
+        }
+        self.freed = false;
+        if !self.queue.is_empty() {
+            return;
+        }
+        let empty = self.arena.empty_spans();
+        if empty > self.config.spans_kept {
+            self.give_back(empty - self.config.spans_kept);
+        } else if empty < self.config.spans_ahead
+            && !self.link.answer_due
+            && now >= self.link.dry_until_ns
+        {
+            self.want(self.config.spans_ahead - empty, Urgency::Ahead);
+        }
+    }
+}
