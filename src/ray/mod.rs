@@ -3,3 +3,4 @@
 pub mod agents;
 pub mod proto;
 pub mod rpc;
+pub mod wire;
