@@ -56,6 +56,9 @@ pub struct ClientConfig {
     pub keepalive_time_ms: u64,
     /// A ping unanswered this long closes its connection: Ray's `grpc_client_keepalive_timeout_ms`.
     pub keepalive_timeout_ms: u64,
+    /// No failures are injected into calls to this host: set it to the node's own address where Ray's
+    /// `testing_rpc_failure_avoid_intra_node_failures` is on.
+    pub spared_host: Option<String>,
 }
 
 impl Default for ClientConfig {
@@ -67,6 +70,7 @@ impl Default for ClientConfig {
             reconnect_backoff_max_ms: 2_000,
             keepalive_time_ms: 300_000,
             keepalive_timeout_ms: 120_000,
+            spared_host: None,
         }
     }
 }
@@ -204,7 +208,7 @@ impl Channel {
         Resp: Message + Default,
     {
         let message = encode(request)?;
-        let reply = match self.0.context.chaos.next_failure(path) {
+        let reply = match self.next_failure(path) {
             None => self.call_bytes(path, message, timeout).await?,
             Some(failure) => return Err(self.fail(failure, path, message, timeout).await),
         };
@@ -214,6 +218,16 @@ impl Channel {
                 format!("cannot read the reply of {path}: {e}"),
             )
         })
+    }
+
+    fn next_failure(&self, path: &str) -> Option<Failure> {
+        let context = &self.0.context;
+        if context.chaos.is_none()
+            || context.config.spared_host.as_deref() == Some(self.0.authority.host())
+        {
+            return None;
+        }
+        context.chaos.next_failure(path)
     }
 
     async fn fail(

@@ -6,9 +6,14 @@
 pub mod auth;
 pub mod chaos;
 pub mod client;
+pub mod core_worker;
 mod exec;
 mod frame;
+pub mod gcs;
 pub mod health;
+pub mod owners;
+pub mod pubsub;
 pub mod server;
+pub mod syncer;
 
 pub use frame::MAX_MESSAGE_SIZE_BYTES;
