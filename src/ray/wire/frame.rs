@@ -77,19 +77,29 @@ pub fn parse_header(bytes: &[u8; HEADER_BYTES], limit_bytes: u64) -> Result<Head
     }
 }
 
-/// Finds the first frame in bytes received so far: its header, its body and the frame's whole length in bytes.
-/// `None` means that more bytes are needed.
-pub fn split(
-    received: &[u8],
-    limit_bytes: u64,
-) -> Result<Option<(Header, &[u8], usize)>, FrameError> {
+/// A whole frame among the bytes received so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// The message's type; its meaning depends on the socket.
+    pub message_type: i64,
+    /// The message.
+    pub body: &'a [u8],
+    /// Header and body: the next frame starts after so many bytes.
+    pub frame_bytes: usize,
+}
+
+/// Finds the first frame in bytes received so far, `None` if more bytes are needed. `limit_bytes` as in
+/// [`parse_header`]: a frame that would be longer is refused as soon as its header is there.
+pub fn split(received: &[u8], limit_bytes: u64) -> Result<Option<Frame<'_>>, FrameError> {
     let Some((head, rest)) = received.split_first_chunk::<HEADER_BYTES>() else {
         return Ok(None);
     };
     let header = parse_header(head, limit_bytes)?;
-    Ok(rest
-        .get(..header.body_bytes)
-        .map(|body| (header, body, HEADER_BYTES + header.body_bytes)))
+    Ok(rest.get(..header.body_bytes).map(|body| Frame {
+        message_type: header.message_type,
+        body,
+        frame_bytes: HEADER_BYTES + header.body_bytes,
+    }))
 }
 
 /// Appends a header to `out`.
@@ -161,10 +171,14 @@ mod tests {
         for short in 0..HEADER_BYTES + 3 {
             assert_eq!(split(&bytes[..short], 100), Ok(None));
         }
-        let (header, body, used) = split(&bytes, 100).expect("valid").expect("whole");
+        let frame = split(&bytes, 100).expect("valid").expect("whole");
         assert_eq!(
-            (header.message_type, body, used),
-            (7, &b"abc"[..], HEADER_BYTES + 3)
+            frame,
+            Frame {
+                message_type: 7,
+                body: b"abc",
+                frame_bytes: HEADER_BYTES + 3
+            }
         );
     }
 }
