@@ -246,6 +246,15 @@ fn the_lifetime_pipe_is_open_as_long_as_the_table_holds_the_process() {
         );
         table.kill(started.key);
         exits.recv_async().await.unwrap();
+        // One that ignores the signal but not the end of the pipe.
+        reader.command.argv[2] = "trap '' TERM; read line; exit 8".into();
+        let started = table.spawn(&reader).unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        table.terminate(started.key);
+        assert_eq!(
+            exits.recv_async().await.unwrap().status,
+            ExitStatus::Code(8)
+        );
     });
 }
 

@@ -2,5 +2,6 @@
 
 pub mod agents;
 pub mod proto;
+pub mod runtime_env;
 pub mod rpc;
 pub mod wire;

@@ -28,6 +28,9 @@ use super::exit::ExitStatus;
 const GROUP_POLL: Duration = Duration::from_millis(50);
 /// How long the status of a process that is not our child may come after its end.
 const FOREIGN_STATUS_WAIT: Duration = Duration::from_millis(500);
+/// Between SIGTERM and the end of a lifetime pipe. A Python process that reads the pipe on a thread does not end before
+/// the pipe does; one that sees the pipe end before the signal believes that the node has crashed.
+const PIPE_GRACE: Duration = Duration::from_millis(100);
 /// How long `shutdown` waits for processes to be gone after SIGKILL. They can only be late in the kernel by then.
 const KILL_WAIT: Duration = Duration::from_secs(2);
 
@@ -176,8 +179,8 @@ struct Entry {
     pidfd: AsyncFd<OwnedFd>,
     own_group: bool,
     terminating: Cell<bool>,
-    /// Open as long as the process lives.
-    _lifetime_pipe: Option<ChildStdin>,
+    /// Open as long as the process is to live.
+    lifetime_pipe: RefCell<Option<ChildStdin>>,
 }
 
 impl ProcessTable {
@@ -299,7 +302,7 @@ impl ProcessTable {
         }
     }
 
-    /// Asks a process to end with SIGTERM, and ends it with SIGKILL where it hasn't after `kill_timeout`. Asking again
+    /// Asks a process to end with SIGTERM and the end of its lifetime pipe, and ends it with SIGKILL where it hasn't after `kill_timeout`. Asking again
     /// changes nothing.
     pub fn terminate(&self, key: ProcessKey) {
         self.terminate_within(key, self.inner.config.kill_timeout);
@@ -314,7 +317,12 @@ impl ProcessTable {
         entry.signal(Signal::TERM);
         let table = self.clone();
         tokio::task::spawn_local(async move {
-            tokio::time::sleep(timeout).await;
+            let pipe_after = timeout.min(PIPE_GRACE);
+            tokio::time::sleep(pipe_after).await;
+            if let Some(entry) = table.entry(key) {
+                entry.lifetime_pipe.take();
+            }
+            tokio::time::sleep(timeout - pipe_after).await;
             if let Some(entry) = table.entry(key) {
                 tracing::warn!(pid = ?entry.pid, ?timeout, "a process did not end on SIGTERM and is killed");
                 entry.kill();
@@ -376,7 +384,7 @@ impl ProcessTable {
             pidfd,
             own_group,
             terminating: Cell::new(false),
-            _lifetime_pipe: pipe,
+            lifetime_pipe: RefCell::new(pipe),
         });
         self.inner.entries.borrow_mut().insert(key, entry.clone());
         entry
