@@ -20,6 +20,7 @@ use raylet_tuning::pages::PageChoice;
 
 use crate::cli::closest::closest;
 use crate::cli::ray_flags::RayFlags;
+use crate::observe::log::is_filter;
 
 /// The default of `warm_reserve_bytes`: enough for the small objects of a busy second, little beside any store.
 pub const WARM_RESERVE_DEFAULT_BYTES: u64 = 256 << 20;
@@ -261,15 +262,7 @@ fn parse_log(text: &str) -> Option<String> {
         "fatal" => "error".to_owned(),
         _ => text.to_owned(),
     };
-    // A bare word that is no level would be taken for a module, and everything of that module be logged.
-    let levels = ["error", "warn", "info", "debug", "trace", "off"];
-    let bare =
-        |part: &str| part.contains('=') || levels.iter().any(|l| l.eq_ignore_ascii_case(part));
-    let valid = filter.split(',').map(str::trim).all(bare)
-        && filter
-            .parse::<tracing_subscriber::filter::Targets>()
-            .is_ok();
-    valid.then_some(filter)
+    is_filter(&filter).then_some(filter)
 }
 
 /// The well-known directory of this user's admin sockets: `$XDG_RUNTIME_DIR/raylet-uring` where there is such a

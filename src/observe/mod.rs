@@ -1,3 +1,9 @@
 //! What a node tells about itself: its status, its latencies, its log, and the admin socket that serves them.
 
+pub mod admin;
+pub mod client;
+pub mod histogram;
+pub mod log;
+pub mod print;
+pub mod runtime_dir;
 pub mod status;

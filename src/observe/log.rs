@@ -1,0 +1,405 @@
+//! The log of a node: where it goes, and a filter that can change while the node runs.
+//!
+//! A node of its own logs to standard error. Under Ray, `--stdout_filepath` names the file that takes the log and standard
+//! output (`<session>/logs/raylet.out`), `--stderr_filepath` the one for standard error (`raylet.err`). Ray's log monitor
+//! forwards what is in `raylet.err` to drivers, so only what is meant for users may go there.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{fmt, reload, Registry};
+
+/// Rotated files that are kept at most, whatever the environment asks for.
+const BACKUPS_MAX: u32 = 1000;
+
+/// Where the log goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogTarget {
+    /// Standard error.
+    Stderr,
+    /// Ray's files.
+    Files {
+        /// Takes the log and standard output; `None`: the log goes to standard error.
+        stdout: Option<PathBuf>,
+        /// Takes standard error; `None`: not redirected.
+        stderr: Option<PathBuf>,
+        /// When the log file is rotated.
+        rotation: Rotation,
+    },
+}
+
+/// When a log file is rotated, as Ray's C++ processes do it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rotation {
+    /// Size in bytes from which on a new file is begun; `None`: never.
+    pub max_bytes: Option<u64>,
+    /// Files that are kept beside the current one: `raylet.1.out` is the newest of them.
+    pub backups: u32,
+}
+
+impl Rotation {
+    /// From Ray's variables RAY_ROTATION_MAX_BYTES (bytes, 0: never) and RAY_ROTATION_BACKUP_COUNT.
+    pub fn from_environment(environment: impl Fn(&str) -> Option<String>) -> Self {
+        let number =
+            |name: &str| environment(name).and_then(|text| text.trim().parse::<u64>().ok());
+        Rotation {
+            max_bytes: number("RAY_ROTATION_MAX_BYTES").filter(|bytes| *bytes > 0),
+            backups: number("RAY_ROTATION_BACKUP_COUNT")
+                .map_or(1, |n| n.min(u64::from(BACKUPS_MAX)) as u32),
+        }
+    }
+}
+
+/// A log that can't be set up.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LogError {
+    /// A filter that isn't one.
+    #[error("log filter {filter:?}: {message}; expected a level or directives like `info,raylet_uring::workers=debug`")]
+    Filter {
+        /// The filter.
+        filter: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A file that can't be written.
+    #[error("can't open log file {path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Standard output or error can't be redirected.
+    #[error("can't redirect {stream} into {path}: {source}")]
+    Redirect {
+        /// "standard output" or "standard error".
+        stream: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The process has a log already.
+    #[error("the log of this process is set up already")]
+    Twice,
+}
+
+/// Changes the filter of a running node's log. Clones change the same log.
+#[derive(Debug, Clone)]
+pub struct LogHandle {
+    reload: reload::Handle<Targets, Registry>,
+    current: Arc<Mutex<String>>,
+}
+
+impl LogHandle {
+    /// The filter in force.
+    pub fn filter(&self) -> String {
+        self.current
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Puts another filter in force.
+    ///
+    /// # Errors
+    /// [`LogError::Filter`]; the old filter stays.
+    pub fn set_filter(&self, filter: &str) -> Result<(), LogError> {
+        let targets = parse_filter(filter)?;
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        self.reload
+            .reload(targets)
+            .map_err(|error| LogError::Filter {
+                filter: filter.to_owned(),
+                message: error.to_string(),
+            })?;
+        filter.clone_into(&mut current);
+        Ok(())
+    }
+}
+
+/// Reads a filter. A bare word that is no level is refused: it would be taken for a module, and all of it be logged.
+fn parse_filter(filter: &str) -> Result<Targets, LogError> {
+    let error = |message: String| LogError::Filter {
+        filter: filter.to_owned(),
+        message,
+    };
+    let levels = ["error", "warn", "info", "debug", "trace", "off"];
+    let is_level = |part: &str| levels.iter().any(|level| level.eq_ignore_ascii_case(part));
+    let parts: Vec<&str> = filter.split(',').map(str::trim).collect();
+    match parts
+        .iter()
+        .find(|part| !part.contains('=') && !is_level(part))
+    {
+        Some(part) => Err(error(format!("{part:?} is no level"))),
+        None => parts
+            .join(",")
+            .parse()
+            .map_err(|e: tracing_subscriber::filter::ParseError| error(e.to_string())),
+    }
+}
+
+/// Whether a text is a filter that [`init`] takes.
+pub fn is_filter(filter: &str) -> bool {
+    parse_filter(filter).is_ok()
+}
+
+/// Sets up the log of this process, and logs panics.
+///
+/// # Errors
+/// [`LogError`]. After an error nothing is redirected but what was named before the failing file.
+pub fn init(filter: &str, target: LogTarget) -> Result<LogHandle, LogError> {
+    let targets = parse_filter(filter)?;
+    let (layer, reload) = reload::Layer::new(targets);
+    let registry = tracing_subscriber::registry().with(layer);
+    let file = match target {
+        LogTarget::Stderr => None,
+        LogTarget::Files {
+            stdout,
+            stderr,
+            rotation,
+        } => {
+            if let Some(path) = stderr {
+                let file = open(&path)?;
+                rustix::stdio::dup2_stderr(&file).map_err(|e| LogError::Redirect {
+                    stream: "standard error",
+                    path,
+                    source: e.into(),
+                })?;
+            }
+            stdout
+                .map(|path| RotatingFile::open(path, rotation, true))
+                .transpose()?
+        }
+    };
+    let done = match file {
+        Some(file) => registry
+            .with(fmt::layer().with_ansi(false).with_writer(Mutex::new(file)))
+            .try_init(),
+        None => {
+            let ansi = io::stderr().is_terminal();
+            registry
+                .with(fmt::layer().with_ansi(ansi).with_writer(io::stderr))
+                .try_init()
+        }
+    };
+    done.map_err(|_| LogError::Twice)?;
+    log_panics();
+    Ok(LogHandle {
+        reload,
+        current: Arc::new(Mutex::new(filter.to_owned())),
+    })
+}
+
+/// A panic goes to standard error as ever, and to the log, which may be another file.
+fn log_panics() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        tracing::error!(thread = std::thread::current().name(), "{info}");
+        default(info);
+    }));
+}
+
+fn open(path: &Path) -> Result<File, LogError> {
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    file.map_err(|source| LogError::File {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// A file that is renamed and begun anew when it has grown enough.
+#[derive(Debug)]
+struct RotatingFile {
+    path: PathBuf,
+    file: File,
+    size_bytes: u64,
+    rotation: Rotation,
+    /// Standard output follows the file.
+    is_stdout: bool,
+}
+
+impl RotatingFile {
+    fn open(path: PathBuf, rotation: Rotation, is_stdout: bool) -> Result<Self, LogError> {
+        let file = open(&path)?;
+        let size_bytes = file.metadata().map_or(0, |m| m.len());
+        let rotating = RotatingFile {
+            path,
+            file,
+            size_bytes,
+            rotation,
+            is_stdout,
+        };
+        rotating.redirect()?;
+        Ok(rotating)
+    }
+
+    fn redirect(&self) -> Result<(), LogError> {
+        if !self.is_stdout {
+            return Ok(());
+        }
+        rustix::stdio::dup2_stdout(&self.file).map_err(|e| LogError::Redirect {
+            stream: "standard output",
+            path: self.path.clone(),
+            source: e.into(),
+        })
+    }
+
+    /// `raylet.out` to `raylet.3.out`, the names that Ray's C++ log gives and its dashboard knows.
+    fn backup(&self, number: u32) -> PathBuf {
+        let stem = self.path.file_stem().unwrap_or_default().to_string_lossy();
+        let name = match self.path.extension() {
+            Some(extension) => format!("{stem}.{number}.{}", extension.to_string_lossy()),
+            None => format!("{stem}.{number}"),
+        };
+        self.path.with_file_name(name)
+    }
+
+    /// Begins a new file. Where that fails the old one goes on: a long log is better than none.
+    fn rotate(&mut self) -> io::Result<()> {
+        for number in (1..self.rotation.backups).rev() {
+            match std::fs::rename(self.backup(number), self.backup(number + 1)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        match self.rotation.backups {
+            0 => std::fs::remove_file(&self.path)?,
+            _ => std::fs::rename(&self.path, self.backup(1))?,
+        }
+        self.file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.path)?;
+        self.redirect().map_err(io::Error::other)
+    }
+}
+
+impl Write for RotatingFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let is_full = |max: u64| self.size_bytes > 0 && self.size_bytes + bytes.len() as u64 > max;
+        if self.rotation.max_bytes.is_some_and(is_full) {
+            // Zero even after a failure: the next try comes after as many bytes, not with every line.
+            self.size_bytes = 0;
+            if let Err(error) = self.rotate() {
+                writeln!(self.file, "can't rotate {}: {error}", self.path.display())?;
+            }
+        }
+        let written = self.file.write(bytes)?;
+        self.size_bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters() {
+        for good in [
+            "info",
+            "WARN",
+            "off",
+            "info,raylet_uring::workers=debug",
+            "hyper=off , debug",
+        ] {
+            assert!(is_filter(good), "{good}");
+        }
+        for (bad, part) in [
+            ("loud", "\"loud\" is no level"),
+            ("", "\"\" is no level"),
+            ("a=loud", "a=loud"),
+        ] {
+            let error = parse_filter(bad).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn rotation_as_rays_variables_say() {
+        let from = |pairs: &'static [(&str, &str)]| {
+            Rotation::from_environment(|n| pairs.iter().find(|p| p.0 == n).map(|p| p.1.to_owned()))
+        };
+        assert_eq!(
+            from(&[]),
+            Rotation {
+                max_bytes: None,
+                backups: 1
+            }
+        );
+        assert_eq!(from(&[("RAY_ROTATION_MAX_BYTES", "0")]).max_bytes, None);
+        let both = from(&[
+            ("RAY_ROTATION_MAX_BYTES", "100"),
+            ("RAY_ROTATION_BACKUP_COUNT", "3"),
+        ]);
+        assert_eq!(
+            both,
+            Rotation {
+                max_bytes: Some(100),
+                backups: 3
+            }
+        );
+    }
+
+    fn rotated(backups: u32) -> (tempfile::TempDir, RotatingFile) {
+        let dir = tempfile::tempdir().unwrap();
+        let rotation = Rotation {
+            max_bytes: Some(10),
+            backups,
+        };
+        let file = RotatingFile::open(dir.path().join("raylet.out"), rotation, false).unwrap();
+        (dir, file)
+    }
+
+    #[test]
+    fn files_are_rotated_at_their_size_and_the_oldest_dropped() {
+        let (dir, mut file) = rotated(2);
+        for line in ["first 9\n", "second\n", "third\n", "fourth\n", "4.5\n"] {
+            file.write_all(line.as_bytes()).unwrap();
+        }
+        let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).ok();
+        assert_eq!(read("raylet.out").as_deref(), Some("4.5\n"));
+        assert_eq!(read("raylet.1.out").as_deref(), Some("fourth\n"));
+        assert_eq!(read("raylet.2.out").as_deref(), Some("third\n"));
+        assert_eq!(read("raylet.3.out"), None);
+    }
+
+    #[test]
+    fn no_backups_and_lines_longer_than_a_file() {
+        let (dir, mut file) = rotated(0);
+        for line in ["a line longer than a file\n", "next\n"] {
+            file.write_all(line.as_bytes()).unwrap();
+        }
+        assert_eq!(
+            std::fs::read_to_string(dir.path().join("raylet.out")).unwrap(),
+            "next\n"
+        );
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_rotation_that_fails_leaves_the_log_going() {
+        let (dir, mut file) = rotated(1);
+        std::fs::create_dir(dir.path().join("raylet.1.out")).unwrap();
+        std::fs::write(dir.path().join("raylet.1.out/x"), "").unwrap();
+        for line in ["12345678\n", "next\n"] {
+            file.write_all(line.as_bytes()).unwrap();
+        }
+        let text = std::fs::read_to_string(dir.path().join("raylet.out")).unwrap();
+        assert!(
+            text.starts_with("12345678\ncan't rotate") && text.ends_with("\nnext\n"),
+            "{text}"
+        );
+    }
+}
