@@ -146,19 +146,24 @@ fn every_recorded_frame_means_the_same_when_we_write_it() {
 
 /// Not required by the protocol, but it says that our builder and Ray's lay tables out alike.
 #[test]
-fn replies_of_the_raylet_socket_are_ray_s_bytes() {
+fn our_replies_are_ray_s_bytes() {
     let (mut encoder, mut out) = (Encoder::new(), Vec::new());
-    for name in [
-        "raylet_announce_port_reply",
-        "raylet_disconnect_reply",
-        "raylet_register_reply_with_port",
-    ] {
-        let theirs = bytes_of(name);
+    for (name, theirs) in recorded("") {
         let frame = only_frame(&theirs);
         out.clear();
-        raylet::decode_reply(frame.message_type, frame.body)
-            .expect("a reply")
-            .encode(&mut encoder, &mut out);
+        match name.as_str() {
+            // Ray's builder doesn't align an empty list of longs, ours does.
+            "plasma_get_reply_absent" => continue,
+            name if !name.contains("reply") => continue,
+            name if name.starts_with("raylet") => {
+                let reply = raylet::decode_reply(frame.message_type, frame.body).expect(name);
+                reply.encode(&mut encoder, &mut out);
+            }
+            name => {
+                let reply = plasma::decode_reply(frame.message_type, frame.body).expect(name);
+                reply.encode(&mut encoder, &mut out);
+            }
+        }
         assert_eq!(out, theirs, "{name}");
     }
 }

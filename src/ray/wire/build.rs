@@ -60,11 +60,15 @@ impl Encoder {
         WIPOffset::new(self.fbb.create_vector(bytes).value())
     }
 
-    /// Writes a vector of ints.
-    pub(super) fn i32_vector(
+    /// Writes a vector of scalars or structs.
+    pub(super) fn vector<P>(
         &mut self,
-        items: impl ExactSizeIterator<Item = i32> + DoubleEndedIterator,
-    ) -> WIPOffset<Part> {
+        items: impl ExactSizeIterator<Item = P> + DoubleEndedIterator,
+    ) -> WIPOffset<Part>
+    where
+        P: Push,
+        P::Output: 'static,
+    {
         WIPOffset::new(self.fbb.create_vector_from_iter(items).value())
     }
 

@@ -60,17 +60,14 @@
 //! - of the error codes the client only survives the ones listed at [`PlasmaError`]; any other aborts it.
 //! - the segment is mapped with `mmap_size` bytes from offset 0, so offsets count from the segment's start.
 
-mod hot;
 mod reply;
 mod request;
 mod types;
 
-pub use hot::{
-    encode_abort_reply, encode_contains_reply, encode_create_error, encode_create_reply,
-    encode_create_retry_later, encode_get_reply, encode_release_reply, encode_seal_reply,
-};
 pub use reply::{
-    decode_reply, encode_connect_reply, encode_debug_string_reply, encode_delete_reply, Reply,
+    decode_reply, encode_abort_reply, encode_connect_reply, encode_contains_reply,
+    encode_create_error, encode_create_reply, encode_create_retry_later, encode_debug_string_reply,
+    encode_delete_reply, encode_get_reply, encode_release_reply, encode_seal_reply, Reply,
 };
 pub use request::{decode, CreateRequest, Request};
 pub use types::{

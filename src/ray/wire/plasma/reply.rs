@@ -1,9 +1,8 @@
-//! Messages from the store to its clients: reading all of them, writing those that are not on the hot path.
+//! Messages from the store to its clients.
 
 use raylet_shard::ids::ObjectId;
 
-use super::hot;
-use super::request::OBJECT_ID;
+use super::request::{with_id, OBJECT_ID};
 use super::types::{message_type as types, CreateReply, GetReply, ObjectSpec, PlasmaError};
 use crate::ray::wire::table::{Field, Table};
 use crate::ray::wire::{Encoder, List, Socket, WireError};
@@ -22,6 +21,7 @@ const PLASMA_OBJECTS: Field = Field(1, "plasma_objects");
 const STORE_FDS: Field = Field(2, "store_fds");
 const UNIQUE_FD_IDS: Field = Field(3, "unique_fd_ids");
 const MMAP_SIZES: Field = Field(4, "mmap_sizes");
+const HANDLES: Field = Field(5, "handles");
 
 const SHOULD_UNMAP: Field = Field(1, "should_unmap");
 const RELEASE_ERROR: Field = Field(2, "error");
@@ -261,44 +261,149 @@ pub(super) fn check_count(name: &'static str, count: i32, length: usize) -> Resu
 impl Reply<'_> {
     /// Appends the reply's frame to `out`.
     pub fn encode(&self, encoder: &mut Encoder, out: &mut Vec<u8>) {
+        let e = encoder;
         match *self {
             Self::Create(CreateReply::Created {
                 ref object_id,
                 ref object,
                 mmap_size_bytes,
-            }) => hot::encode_create_reply(out, object_id, object, mmap_size_bytes),
+            }) => encode_create_reply(e, out, object_id, object, mmap_size_bytes),
             Self::Create(CreateReply::Failed {
                 ref object_id,
                 error,
-            }) => hot::encode_create_error(out, object_id, error),
+            }) => encode_create_error(e, out, object_id, error),
             Self::Create(CreateReply::RetryLater {
                 ref object_id,
                 request_id,
-            }) => hot::encode_create_retry_later(out, object_id, request_id),
-            Self::Abort { ref object_id } => hot::encode_abort_reply(out, object_id),
+            }) => encode_create_retry_later(e, out, object_id, request_id),
+            Self::Abort { ref object_id } => encode_abort_reply(e, out, object_id),
             Self::Seal {
                 ref object_id,
                 error,
-            } => hot::encode_seal_reply(out, object_id, error),
-            Self::Get(ref reply) => hot::encode_get_reply(out, reply),
+            } => encode_seal_reply(e, out, object_id, error),
+            Self::Get(ref reply) => encode_get_reply(e, out, reply),
             Self::Release {
                 ref object_id,
                 should_unmap,
                 error,
-            } => hot::encode_release_reply(out, object_id, should_unmap, error),
-            Self::Delete { object_ids, errors } => {
-                encode_delete_reply(encoder, out, object_ids, errors)
-            }
+            } => encode_release_reply(e, out, object_id, should_unmap, error),
+            Self::Delete { object_ids, errors } => encode_delete_reply(e, out, object_ids, errors),
             Self::Contains {
                 ref object_id,
                 has_object,
-            } => hot::encode_contains_reply(out, object_id, has_object),
+            } => encode_contains_reply(e, out, object_id, has_object),
             Self::Connect {
                 memory_capacity_bytes,
-            } => encode_connect_reply(encoder, out, memory_capacity_bytes),
-            Self::DebugString { text } => encode_debug_string_reply(encoder, out, text),
+            } => encode_connect_reply(e, out, memory_capacity_bytes),
+            Self::DebugString { text } => encode_debug_string_reply(e, out, text),
         }
     }
+}
+
+/// Appends the answer to a create that succeeded to `out`: where the object is, and how much of its segment to map.
+/// Send the segment's descriptor next if this client doesn't have it.
+pub fn encode_create_reply(
+    e: &mut Encoder,
+    out: &mut Vec<u8>,
+    object_id: &ObjectId,
+    object: &ObjectSpec,
+    mmap_size_bytes: i64,
+) {
+    let object_id = e.string(object_id.as_bytes());
+    let table = e.start();
+    e.add(PLASMA_OBJECT, object.to_inline());
+    e.add(OBJECT_ID, object_id);
+    e.add_unless_default(STORE_FD, object.store_fd);
+    e.add_unless_default(UNIQUE_FD_ID, object.unique_fd_id);
+    e.add_unless_default(MMAP_SIZE, mmap_size_bytes);
+    let root = e.end(table);
+    e.finish(root, types::CREATE_REPLY, out);
+}
+
+/// Appends the answer to a create that failed to `out`. No descriptor follows.
+pub fn encode_create_error(
+    e: &mut Encoder,
+    out: &mut Vec<u8>,
+    object_id: &ObjectId,
+    error: PlasmaError,
+) {
+    reply_about(e, out, types::CREATE_REPLY, object_id, |e| {
+        e.add_unless_default(CREATE_ERROR, error as i32);
+        // Nobody looks at it, but Ray's client reads it before it looks at the error.
+        e.add(PLASMA_OBJECT, ObjectSpec::ABSENT.to_inline());
+    });
+}
+
+/// Appends the answer to a create that has to wait for room to `out`: the client asks again with `request_id`, which
+/// must not be 0. No descriptor follows.
+pub fn encode_create_retry_later(
+    e: &mut Encoder,
+    out: &mut Vec<u8>,
+    object_id: &ObjectId,
+    request_id: u64,
+) {
+    let object_id = e.string(object_id.as_bytes());
+    let table = e.start();
+    e.add(OBJECT_ID, object_id);
+    e.add_unless_default(RETRY_WITH_REQUEST_ID, request_id);
+    let root = e.end(table);
+    e.finish(root, types::CREATE_REPLY, out);
+}
+
+/// Appends the answer to an abort to `out`.
+pub fn encode_abort_reply(e: &mut Encoder, out: &mut Vec<u8>, object_id: &ObjectId) {
+    reply_about(e, out, types::ABORT_REPLY, object_id, |_| {});
+}
+
+/// Appends the answer to a seal to `out`.
+pub fn encode_seal_reply(
+    e: &mut Encoder,
+    out: &mut Vec<u8>,
+    object_id: &ObjectId,
+    error: PlasmaError,
+) {
+    reply_about(e, out, types::SEAL_REPLY, object_id, |e| {
+        e.add_unless_default(SEAL_ERROR, error as i32);
+    });
+}
+
+/// Appends the answer to a get to `out`. Send the descriptors of those of its segments next that this client doesn't
+/// have, in the order of the list.
+pub fn encode_get_reply(e: &mut Encoder, out: &mut Vec<u8>, reply: &GetReply<'_>) {
+    // Ray's client doesn't read this list (CUDA handles), but Ray always sends it.
+    let handles = e.vector(std::iter::empty::<i32>());
+    let mmap_sizes = e.vector(reply.mmap_sizes_bytes.iter());
+    let unique_fd_ids = e.vector(reply.unique_fd_ids.iter());
+    let store_fds = e.vector(reply.store_fds.iter());
+    let objects = e.vector(reply.objects.iter().map(|object| object.to_inline()));
+    let object_ids = e.vector_of(reply.object_ids, |e, id| e.string(id.as_bytes()));
+    let table = e.start();
+    e.add(HANDLES, handles);
+    e.add(MMAP_SIZES, mmap_sizes);
+    e.add(UNIQUE_FD_IDS, unique_fd_ids);
+    e.add(STORE_FDS, store_fds);
+    e.add(PLASMA_OBJECTS, objects);
+    e.add(GET_OBJECT_IDS, object_ids);
+    let root = e.end(table);
+    e.finish(root, types::GET_REPLY, out);
+}
+
+/// Appends the answer to a release that asked for one to `out`. After `should_unmap` the client no longer has the
+/// object's segment: forget that it was sent.
+pub fn encode_release_reply(
+    e: &mut Encoder,
+    out: &mut Vec<u8>,
+    object_id: &ObjectId,
+    should_unmap: bool,
+    error: PlasmaError,
+) {
+    let object_id = e.string(object_id.as_bytes());
+    let table = e.start();
+    e.add_unless_default(RELEASE_ERROR, error as i32);
+    e.add(OBJECT_ID, object_id);
+    e.add_unless_default(SHOULD_UNMAP, should_unmap);
+    let root = e.end(table);
+    e.finish(root, types::RELEASE_REPLY, out);
 }
 
 /// Appends the answer to a delete to `out`. `errors` holds the outcome for each of `object_ids`.
@@ -309,7 +414,7 @@ pub fn encode_delete_reply(
     errors: List<'_, PlasmaError>,
 ) {
     let count = object_ids.len() as i32;
-    let errors = e.i32_vector(errors.iter().map(|error| error as i32));
+    let errors = e.vector(errors.iter().map(|error| error as i32));
     let object_ids = e.vector_of(object_ids, |e, id| e.string(id.as_bytes()));
     let table = e.start();
     e.add(DELETE_ERRORS, errors);
@@ -317,6 +422,18 @@ pub fn encode_delete_reply(
     e.add_unless_default(DELETE_COUNT, count);
     let root = e.end(table);
     e.finish(root, types::DELETE_REPLY, out);
+}
+
+/// Appends the answer to a contains to `out`.
+pub fn encode_contains_reply(
+    e: &mut Encoder,
+    out: &mut Vec<u8>,
+    object_id: &ObjectId,
+    has_object: bool,
+) {
+    reply_about(e, out, types::CONTAINS_REPLY, object_id, |e| {
+        e.add_unless_default(HAS_OBJECT, i32::from(has_object));
+    });
 }
 
 /// Appends the answer to a connection's first message to `out`.
@@ -334,4 +451,16 @@ pub fn encode_debug_string_reply(e: &mut Encoder, out: &mut Vec<u8>, text: &[u8]
     e.add(DEBUG_STRING, text);
     let root = e.end(table);
     e.finish(root, types::GET_DEBUG_STRING_REPLY, out);
+}
+
+/// Appends a reply whose first field is an object's id to `out`; `rest` adds the others.
+fn reply_about(
+    e: &mut Encoder,
+    out: &mut Vec<u8>,
+    message_type: i64,
+    object_id: &ObjectId,
+    rest: impl FnOnce(&mut Encoder),
+) {
+    let root = with_id(e, object_id, rest);
+    e.finish(root, message_type, out);
 }

@@ -241,11 +241,11 @@ impl Request<'_> {
             Self::CreateRetry {
                 object_id,
                 request_id,
-            } => with_id(e, object_id, |e| {
+            } => with_id(e, &object_id, |e| {
                 e.add_unless_default(RETRY_REQUEST_ID, request_id)
             }),
             Self::Abort { object_id } | Self::Seal { object_id } | Self::Contains { object_id } => {
-                with_id(e, object_id, |_| {})
+                with_id(e, &object_id, |_| {})
             }
             Self::Get {
                 object_ids,
@@ -260,7 +260,9 @@ impl Request<'_> {
             Self::Release {
                 object_id,
                 may_unmap,
-            } => with_id(e, object_id, |e| e.add_unless_default(MAY_UNMAP, may_unmap)),
+            } => with_id(e, &object_id, |e| {
+                e.add_unless_default(MAY_UNMAP, may_unmap)
+            }),
             Self::Delete { object_ids } => {
                 let count = object_ids.len() as i32;
                 let object_ids = e.vector_of(object_ids, |e, id| e.string(id.as_bytes()));
@@ -274,9 +276,9 @@ impl Request<'_> {
 }
 
 /// A table of an object's id and whatever `rest` adds.
-fn with_id(
+pub(super) fn with_id(
     e: &mut Encoder,
-    object_id: ObjectId,
+    object_id: &ObjectId,
     rest: impl FnOnce(&mut Encoder),
 ) -> WIPOffset<Part> {
     let object_id = e.string(object_id.as_bytes());

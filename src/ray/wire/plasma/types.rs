@@ -1,5 +1,6 @@
 //! What the plasma socket's messages are made of.
 
+use flatbuffers::{Push, PushAlignment};
 use raylet_shard::ids::ObjectId;
 
 use crate::ray::wire::list::Element;
@@ -226,6 +227,28 @@ impl ObjectSpec {
             device_num: (word(64) >> 32) as u32 as i32,
             is_mutable: wire[72] != 0,
         }
+    }
+}
+
+/// An [`ObjectSpec`] on its way into a table or vector.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct InlineSpec([u8; ObjectSpec::WIRE_BYTES]);
+
+impl ObjectSpec {
+    pub(super) fn to_inline(self) -> InlineSpec {
+        InlineSpec(self.to_wire())
+    }
+}
+
+impl Push for InlineSpec {
+    type Output = Self;
+
+    unsafe fn push(&self, dst: &mut [u8], _written_bytes: usize) {
+        dst.copy_from_slice(&self.0);
+    }
+
+    fn alignment() -> PushAlignment {
+        PushAlignment::new(8)
     }
 }
 
