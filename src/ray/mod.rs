@@ -1,6 +1,7 @@
 //! Everything that speaks Ray: its messages, its RPCs and its sockets.
 
 pub mod agents;
+pub mod memory_monitor;
 pub mod proto;
 pub mod runtime_env;
 pub mod rpc;
