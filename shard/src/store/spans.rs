@@ -43,8 +43,12 @@ impl Store {
             .push_back(StoreEffect::SpansWanted { count, urgency });
     }
 
-    /// Stands in the bank's queue, if the store does not already.
+    /// Stands in the bank's queue, if the store does not already. A shard that shares the memory with others first gives back the empty
+    /// spans that it has: they may be what the run lacks.
     pub(super) fn stand(&mut self, count: u32) {
+        if self.config.spans_kept < u32::MAX {
+            self.give_back(u32::MAX);
+        }
         if self.link.standing != Some(count) {
             self.link.standing = Some(count);
             self.link.refused = false;

@@ -92,7 +92,7 @@ impl World {
         let shards = 1 + rng.below(4) as u16;
         let segments: Vec<_> = (0..=rng.below(2) as u32)
             .map(|numa_node| SegmentSpec {
-                bytes: (6 + rng.below(40)) * MIN_SPAN_BYTES + rng.below(9999),
+                bytes: (6 + rng.below(120)) * MIN_SPAN_BYTES + rng.below(9999),
                 numa_node,
             })
             .collect();
@@ -104,8 +104,8 @@ impl World {
         config.full_grace_ns = (1 + rng.below(500)) * MS;
         config.gc_interval_ns = 100 * MS;
         config.fallback = rng.permille(200);
-        if rng.permille(300) {
-            config.max_queued_creates = 1 + rng.below(8) as usize;
+        if rng.permille(100) {
+            config.max_queued_creates = 1 + rng.below(30) as usize;
             config.max_waiters = 1 + rng.below(20) as usize;
         }
         let max_bytes = layout.max_object_bytes();
@@ -114,10 +114,10 @@ impl World {
         let bank = SpanBank::new(bank).expect("one shard or more");
         let model = |shard| Model::new(shard, config.fallback, config.full_grace_ns, max_bytes);
         // Small worlds are verified after every step, large ones now and then.
-        let (ids, check_every) = if rng.permille(300) {
+        let (ids, check_every) = if rng.permille(100) {
             (6, 1)
         } else {
-            (20 + rng.below(300), 50 + rng.below(500))
+            (20 + rng.below(300), 300 + rng.below(500))
         };
         Self {
             home: NodeMemory::new(Store::new(config.clone()), bank, 0),
