@@ -60,7 +60,7 @@ pub enum GcsError {
         last: String,
     },
     /// The call itself failed.
-    #[error("{path} failed with {:?}: {}", .status.code(), .status.message())]
+    #[error("{path} failed with {}", describe(.status))]
     Call {
         /// The method.
         path: &'static str,
@@ -85,6 +85,15 @@ pub enum GcsError {
         /// What was wrong with the reply.
         what: String,
     },
+}
+
+/// Ray puts the name of its own status into the message of `ABORTED`, and the text into the details.
+fn describe(status: &Status) -> String {
+    let (code, message) = (status.code(), status.message());
+    match status.details() {
+        [] => format!("{code:?}: {message}"),
+        details => format!("{code:?}: {message}: {}", String::from_utf8_lossy(details)),
+    }
 }
 
 /// A reply that carries a payload status.

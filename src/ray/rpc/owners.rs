@@ -37,8 +37,8 @@ const RETRY_MAX_MS: u64 = 500;
 /// What owners tell this node.
 #[derive(Clone, Debug)]
 pub enum OwnerEvent {
-    /// Where copies of an object are, or that it is no longer in use (`ref_removed`). Comes once at the start, and with
-    /// every change.
+    /// Where copies of an object are. Comes once at the start, and with every change. An object that was not spilled has
+    /// the nil id for its `spilled_node_id`.
     Locations {
         /// The owner.
         owner: WorkerId,
@@ -47,8 +47,9 @@ pub enum OwnerEvent {
         /// What the owner published.
         locations: WorkerObjectLocationsPubMessage,
     },
-    /// The owner doesn't know the object, or the worker there isn't the owner. The subscription has ended.
-    Unknown {
+    /// The owner has the object no longer, because nothing refers to it, or never had it, because it is another worker.
+    /// The subscription has ended.
+    Ended {
         /// The owner.
         owner: WorkerId,
         /// The object.
@@ -339,7 +340,7 @@ impl OwnerSubscriber {
             },
             Some(InnerMessage::FailureMessage(_)) => {
                 link.objects.remove(&object);
-                OwnerEvent::Unknown { owner, object }
+                OwnerEvent::Ended { owner, object }
             }
             _ => return,
         };
