@@ -1,1 +1,112 @@
-//! bench
+//! Load generators for a raylet, stock or ours: what a driver does to it, without the driver's own cost.
+//!
+//! | generator | what it does |
+//! |---|---|
+//! | [`lease_load`] | `RequestWorkerLease` and `ReturnWorkerLease` over gRPC, a chosen number in flight, one or many resource shapes |
+//! | [`plasma_load`] | create, seal, release, get, contains and delete on the store's socket |
+//!
+//! Both print one JSON object. Where they are told the raylet's process id they also say what CPU it spent
+//! ([`cpu_clock`]).
+
+pub mod cpu_clock;
+pub mod hex;
+pub mod latency;
+pub mod lease_load;
+mod node_manager;
+pub mod plasma_client;
+pub mod plasma_load;
+
+pub use node_manager::NodeManager;
+
+/// Why a run can't be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A socket failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The token can't be used.
+    #[error(transparent)]
+    Auth(#[from] raylet_uring::ray::rpc::auth::AuthError),
+    /// The address isn't one.
+    #[error("{address:?} is no address, expected host:port: {source}")]
+    Address {
+        /// What was given.
+        address: String,
+        /// Why it can't be used.
+        #[source]
+        source: tonic::transport::Error,
+    },
+    /// No connection to the raylet.
+    #[error("cannot connect to the raylet at {address}: {source}")]
+    Connect {
+        /// Its address.
+        address: String,
+        /// Why.
+        #[source]
+        source: tonic::transport::Error,
+    },
+    /// A call failed.
+    #[error("{method} failed: {status}")]
+    Call {
+        /// The gRPC method.
+        method: &'static str,
+        /// Its status.
+        status: Box<tonic::Status>,
+    },
+    /// The raylet answered a lease request with something else than a lease.
+    #[error("RequestWorkerLease was not granted: {0}")]
+    NotGranted(String),
+    /// Requests were neither granted nor cancelled in the time given.
+    #[error("{left} lease requests were neither granted nor cancelled {waited_s:.1} s after the end: the raylet holds them")]
+    Stuck {
+        /// How many.
+        left: usize,
+        /// How long, in seconds.
+        waited_s: f64,
+    },
+    /// The store sent a message that can't be read.
+    #[error(transparent)]
+    Wire(#[from] raylet_uring::ray::wire::WireError),
+    /// The store's stream is out of step.
+    #[error(transparent)]
+    Frame(#[from] raylet_uring::ray::wire::frame::FrameError),
+    /// The store didn't pass a segment.
+    #[error(transparent)]
+    Fd(#[from] raylet_uring::ray::wire::fdpass::FdPassError),
+    /// The store answered with an error, or with an answer to another question.
+    #[error("{request}: expected {expected}, got {got}")]
+    Answer {
+        /// The request.
+        request: &'static str,
+        /// What should have come.
+        expected: &'static str,
+        /// What came.
+        got: String,
+    },
+    /// A setting that makes no sense.
+    #[error("{setting}: expected {expected}, got {got}")]
+    Setting {
+        /// The flag.
+        setting: &'static str,
+        /// What it takes.
+        expected: &'static str,
+        /// What it got.
+        got: String,
+    },
+}
+
+impl LoadError {
+    /// An I/O error with what was tried.
+    pub fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Io {
+            what: what.into(),
+            source,
+        }
+    }
+}
