@@ -1,10 +1,16 @@
 """Fixtures of the end-to-end suite. Each module starts one node; see harness.local_node."""
 
 import gc
+import os
 
 import pytest
 
 import harness
+
+# Workers unpickle by reference what the test modules define at their top level.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [os.path.dirname(os.path.abspath(__file__)), os.environ.get("PYTHONPATH")])
+)
 
 
 @pytest.fixture(scope="module")

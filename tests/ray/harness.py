@@ -53,6 +53,13 @@ def wait_until(condition, what, timeout_s=PATIENCE_S, every_s=0.05):
         time.sleep(every_s)
 
 
+def get(refs, timeout_s=60):
+    """`ray.get` with a time limit: a hang is a failure of one test, with GetTimeoutError, not of the whole run."""
+    import ray
+
+    return ray.get(refs, timeout=timeout_s)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Which raylet is it?
 
