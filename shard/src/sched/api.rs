@@ -108,7 +108,7 @@ pub enum SchedEvent {
         /// Which.
         class: ClassId,
         /// What it asks for.
-        def: ClassDef,
+        def: Box<ClassDef>,
     },
     /// Forget a class: harmless where something of it is still queued or leased (then nothing happens).
     ForgetClass {

@@ -75,7 +75,7 @@ impl Pool {
     }
 
     /// Instances for a demand that is known to fit: whole ones in order, then the best fitting one for the rest.
-    fn pick(&mut self, amount: Fixed) -> SmallVec<[(u16, Fixed); 2]> {
+    fn pick(&mut self, amount: Fixed) -> SmallVec<[(u16, Fixed); 1]> {
         let mut picked = SmallVec::new();
         let mut rest = amount;
         for (index, slot) in self.slots.iter_mut().enumerate() {
@@ -285,7 +285,7 @@ impl Ledger {
 
     /// Takes a demand that [`Self::fits`].
     pub(crate) fn allocate(&mut self, demand: &ResourceSet, account: Account) -> Allocation {
-        let mut parts: SmallVec<[Allocated; 4]> = SmallVec::new();
+        let mut parts: SmallVec<[Allocated; 2]> = SmallVec::new();
         let mut bundle = None;
         for (id, amount) in demand.iter() {
             if let Some(pool) = self.pools.get_mut(&id) {
@@ -295,8 +295,7 @@ impl Ledger {
         }
         for (id, amount) in demand.iter().filter(|(id, _)| self.wild.contains_key(id)) {
             let named = |part: &&Allocated| {
-                self.pools[&part.id]
-                    .bundle
+                self.bundle_of(part.id)
                     .is_some_and(|(_, wildcard)| wildcard == id)
             };
             let instances = match parts.iter().find(named) {
@@ -325,6 +324,11 @@ impl Ledger {
         Allocation(parts)
     }
 
+    /// The bundle and the wildcard of an indexed bundle resource.
+    fn bundle_of(&self, id: ResourceId) -> Option<(BundleId, ResourceId)> {
+        self.pools.get(&id).and_then(|pool| pool.bundle)
+    }
+
     /// The indexed resource from which a wildcard demand is served: of the bundle already used, else the first with room.
     fn choose(
         &self,
@@ -340,8 +344,7 @@ impl Ledger {
         };
         let indexed = self.wild.get(&wildcard)?;
         let same = |id: &&ResourceId| {
-            self.pools[id]
-                .bundle
+            self.bundle_of(**id)
                 .is_some_and(|(of, _)| Some(of) == bundle)
         };
         indexed

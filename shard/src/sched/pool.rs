@@ -162,7 +162,8 @@ impl Scheduler {
     /// A worker that is in no list: it exits if its job is over, else it serves or is idle.
     pub(crate) fn take_in(&mut self, mut worker: Worker, now: NowNs, out: &mut Vec<SchedEffect>) {
         let over = worker.root.is_none() && worker.job.is_some_and(|job| self.is_finished(job));
-        if over {
+        // What still waits in a job that is over descends from a detached actor, and its workers start under that job.
+        if over && self.workers.first_waiting(&self.leases, &worker).is_none() {
             worker.doing = Doing::Leaving;
             out.push(SchedEffect::ExitWorker {
                 worker: worker.id,

@@ -40,7 +40,7 @@ impl Scheduler {
         }
     }
 
-    fn to_bank(&mut self, from: ShardId, msg: SchedMsg, now: NowNs, out: &mut Vec<SchedEffect>) {
+    fn send_bank(&mut self, from: ShardId, msg: SchedMsg, now: NowNs, out: &mut Vec<SchedEffect>) {
         match &mut self.bank {
             Some(bank) => {
                 bank.handle(from, msg, now, &mut self.bank_out);
@@ -64,7 +64,7 @@ impl Scheduler {
             | M::Take { .. }
             | M::Credit { .. }
             | M::Gathered { .. } => {
-                self.to_bank(from, msg, now, out);
+                self.send_bank(from, msg, now, out);
             }
             M::Grant {
                 class,
@@ -74,7 +74,7 @@ impl Scheduler {
             M::SetMode { id, mode } => self.set_mode(id, mode, now, out),
             M::Gather { round, ids } => {
                 self.surrender(ids, now, out);
-                self.to_bank(self.config.shard, M::Gathered { round }, now, out);
+                self.send_bank(self.config.shard, M::Gathered { round }, now, out);
             }
             M::Taken { take, credit } => self.taken(take, credit, now, out),
             M::SeekWorker { origin, lease, fit } => self.sought(origin, lease, fit, now, out),
@@ -126,11 +126,11 @@ impl Scheduler {
                     count,
                     since,
                 };
-                self.to_bank(self.config.shard, msg, now, out);
+                self.send_bank(self.config.shard, msg, now, out);
             }
             (false, Some(_)) => {
                 self.leases.class_mut(id).wanted = None;
-                self.to_bank(self.config.shard, SchedMsg::Unwant { class: id }, now, out);
+                self.send_bank(self.config.shard, SchedMsg::Unwant { class: id }, now, out);
             }
             _ => {}
         }
@@ -223,7 +223,7 @@ impl Scheduler {
             )
         });
         let pinned = pinned.collect();
-        self.to_bank(
+        self.send_bank(
             self.config.shard,
             SchedMsg::Credit { credit, pinned },
             now,
@@ -242,7 +242,7 @@ impl Scheduler {
         self.take_count += 1;
         let take = self.take_count;
         self.takes.insert(take, of);
-        self.to_bank(self.config.shard, SchedMsg::Take { take, demand }, now, out);
+        self.send_bank(self.config.shard, SchedMsg::Take { take, demand }, now, out);
     }
 
     /// A request to be granted or rejected asks the bank, if that could help.

@@ -78,6 +78,16 @@ impl Scheduler {
         self.bank.as_ref().map_or(Fixed::ZERO, |bank| bank.free(id))
     }
 
+    /// This shard's part of a resource's total: free, leased and bundled.
+    pub fn credit(&self, id: ResourceId) -> Fixed {
+        self.ledger.pool(id).map_or(Fixed::ZERO, |pool| pool.credit)
+    }
+
+    /// The ledger alone: for every resource, free, leased and bundled make up the credit. Cheap enough for every step of a test.
+    pub fn check_books(&self) -> Result<(), String> {
+        self.ledger.check()
+    }
+
     /// Classes of which something is queued, granted or announced, in no order.
     pub fn loads(&self) -> impl Iterator<Item = ClassLoad<'_>> {
         let busy = |class: &Class| !class.is_unused() || !class.backlog.is_empty();
@@ -133,6 +143,12 @@ impl Scheduler {
             class: lease.class,
             since: lease.since,
         })
+    }
+
+    /// True while a request holds nothing: it waits for its objects or for resources.
+    pub fn waits(&self, id: LeaseId) -> bool {
+        let stage = self.leases.find(id).map(|at| self.leases.get(at).stage);
+        matches!(stage, Some(Stage::Deps | Stage::Ready))
     }
 
     /// A granted lease.

@@ -116,7 +116,7 @@ impl Scheduler {
         match event {
             E::AddResource { id, total, kind } => self.add_resource(id, total, kind, now, out),
             E::ResizeResource { id, total } => self.resize_resource(id, total, now, out),
-            E::DefineClass { class, def } => self.define(class, def),
+            E::DefineClass { class, def } => self.define(class, *def),
             E::ForgetClass { class } => self.forget(class),
             E::Request(request) => self.request(*request, now, out),
             E::DepReady { lease, object } => self.dep_ready(lease, object, now, out),

@@ -26,7 +26,7 @@ impl Fixed {
     /// From a floating amount as it travels in protobuf, rounded to the nearest step. Not finite, negative or too large: `None`.
     pub fn from_f64(units: f64) -> Option<Fixed> {
         let steps = (units * Self::ONE.0 as f64).round();
-        (steps.is_finite() && steps >= 0.0 && steps < 9.0e18).then_some(Fixed(steps as i64))
+        ((0.0..9.0e18).contains(&steps)).then_some(Fixed(steps as i64))
     }
 
     /// The amount in units.
@@ -156,14 +156,14 @@ pub struct Allocated {
     /// How much of it.
     pub amount: Fixed,
     /// For [`ResourceKind::UnitInstances`]: which instances, and how much of each. Empty for the other kinds.
-    pub instances: SmallVec<[(u16, Fixed); 2]>,
+    pub instances: SmallVec<[(u16, Fixed); 1]>,
     /// True for a bundle's wildcard resource, which mirrors an indexed entry of the same allocation and is not counted again.
     pub mirror: bool,
 }
 
 /// What a lease, a bundle or a shard's credit is made of, in concrete instances.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Allocation(pub SmallVec<[Allocated; 4]>);
+pub struct Allocation(pub SmallVec<[Allocated; 2]>);
 
 impl Allocation {
     /// The amount of one resource.

@@ -1,0 +1,963 @@
+//! Random events, late messages, and the checks between them.
+
+use std::collections::VecDeque;
+
+use smallvec::SmallVec;
+
+use super::super::store_sim::Rng;
+use super::model::{lease_id, worker_id, Asked, LeaseState, Model, FIRST_BUNDLE_RESOURCE};
+use crate::ids::{ActorId, JobId, NodeId, NowNs, ObjectId, PlacementGroupId, ShardId, Token};
+use crate::sched::*;
+
+const CPU: ResourceId = ResourceId(0);
+const GPU: ResourceId = ResourceId(1);
+const MEMORY: ResourceId = ResourceId(2);
+const CUSTOM: ResourceId = ResourceId(3);
+/// Named by some classes, never there.
+const NOWHERE: ResourceId = ResourceId(4);
+/// The `bundle` label of a bundle.
+const LABEL: u32 = 9;
+
+const GROUPS: u32 = 3;
+const BUNDLES_PER_GROUP: u32 = 2;
+const JOBS: u64 = 3;
+const OWNERS: u64 = 6;
+const QUEUED_MAX: usize = 60;
+/// All of a world is checked this often; the books after every step.
+const CHECK_EVERY: u64 = 512;
+/// Rounds of returning leases at the end; far more than any world needs.
+const REST_ROUNDS: u32 = 4_000;
+
+/// What happened in a run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Report {
+    /// Steps.
+    pub steps: u64,
+    /// Messages between shards.
+    pub messages: u64,
+    /// Leases granted.
+    pub granted: u64,
+    /// Requests cancelled.
+    pub cancelled: u64,
+    /// Requests rejected.
+    pub rejected: u64,
+    /// Requests failed.
+    pub failed: u64,
+    /// Leases that ended with their worker.
+    pub lost: u64,
+    /// Workers that changed shards.
+    pub moved: u64,
+    /// Bundle prepares that succeeded.
+    pub prepared: u64,
+    /// Workers killed.
+    pub killed: u64,
+}
+
+impl Report {
+    /// Adds another run.
+    pub fn add(&mut self, other: &Report) {
+        self.steps += other.steps;
+        self.messages += other.messages;
+        self.granted += other.granted;
+        self.cancelled += other.cancelled;
+        self.rejected += other.rejected;
+        self.failed += other.failed;
+        self.lost += other.lost;
+        self.moved += other.moved;
+        self.prepared += other.prepared;
+        self.killed += other.killed;
+    }
+}
+
+struct Kind {
+    shard: ShardId,
+    is_gpu: bool,
+}
+
+pub(super) struct World {
+    rng: Rng,
+    now: NowNs,
+    shards: Vec<Scheduler>,
+    links: Vec<VecDeque<SchedMsg>>,
+    /// Credit of base resources in messages.
+    travelling: [Fixed; 4],
+    totals: [Fixed; 4],
+    kinds: Vec<Kind>,
+    homes: [ShardId; GROUPS as usize],
+    model: Model,
+    tokens: Token,
+    steps: u64,
+    messages: u64,
+    draining: bool,
+    effects: Vec<SchedEffect>,
+}
+
+type Outcome = Result<(), String>;
+
+impl World {
+    pub(super) fn new(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let shards = 1 + rng.below(4) as ShardId;
+        let cpus = 1 + rng.below(6);
+        let config = |shard| {
+            let mut config = SchedConfig::new(shard, shards, cpus as u32);
+            config.bypass_max = 8;
+            config.class_cap = seed % 2 == 0;
+            config
+        };
+        let mut world = Self {
+            shards: (0..shards)
+                .map(|shard| Scheduler::new(config(shard)))
+                .collect(),
+            links: (0..shards * shards).map(|_| VecDeque::new()).collect(),
+            now: 0,
+            travelling: [Fixed::ZERO; 4],
+            totals: [Fixed::ZERO; 4],
+            kinds: Vec::new(),
+            homes: std::array::from_fn(|_| rng.below(u64::from(shards)) as ShardId),
+            model: Model::default(),
+            tokens: 0,
+            steps: 0,
+            messages: 0,
+            draining: false,
+            effects: Vec::new(),
+            rng,
+        };
+        let gpus = world.rng.below(4);
+        let parts = [
+            (CPU, cpus, ResourceKind::Cpu),
+            (GPU, gpus, ResourceKind::UnitInstances),
+            (MEMORY, 16, ResourceKind::Plain),
+        ];
+        for (id, total, kind) in parts.into_iter().chain([(CUSTOM, 3, ResourceKind::Plain)]) {
+            let total = Fixed::units(total as i64);
+            world.totals[id.0 as usize] = total;
+            let add = SchedEvent::AddResource { id, total, kind };
+            world
+                .everywhere(add)
+                .expect("adding a resource answers nothing");
+        }
+        let classes = 4 + world.rng.below(12) as u32;
+        (0..classes).for_each(|class| world.define(ClassId(class), cpus));
+        world
+    }
+
+    fn shard_count(&self) -> u64 {
+        self.shards.len() as u64
+    }
+
+    fn define(&mut self, class: ClassId, cpus: u64) {
+        let rng = &mut self.rng;
+        let tenths = |n: u64| Fixed((n * 1000) as i64);
+        let mut demand: Vec<(ResourceId, Fixed)> = match rng.below(10) {
+            0 => vec![],
+            1 => vec![(CPU, Fixed::units(cpus as i64))],
+            2 => vec![
+                (GPU, tenths(1 + rng.below(10))),
+                (CPU, tenths(rng.below(11))),
+            ],
+            3 => vec![(GPU, Fixed::units(1 + rng.below(3) as i64))],
+            4 => vec![(MEMORY, tenths(1 + rng.below(120))), (CPU, Fixed::ONE)],
+            5 => vec![
+                (CUSTOM, Fixed::units(1 + rng.below(4) as i64)),
+                (MEMORY, Fixed::ONE),
+            ],
+            6 if rng.permille(300) => vec![(NOWHERE, Fixed::ONE)],
+            _ => vec![(CPU, tenths(5 * (1 + rng.below(4))))],
+        };
+        let mut shard = rng.below(self.shards.len() as u64) as ShardId;
+        if rng.permille(300) {
+            let group = rng.below(u64::from(GROUPS)) as u32;
+            let indexed = rng
+                .permille(500)
+                .then(|| rng.below(u64::from(BUNDLES_PER_GROUP)) as u32);
+            let amount = tenths(1 + rng.below(15));
+            let original = if rng.permille(600) { CPU.0 } else { GPU.0 };
+            demand = vec![
+                (wildcard(group, original), amount),
+                (wildcard(group, LABEL), Fixed(10)),
+            ];
+            if let Some(index) = indexed {
+                demand.extend([
+                    (in_bundle(group, index, original), amount),
+                    (in_bundle(group, index, LABEL), Fixed(10)),
+                ]);
+            }
+            shard = self.homes[group as usize];
+        }
+        let demand = ResourceSet::new(demand);
+        let is_gpu = demand.get(GPU) > Fixed::ZERO;
+        let worker = WorkerKey {
+            language: 0,
+            runtime_env_hash: (rng.below(8) / 6) as i32,
+            dynamic_options: 0,
+        };
+        self.kinds.push(Kind { shard, is_gpu });
+        let def = Box::new(ClassDef { demand, worker });
+        self.send(shard, SchedEvent::DefineClass { class, def })
+            .expect("defining a class answers nothing");
+    }
+
+    pub(super) fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    pub(super) fn into_report(self) -> Report {
+        let seen = self.model.seen;
+        Report {
+            steps: self.steps,
+            messages: self.messages,
+            granted: seen.granted,
+            cancelled: seen.cancelled,
+            rejected: seen.rejected,
+            failed: seen.failed,
+            lost: seen.lost,
+            moved: seen.moved,
+            prepared: seen.prepared,
+            killed: seen.killed,
+        }
+    }
+
+    fn token(&mut self, asked: Asked) -> Token {
+        self.tokens += 1;
+        self.model.asked.insert(self.tokens, asked);
+        self.tokens
+    }
+
+    /// One event for one shard, and everything that must hold after it.
+    fn send(&mut self, to: ShardId, event: SchedEvent) -> Outcome {
+        let mut effects = std::mem::take(&mut self.effects);
+        self.shards[usize::from(to)].handle(event, self.now, &mut effects);
+        for effect in effects.drain(..) {
+            if let SchedEffect::ToShard { to: target, msg } = effect {
+                let shards = self.shards.len();
+                if usize::from(target) >= shards || target == to {
+                    return Err(format!("shard {to} sends {msg:?} to {target}"));
+                }
+                self.travel(&msg, 1);
+                self.messages += 1;
+                self.links[usize::from(to) * shards + usize::from(target)].push_back(msg);
+            } else {
+                self.model.apply(to, &effect, self.shards.len() == 1)?;
+            }
+        }
+        self.effects = effects;
+        self.shards[usize::from(to)].check_books()?;
+        self.check_totals()
+    }
+
+    fn everywhere(&mut self, event: SchedEvent) -> Outcome {
+        (0..self.shards.len()).try_for_each(|shard| self.send(shard as ShardId, event.clone()))
+    }
+
+    fn travel(&mut self, msg: &SchedMsg, sign: i64) {
+        let credit = match msg {
+            SchedMsg::Credit { credit, .. } | SchedMsg::Grant { credit, .. } => credit,
+            SchedMsg::Taken {
+                credit: Some(credit),
+                ..
+            } => credit,
+            _ => return,
+        };
+        for part in &credit.0 {
+            self.travelling[part.id.0 as usize] += Fixed(sign * part.amount.0);
+        }
+    }
+
+    /// What the node has is what its shards, its bank and the messages between them have.
+    fn check_totals(&self) -> Outcome {
+        for id in [CPU, GPU, MEMORY, CUSTOM] {
+            let shards: Fixed = self.shards.iter().map(|shard| shard.credit(id)).sum();
+            let sum = shards + self.shards[0].bank_free(id) + self.travelling[id.0 as usize];
+            if sum != self.totals[id.0 as usize] {
+                return Err(format!(
+                    "of {id:?} the node has {:?}, but {sum:?} are accounted for",
+                    self.totals[id.0 as usize]
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Outcome {
+        for (at, shard) in self.shards.iter().enumerate() {
+            shard
+                .check()
+                .map_err(|what| format!("shard {at}: {what}"))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn step(&mut self) -> Outcome {
+        self.steps += 1;
+        self.now += self.rng.below(100_000);
+        if self.steps % CHECK_EVERY == 0 {
+            self.check()?;
+        }
+        match self.rng.below(1000) {
+            0..=299 => self.request(),
+            300..=559 => self.give_back(),
+            560..=699 => self.deliver(),
+            700..=799 => self.start_ends(),
+            800..=814 => self.cancel(),
+            815..=849 => self.retry(),
+            850..=869 => self.dep(),
+            870..=889 => self.block(),
+            890..=904 => self.unblock(),
+            905..=919 => self.worker_dies(),
+            920..=954 => self.exit(),
+            955..=974 => self.bundles(),
+            975..=989 => self.tick(),
+            990..=992 => self.resize(),
+            993..=995 => self.prestart(),
+            _ => self.rare(),
+        }
+    }
+
+    fn request(&mut self) -> Outcome {
+        if self.model.queued.len() >= QUEUED_MAX {
+            return self.give_back();
+        }
+        let n = self.model.leases.len() as u32;
+        let class = self.rng.below(self.kinds.len() as u64) as u32;
+        let kind = &self.kinds[class as usize];
+        let (shard, is_gpu) = (kind.shard, kind.is_gpu);
+        let rng = &mut self.rng;
+        let deps: SmallVec<[ObjectId; 2]> = if rng.permille(100) {
+            (0..1 + rng.below(2)).map(|d| object(n, d as u32)).collect()
+        } else {
+            SmallVec::new()
+        };
+        let actor = rng.permille(40).then_some(ActorId([n as u8; 16]));
+        let detached = actor.is_some() && rng.permille(300);
+        let request = LeaseRequest {
+            token: 0,
+            lease: lease_id(n),
+            class: ClassId(class),
+            owner: worker_id(1_000_000 + rng.below(OWNERS) as u32),
+            owner_node: NodeId([rng.below(2) as u8; 28]),
+            job: JobId([rng.below(JOBS) as u8; 4]),
+            actor,
+            detached,
+            root_detached_actor: actor.filter(|_| detached),
+            is_gpu,
+            grant_or_reject: rng.permille(50),
+            deps,
+        };
+        self.tokens += 1;
+        let request = LeaseRequest {
+            token: self.tokens,
+            ..request
+        };
+        let deps = request.deps.len() as u32;
+        self.model.new_lease(request.clone(), class, shard, deps);
+        self.send(shard, SchedEvent::Request(Box::new(request)))
+    }
+
+    fn retry(&mut self) -> Outcome {
+        let Some(n) = self.any_lease() else {
+            return Ok(());
+        };
+        let mut request = self.model.leases[n as usize].request.clone();
+        let shard = self.model.leases[n as usize].shard;
+        request.token = self.token(Asked::Request(n));
+        self.model.leases[n as usize].tokens.push(request.token);
+        self.send(shard, SchedEvent::Request(Box::new(request)))
+    }
+
+    /// A lease that is queued or granted.
+    fn any_lease(&mut self) -> Option<u32> {
+        let (queued, granted) = (self.model.queued.len(), self.model.granted.len());
+        let at = self.rng.below((queued + granted).max(1) as u64) as usize;
+        match () {
+            () if queued + granted == 0 => None,
+            () if at < queued => Some(self.model.queued.nth(at)),
+            () => Some(self.model.granted.nth(at - queued)),
+        }
+    }
+
+    fn give_back(&mut self) -> Outcome {
+        let granted = self.model.granted.len();
+        if granted == 0 {
+            return Ok(());
+        }
+        let at = self.rng.below(granted as u64) as usize;
+        let n = self.model.granted.nth(at);
+        let fate = match self.rng.below(20) {
+            0 => WorkerFate::Disconnect,
+            1 => WorkerFate::Exiting,
+            _ => WorkerFate::Keep,
+        };
+        self.return_lease(n, fate)
+    }
+
+    fn return_lease(&mut self, n: u32, fate: WorkerFate) -> Outcome {
+        let (lease, shard) = (
+            &self.model.leases[n as usize],
+            self.model.leases[n as usize].shard,
+        );
+        let LeaseState::Granted(worker) = lease.state else {
+            return Ok(());
+        };
+        let killed = self.model.dying.contains(worker);
+        self.model.returned(n, fate != WorkerFate::Keep || killed);
+        if fate == WorkerFate::Exiting && self.model.workers[worker as usize].alive {
+            self.model.dying.insert(worker);
+        }
+        self.send(
+            shard,
+            SchedEvent::Return {
+                lease: lease_id(n),
+                fate,
+            },
+        )?;
+        if self.rng.permille(50) {
+            self.send(
+                shard,
+                SchedEvent::Return {
+                    lease: lease_id(n),
+                    fate,
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Delivers the first message of a random pair that has some.
+    fn deliver(&mut self) -> Outcome {
+        let links = self.links.len();
+        let first = self.rng.below(links as u64) as usize;
+        for link in (0..links).map(|at| (first + at) % links) {
+            if let Some(msg) = self.links[link].pop_front() {
+                self.travel(&msg, -1);
+                let shards = self.shards.len();
+                let (from, to) = ((link / shards) as ShardId, (link % shards) as ShardId);
+                return self.send(to, SchedEvent::FromShard { from, msg });
+            }
+        }
+        self.give_back()
+    }
+
+    fn start_ends(&mut self) -> Outcome {
+        if self.model.starting.is_empty() {
+            return Ok(());
+        }
+        let at = self.rng.below(self.model.starting.len() as u64) as usize;
+        let (start, key, job) = self.model.starting.swap_remove(at);
+        match self.rng.below(40) {
+            0 => self.send(
+                start.shard(),
+                SchedEvent::StartFailed {
+                    start,
+                    why: StartFailure::RuntimeEnv("no".into()),
+                },
+            ),
+            1 | 2 => self.send(
+                start.shard(),
+                SchedEvent::StartFailed {
+                    start,
+                    why: StartFailure::NotRegistered,
+                },
+            ),
+            _ => self.came_up(start, key, job),
+        }
+    }
+
+    fn came_up(&mut self, start: StartToken, key: WorkerKey, job: Option<JobId>) -> Outcome {
+        let worker = worker_id(self.model.new_worker(start.shard()));
+        self.send(
+            start.shard(),
+            SchedEvent::WorkerReady {
+                worker,
+                start: Some(start),
+                key,
+                job,
+            },
+        )
+    }
+
+    fn cancel(&mut self) -> Outcome {
+        let Some(n) = self.any_lease() else {
+            return Ok(());
+        };
+        let shard = self.model.leases[n as usize].shard;
+        if self.rng.permille(200) {
+            return self.send(shard, SchedEvent::Withdraw { lease: lease_id(n) });
+        }
+        let token = self.token(Asked::Cancel);
+        self.send(
+            shard,
+            SchedEvent::Cancel {
+                token,
+                lease: lease_id(n),
+            },
+        )
+    }
+
+    fn dep(&mut self) -> Outcome {
+        if self.model.queued.len() == 0 {
+            return Ok(());
+        }
+        let at = self.rng.below(self.model.queued.len() as u64) as usize;
+        let n = self.model.queued.nth(at);
+        let shard = self.model.leases[n as usize].shard;
+        let deps = self.model.leases[n as usize].request.deps.clone();
+        if deps.is_empty() {
+            return Ok(());
+        }
+        if self.model.leases[n as usize].deps == 0 && self.rng.permille(300) {
+            // Lost before the grant, which may be on its way: only a lease still watched waits again.
+            if self.model.leases[n as usize].watched && !self.holds(n) {
+                self.model.leases[n as usize].deps = 1;
+                return self.send(
+                    shard,
+                    SchedEvent::DepLost {
+                        lease: lease_id(n),
+                        object: deps[0],
+                    },
+                );
+            }
+            return Ok(());
+        }
+        self.model.leases[n as usize].deps = 0;
+        // The model's ensure! on a grant needs the watch to end with it.
+        deps.into_iter().try_for_each(|object| {
+            self.send(
+                shard,
+                SchedEvent::DepReady {
+                    lease: lease_id(n),
+                    object,
+                },
+            )
+        })
+    }
+
+    /// True where a lease already holds resources: it waits for a worker, not for objects.
+    fn holds(&self, n: u32) -> bool {
+        let lease = &self.model.leases[n as usize];
+        !self.shards[usize::from(lease.shard)].waits(lease_id(n))
+    }
+
+    fn block(&mut self) -> Outcome {
+        let granted = self.model.granted.len();
+        if granted == 0 {
+            return Ok(());
+        }
+        let at = self.rng.below(granted as u64) as usize;
+        let LeaseState::Granted(worker) =
+            self.model.leases[self.model.granted.nth(at) as usize].state
+        else {
+            return Ok(());
+        };
+        if !self.model.workers[worker as usize].alive {
+            return Ok(());
+        }
+        self.model.workers[worker as usize].blocked = true;
+        self.model.blocked.insert(worker);
+        self.send(
+            self.model.workers[worker as usize].shard,
+            SchedEvent::Blocked {
+                worker: worker_id(worker),
+            },
+        )
+    }
+
+    fn unblock(&mut self) -> Outcome {
+        if self.model.blocked.len() == 0 {
+            return Ok(());
+        }
+        let at = self.rng.below(self.model.blocked.len() as u64) as usize;
+        self.unblock_one(self.model.blocked.nth(at))
+    }
+
+    fn unblock_one(&mut self, worker: u32) -> Outcome {
+        self.model.blocked.remove(worker);
+        self.model.workers[worker as usize].blocked = false;
+        self.send(
+            self.model.workers[worker as usize].shard,
+            SchedEvent::Unblocked {
+                worker: worker_id(worker),
+            },
+        )
+    }
+
+    fn worker_dies(&mut self) -> Outcome {
+        if self.model.dying.len() > 0 && self.rng.permille(600) {
+            let at = self.rng.below(self.model.dying.len() as u64) as usize;
+            return self.kill(self.model.dying.nth(at));
+        }
+        if self.model.alive.len() == 0 || self.rng.permille(600) {
+            return Ok(());
+        }
+        let at = self.rng.below(self.model.alive.len() as u64) as usize;
+        self.kill(self.model.alive.nth(at))
+    }
+
+    fn kill(&mut self, worker: u32) -> Outcome {
+        self.model.worker_died(worker);
+        self.send(
+            self.model.workers[worker as usize].shard,
+            SchedEvent::WorkerGone {
+                worker: worker_id(worker),
+            },
+        )
+    }
+
+    fn exit(&mut self) -> Outcome {
+        if self.model.asked_to_exit.len() == 0 {
+            return Ok(());
+        }
+        let at = self.rng.below(self.model.asked_to_exit.len() as u64) as usize;
+        let worker = self.model.asked_to_exit.nth(at);
+        if self.rng.permille(500) {
+            return self.kill(worker);
+        }
+        self.model.asked_to_exit.remove(worker);
+        self.send(
+            self.model.workers[worker as usize].shard,
+            SchedEvent::ExitRefused {
+                worker: worker_id(worker),
+            },
+        )
+    }
+
+    fn bundles(&mut self) -> Outcome {
+        let group = self.rng.below(u64::from(GROUPS)) as u32;
+        let shard = self.homes[group as usize];
+        if let Some(group) = self.model.prepared.pop() {
+            let token = self.token(Asked::Commit);
+            let bundles = (0..BUNDLES_PER_GROUP)
+                .map(|index| bundle_id(group, index))
+                .collect();
+            return self.send(
+                self.homes[group as usize],
+                SchedEvent::CommitBundles { token, bundles },
+            );
+        }
+        match self.rng.below(10) {
+            0..=5 => {
+                let token = self.token(Asked::Prepare(group));
+                let count = 1 + self.rng.below(u64::from(BUNDLES_PER_GROUP)) as u32;
+                let bundles = (0..count).map(|index| self.bundle(group, index)).collect();
+                self.send(shard, SchedEvent::PrepareBundles { token, bundles })
+            }
+            6..=8 => {
+                let token = self.token(Asked::Return);
+                let bundles = (0..BUNDLES_PER_GROUP)
+                    .map(|index| bundle_id(group, index))
+                    .collect();
+                self.send(shard, SchedEvent::ReturnBundles { token, bundles })
+            }
+            _ => {
+                let in_use: Vec<BundleId> = (0..GROUPS)
+                    .filter(|_| self.rng.permille(700))
+                    .map(|group| bundle_id(group, 0))
+                    .collect();
+                (0..self.shards.len()).try_for_each(|shard| {
+                    let token = self.token(Asked::Return);
+                    self.send(
+                        shard as ShardId,
+                        SchedEvent::ReleaseUnusedBundles {
+                            token,
+                            in_use: in_use.clone(),
+                        },
+                    )
+                })
+            }
+        }
+    }
+
+    fn bundle(&mut self, group: u32, index: u32) -> BundleSpec {
+        let part = |original: u32, amount: Fixed| BundleResource {
+            original: (original != LABEL).then_some(ResourceId(original)),
+            indexed: in_bundle(group, index, original),
+            wildcard: wildcard(group, original),
+            amount,
+        };
+        let mut resources: SmallVec<[BundleResource; 4]> = SmallVec::new();
+        resources.push(part(LABEL, BUNDLE_LABEL_UNITS));
+        resources.push(part(CPU.0, Fixed((500 * (1 + self.rng.below(40))) as i64)));
+        if self.rng.permille(400) {
+            let amount = if self.rng.permille(500) {
+                Fixed::ONE
+            } else {
+                Fixed(5000)
+            };
+            resources.push(part(GPU.0, amount));
+        }
+        BundleSpec {
+            id: bundle_id(group, index),
+            resources,
+        }
+    }
+
+    fn tick(&mut self) -> Outcome {
+        if self.rng.permille(100) {
+            self.now += 2_000_000_000;
+        }
+        self.everywhere(SchedEvent::Tick)
+    }
+
+    fn resize(&mut self) -> Outcome {
+        let (id, units) = if self.rng.permille(500) {
+            (CPU, self.rng.below(8))
+        } else {
+            (MEMORY, self.rng.below(24))
+        };
+        let total = Fixed::units(units as i64);
+        self.totals[id.0 as usize] = total;
+        // The bank's shard first: it alone books the change.
+        self.everywhere(SchedEvent::ResizeResource { id, total })
+    }
+
+    fn prestart(&mut self) -> Outcome {
+        let shard = self.rng.below(self.shard_count()) as ShardId;
+        let rng = &mut self.rng;
+        let count = match rng.below(2) {
+            0 => PrestartCount::New(1 + rng.below(3) as u32),
+            _ => PrestartCount::Backlog(rng.below(10) as u32),
+        };
+        let job = rng.permille(500).then(|| JobId([rng.below(JOBS) as u8; 4]));
+        let keep_alive_ns = rng.below(2) * 1_000_000_000;
+        self.send(
+            shard,
+            SchedEvent::Prestart {
+                key: WorkerKey::default(),
+                job,
+                count,
+                keep_alive_ns,
+            },
+        )
+    }
+
+    fn rare(&mut self) -> Outcome {
+        match self.rng.below(12) {
+            0 if self.rng.permille(100) => {
+                let job = JobId([self.rng.below(JOBS) as u8; 4]);
+                self.everywhere(SchedEvent::JobFinished { job })
+            }
+            1 | 2 if self.rng.permille(300) => {
+                let owner = worker_id(1_000_000 + self.rng.below(OWNERS) as u32);
+                self.everywhere(SchedEvent::OwnerGone { owner })
+            }
+            3 if self.rng.permille(300) => {
+                let node = NodeId([self.rng.below(2) as u8; 28]);
+                self.everywhere(SchedEvent::OwnerNodeGone { node })
+            }
+            4 | 5 if self.draining || self.rng.permille(100) => {
+                self.draining = !self.draining;
+                self.everywhere(SchedEvent::Drain { on: self.draining })
+            }
+            6 | 7 => {
+                let classes = vec![ClassId(self.rng.below(self.kinds.len() as u64) as u32)];
+                (0..self.shards.len()).try_for_each(|shard| {
+                    let token = self.token(Asked::CancelClasses);
+                    self.send(
+                        shard as ShardId,
+                        SchedEvent::CancelClasses {
+                            token,
+                            classes: classes.clone(),
+                        },
+                    )
+                })
+            }
+            8 => {
+                let worker = worker_id(self.model.workers.len() as u32 + 500_000);
+                self.everywhere(SchedEvent::WorkerGone { worker })
+            }
+            _ => {
+                let class = self.rng.below(self.kinds.len() as u64) as u32;
+                let (owner, size) = (worker_id(1_000_000), self.rng.below(3) as u32);
+                self.send(
+                    self.kinds[class as usize].shard,
+                    SchedEvent::Backlog {
+                        owner,
+                        class: ClassId(class),
+                        size,
+                    },
+                )
+            }
+        }
+    }
+
+    /// Brings the world to rest: whatever can still be granted is, and in the end the node is as it was.
+    pub(super) fn rest(&mut self) -> Outcome {
+        self.draining = false;
+        self.everywhere(SchedEvent::Drain { on: false })?;
+        for group in 0..GROUPS {
+            let token = self.token(Asked::Return);
+            let bundles = (0..BUNDLES_PER_GROUP)
+                .map(|index| bundle_id(group, index))
+                .collect();
+            self.send(
+                self.homes[group as usize],
+                SchedEvent::ReturnBundles { token, bundles },
+            )?;
+        }
+        for round in 0..REST_ROUNDS {
+            self.rest_round(round)?;
+            if self.resting() {
+                break;
+            }
+        }
+        self.check_rest()?;
+        for n in self.model.queued.all() {
+            let token = self.token(Asked::Cancel);
+            self.send(
+                self.model.leases[n as usize].shard,
+                SchedEvent::Cancel {
+                    token,
+                    lease: lease_id(n),
+                },
+            )?;
+        }
+        for _ in 0..8 {
+            self.flush()?;
+            self.everywhere(SchedEvent::Tick)?;
+        }
+        self.check()?;
+        self.check_empty()
+    }
+
+    fn flush(&mut self) -> Outcome {
+        while self.links.iter().any(|link| !link.is_empty()) {
+            self.deliver()?;
+        }
+        Ok(())
+    }
+
+    /// Everybody does what is expected of them, and leases end.
+    fn rest_round(&mut self, round: u32) -> Outcome {
+        self.now += TICK_NS;
+        if round % 16 == 15 {
+            // Far enough for what waits for a time: reservations let go, classes held back.
+            self.now += 20_000_000_000;
+        }
+        self.flush()?;
+        for (start, key, job) in std::mem::take(&mut self.model.starting) {
+            self.came_up(start, key, job)?;
+        }
+        for worker in self
+            .model
+            .asked_to_exit
+            .all()
+            .into_iter()
+            .chain(self.model.dying.all())
+        {
+            if self.model.workers[worker as usize].alive {
+                self.kill(worker)?;
+            }
+        }
+        for worker in self.model.blocked.all() {
+            self.unblock_one(worker)?;
+        }
+        for n in self.model.queued.all() {
+            let deps = self.model.leases[n as usize].request.deps.clone();
+            let shard = self.model.leases[n as usize].shard;
+            self.model.leases[n as usize].deps = 0;
+            for object in deps {
+                self.send(
+                    shard,
+                    SchedEvent::DepReady {
+                        lease: lease_id(n),
+                        object,
+                    },
+                )?;
+            }
+        }
+        self.flush()?;
+        for n in self.model.granted.all() {
+            let LeaseState::Granted(worker) = self.model.leases[n as usize].state else {
+                continue;
+            };
+            if self.model.workers[worker as usize].alive {
+                self.return_lease(n, WorkerFate::Keep)?;
+            }
+        }
+        self.flush()?;
+        self.everywhere(SchedEvent::Tick)
+    }
+
+    /// Nothing is left but requests that no total of the node can hold.
+    fn resting(&self) -> bool {
+        let quiet = self.model.granted.len() == 0
+            && self.model.starting.is_empty()
+            && self.links.iter().all(VecDeque::is_empty);
+        quiet && self.model.queued.all().iter().all(|n| !self.feasible(*n))
+    }
+
+    fn feasible(&self, n: u32) -> bool {
+        let lease = &self.model.leases[n as usize];
+        let load = self.shards[usize::from(lease.shard)].class_load(ClassId(lease.class));
+        load.is_some_and(|load| !load.infeasible)
+    }
+
+    fn check_rest(&self) -> Outcome {
+        let stuck: Vec<u32> = self
+            .model
+            .queued
+            .all()
+            .into_iter()
+            .filter(|n| self.feasible(*n))
+            .collect();
+        if let Some(n) = stuck.first() {
+            let lease = &self.model.leases[*n as usize];
+            let load = self.shards[usize::from(lease.shard)].class_load(ClassId(lease.class));
+            return Err(format!(
+                "{} requests that fit are never granted, such as {n} of shard {}: {load:?}",
+                stuck.len(),
+                lease.shard
+            ));
+        }
+        if let Some(n) = self.model.granted.all().first() {
+            return Err(format!(
+                "lease {n} never ends: {:?}",
+                self.model.leases[*n as usize].state
+            ));
+        }
+        Ok(())
+    }
+
+    /// The node is as it was in the beginning.
+    fn check_empty(&self) -> Outcome {
+        if let Some((token, asked)) = self.model.asked.iter().next() {
+            return Err(format!("token {token} for {asked:?} was never answered"));
+        }
+        for (at, shard) in self.shards.iter().enumerate() {
+            if shard.lease_count() > 0
+                || shard.worker_counts().leased > 0
+                || shard.bundle_counts() != (0, 0, 0)
+            {
+                return Err(format!("shard {at} still has leases or bundles"));
+            }
+            for part in shard.resources() {
+                if part.free != shard.credit(part.id) {
+                    return Err(format!("shard {at} still holds {part:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn bundle_id(group: u32, index: u32) -> BundleId {
+    BundleId {
+        group: PlacementGroupId([group as u8; 18]),
+        index,
+    }
+}
+
+fn in_bundle(group: u32, index: u32, original: u32) -> ResourceId {
+    ResourceId(FIRST_BUNDLE_RESOURCE + group * 100 + (index + 1) * 10 + original)
+}
+
+fn wildcard(group: u32, original: u32) -> ResourceId {
+    ResourceId(FIRST_BUNDLE_RESOURCE + group * 100 + original)
+}
+
+fn object(lease: u32, n: u32) -> ObjectId {
+    let mut id = [0; ObjectId::LEN];
+    id[..4].copy_from_slice(&lease.to_le_bytes());
+    id[24..].copy_from_slice(&n.to_le_bytes());
+    ObjectId(id)
+}
