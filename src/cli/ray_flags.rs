@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::command_line::split_command;
-use super::gflags::{self, flag, Environment, Flag, FlagError, Kind, Values, BUILT_IN};
+pub use super::gflags::FlagError;
+use super::gflags::{self, flag, Environment, Flag, Kind, Values, BUILT_IN};
 
 /// The raylet's own flags (Ray 2.60: last block of `raylet --helpfull`).
 pub const RAY_FLAGS: &[Flag] = &[

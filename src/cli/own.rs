@@ -1,0 +1,203 @@
+//! Our own command line: `raylet-uring` runs a node, its subcommands look after nodes and Ray installations.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// The node service of a Ray cluster, thread-per-core on io_uring.
+///
+/// Without a subcommand it runs a node of its own. Installed into a Ray installation (`attach`) it is that
+/// installation's raylet and takes Ray's flags instead of these.
+#[derive(Debug, Parser)]
+#[command(name = "raylet-uring", version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// The settings of the node.
+    #[command(flatten)]
+    pub node: NodeFlags,
+    /// What to do instead of running a node.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// Settings as flags. Each is also an environment variable (RAYLET_URING_...) and a key of the TOML file.
+#[derive(Debug, Default, Args)]
+pub struct NodeFlags {
+    /// CPUs that carry a shard each: `0-3,6`, or auto [env: RAYLET_URING_CORES].
+    #[arg(long, value_name = "LIST|auto")]
+    pub cores: Option<String>,
+    /// Pages of the object store: 2M or 1G (hugetlb), thp, 4k, off; 2M where no value is given [env: RAYLET_URING_HUGEPAGES].
+    #[arg(long, value_name = "KIND", num_args = 0..=1, require_equals = true, default_missing_value = "2M")]
+    pub hugepages: Option<String>,
+    /// Size of the object store: bytes, or with a unit like 4G [env: RAYLET_URING_OBJECT_STORE_MEMORY_BYTES].
+    #[arg(long, value_name = "BYTES")]
+    pub object_store_memory: Option<String>,
+    /// Bytes of the object store to keep touched ahead of demand [env: RAYLET_URING_WARM_RESERVE_BYTES].
+    #[arg(long, value_name = "BYTES")]
+    pub warm_reserve: Option<String>,
+    /// Unix socket of the native door [env: RAYLET_URING_SOCKET].
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<String>,
+    /// Directory of the admin sockets, mode 0700 [env: RAYLET_URING_RUNTIME_DIR].
+    #[arg(long, value_name = "DIR")]
+    pub runtime_dir: Option<String>,
+    /// TOML file with settings [env: RAYLET_URING_CONFIG].
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<String>,
+    /// Log level, or directives like `info,raylet_uring::workers=debug` [env: RAYLET_URING_LOG].
+    #[arg(long, value_name = "FILTER")]
+    pub log_level: Option<String>,
+    /// Print every setting with its value and where it came from, and exit.
+    #[arg(long)]
+    pub print_config: bool,
+}
+
+impl NodeFlags {
+    /// The flags that were given, by the name of their setting.
+    pub fn given(&self) -> BTreeMap<&'static str, String> {
+        let print_config = self.print_config.then(|| "true".to_owned());
+        [
+            ("cores", &self.cores),
+            ("hugepages", &self.hugepages),
+            ("object_store_memory_bytes", &self.object_store_memory),
+            ("warm_reserve_bytes", &self.warm_reserve),
+            ("socket", &self.socket),
+            ("runtime_dir", &self.runtime_dir),
+            ("config", &self.config),
+            ("log", &self.log_level),
+            ("print_config", &print_config),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value.clone()?)))
+        .collect()
+    }
+}
+
+/// What to do instead of running a node.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show the running nodes: cores, shards, arenas, leases, workers, objects, latencies.
+    ///
+    /// Exit status: 0 where at least one node answered and all that were found did, 3 where there is none.
+    Status(StatusArgs),
+    /// Make a Ray installation use raylet-uring as its raylet, keeping the original beside it.
+    ///
+    /// Exit status with --status: 0 ours is in place, 1 Ray's own is, 2 the state can't be told or is broken.
+    Attach(AttachArgs),
+    /// Put a Ray installation's own raylet back.
+    Detach(DetachArgs),
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Print a JSON array, one element a node.
+    #[arg(long)]
+    pub json: bool,
+    /// The admin socket of one node.
+    #[arg(long, value_name = "PATH", conflicts_with = "all")]
+    pub node: Option<PathBuf>,
+    /// Nodes of every user, as far as this user may reach them.
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// Arguments of `attach`.
+#[derive(Debug, Args)]
+pub struct AttachArgs {
+    /// The Python of the Ray installation, such as .venv/bin/python.
+    pub python: PathBuf,
+    /// Only say which raylet is in place.
+    #[arg(long)]
+    pub status: bool,
+}
+
+/// Arguments of `detach`.
+#[derive(Debug, Args)]
+pub struct DetachArgs {
+    /// The Python of the Ray installation, such as .venv/bin/python.
+    pub python: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::config::SETTINGS;
+
+    fn parse(arguments: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once(&"raylet-uring").chain(arguments))
+    }
+
+    #[test]
+    fn the_command_is_sound_and_every_setting_has_its_flag() {
+        let command = Cli::command();
+        command.clone().debug_assert();
+        for setting in SETTINGS {
+            let flag = command
+                .get_arguments()
+                .find(|a| a.get_long().map(|l| format!("--{l}")).as_deref() == Some(setting.flag));
+            let help = flag
+                .and_then(|f| f.get_help())
+                .unwrap_or_else(|| panic!("no {}", setting.flag))
+                .to_string();
+            let named = help.contains(setting.variable) || setting.name == "print_config";
+            assert!(named, "{} doesn't name {}", setting.flag, setting.variable);
+        }
+    }
+
+    #[test]
+    fn flags_reach_their_settings() {
+        let cli = parse(&[
+            "--cores",
+            "0-1",
+            "--hugepages",
+            "--warm-reserve=1G",
+            "--log-level",
+            "debug",
+            "--print-config",
+        ])
+        .unwrap();
+        let given = cli.node.given();
+        let expected = [
+            ("cores", "0-1"),
+            ("hugepages", "2M"),
+            ("log", "debug"),
+            ("print_config", "true"),
+            ("warm_reserve_bytes", "1G"),
+        ];
+        assert_eq!(
+            given,
+            expected
+                .into_iter()
+                .map(|(n, v)| (n, v.to_owned()))
+                .collect()
+        );
+        assert_eq!(
+            parse(&["--hugepages=1G"]).unwrap().node.given()["hugepages"],
+            "1G"
+        );
+        assert!(parse(&[]).unwrap().node.given().is_empty());
+    }
+
+    #[test]
+    fn subcommands_and_slips() {
+        assert!(matches!(
+            parse(&["attach", "--status", "p"]).unwrap().command,
+            Some(Command::Attach(AttachArgs { status: true, .. }))
+        ));
+        assert!(matches!(
+            parse(&["detach", "p"]).unwrap().command,
+            Some(Command::Detach(_))
+        ));
+        assert!(parse(&["status", "--node", "x", "--all"]).is_err());
+        assert!(parse(&["attach"]).is_err());
+        assert!(
+            parse(&["--cores", "0", "status"]).is_err(),
+            "settings are for nodes"
+        );
+        let error = parse(&["--coers", "0"]).unwrap_err().to_string();
+        assert!(error.contains("--cores"), "{error}");
+    }
+}
