@@ -26,7 +26,7 @@ pub struct Store {
     pub(super) counters: Counters,
     /// Messages to the bank, in order.
     pub(super) to_bank: VecDeque<StoreEffect>,
-    /// Memory came free since the queue was last looked at.
+    /// Memory came free, or may be freed by evicting, since the queue was last looked at.
     pub(super) freed: bool,
 }
 
@@ -295,7 +295,11 @@ impl Store {
             Some(reason) if object.sealed_ns.is_some() && object.refs == 0 && !object.pinned => {
                 self.destroy(slot, reason, out);
             }
-            _ => self.objects.reorder(slot),
+            _ => {
+                self.objects.reorder(slot);
+                // It may have become evictable.
+                self.freed = true;
+            }
         }
     }
 

@@ -20,6 +20,9 @@ mod report;
 mod spans;
 mod waiters;
 
+#[cfg(test)]
+mod tests;
+
 pub use api::*;
 pub use bank::{BankConfig, BankStats, SpanBank};
 pub use config::*;
