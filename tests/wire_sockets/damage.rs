@@ -3,7 +3,9 @@
 use crate::support::{only_frame, recorded};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use raylet_uring::ray::wire::{plasma, raylet, WireError};
+use raylet_shard::ids::{NodeId, ObjectId, WorkerId};
+use raylet_uring::ray::wire::raylet::OwnerAddress;
+use raylet_uring::ray::wire::{plasma, raylet, Encoder, WireError};
 
 /// Reads `body` as whatever it claims to be, and walks all of what comes out.
 fn read_raylet(message_type: i64, body: &[u8]) -> Result<(), WireError> {
@@ -165,6 +167,52 @@ fn errors_say_where_and_what() {
             field: "object_id"
         }
     );
+}
+
+#[test]
+fn an_address_that_is_no_address_is_refused() {
+    let owner = |ip_address| OwnerAddress {
+        node_id: NodeId::NIL,
+        ip_address,
+        port: 1,
+        worker_id: WorkerId::NIL,
+    };
+    let long = "1".repeat(256);
+    for (ip_address, accepted) in [(&long[..255], true), (&long[..], false)] {
+        let request = raylet::Request::SubscribePlasmaReady {
+            object_id: ObjectId([1; 28]),
+            owner: owner(ip_address),
+        };
+        let mut bytes = Vec::new();
+        request.encode(&mut Encoder::new(), &mut bytes);
+        let frame = only_frame(&bytes);
+        let read = raylet::decode(frame.message_type, frame.body);
+        assert_eq!(read.is_ok(), accepted, "{read:?}");
+
+        let place = frame
+            .body
+            .windows(4)
+            .position(|four| four == b"1111")
+            .expect("the text");
+        let mut body = frame.body.to_vec();
+        body[place + 2] = 0xff;
+        let read = raylet::decode(frame.message_type, &body);
+        let expected = if accepted {
+            WireError::NotUtf8 {
+                table: "Address",
+                field: "ip_address",
+                valid_bytes: 2,
+            }
+        } else {
+            WireError::TooLong {
+                table: "Address",
+                field: "ip_address",
+                limit: 255,
+                got: 256,
+            }
+        };
+        assert_eq!(read, Err(expected));
+    }
 }
 
 /// A vector may claim 2^32-1 elements; that has to be refused by the body's length, not by walking it.

@@ -75,6 +75,18 @@ pub enum WireError {
         /// The length found.
         got: usize,
     },
+    /// A text that is longer than anything it could mean.
+    #[error("{table}.{field} is {got} bytes long, expected an IP address or host name of at most {limit}")]
+    TooLong {
+        /// The table being read.
+        table: &'static str,
+        /// The field being read.
+        field: &'static str,
+        /// The most bytes that are accepted.
+        limit: usize,
+        /// The length found.
+        got: usize,
+    },
     /// A text that is not UTF-8.
     #[error("{table}.{field} is not UTF-8 after {valid_bytes} bytes")]
     NotUtf8 {

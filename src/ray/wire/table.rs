@@ -3,6 +3,9 @@
 use super::error::WireError;
 use super::list::{Element, List};
 
+/// The longest host name that DNS allows is 253 bytes.
+pub(super) const MAX_HOST_BYTES: usize = 255;
+
 /// A field of a table: its slot in the vtable and the name that errors give it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Field(pub u16, pub &'static str);
@@ -191,11 +194,22 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// A text, empty if absent.
-    pub fn text(&self, field: Field) -> Result<&'a str, WireError> {
-        std::str::from_utf8(self.bytes(field)?).map_err(|error| WireError::NotUtf8 {
-            table: self.name,
-            field: field.1,
+    /// An IP address or host name, empty if absent. The limit also bounds the work that a body can cause whose list
+    /// of addresses names one long text again and again.
+    pub fn host(&self, field: Field) -> Result<&'a str, WireError> {
+        let (table, field_name) = (self.name, field.1);
+        let bytes = self.bytes(field)?;
+        if bytes.len() > MAX_HOST_BYTES {
+            return Err(WireError::TooLong {
+                table,
+                field: field_name,
+                limit: MAX_HOST_BYTES,
+                got: bytes.len(),
+            });
+        }
+        std::str::from_utf8(bytes).map_err(|error| WireError::NotUtf8 {
+            table,
+            field: field_name,
             valid_bytes: error.valid_up_to(),
         })
     }

@@ -329,8 +329,12 @@ pub fn encode_create_error(
 ) {
     reply_about(e, out, types::CREATE_REPLY, object_id, |e| {
         e.add_unless_default(CREATE_ERROR, error as i32);
-        // Nobody looks at it, but Ray's client reads it before it looks at the error.
-        e.add(PLASMA_OBJECT, ObjectSpec::ABSENT.to_inline());
+        // Nobody uses it, but Ray's client reads it before it looks at the error.
+        let no_object = ObjectSpec {
+            data_size_bytes: 0,
+            ..ObjectSpec::ABSENT
+        };
+        e.add(PLASMA_OBJECT, no_object.to_inline());
     });
 }
 

@@ -176,7 +176,7 @@ fn create(body: &[u8]) -> Result<CreateRequest<'_>, WireError> {
     Ok(CreateRequest {
         object_id: ObjectId(table.id(OBJECT_ID)?),
         owner_node_id: NodeId(table.id_or_nil(OWNER_NODE_ID)?),
-        owner_ip_address: table.text(OWNER_IP_ADDRESS)?,
+        owner_ip_address: table.host(OWNER_IP_ADDRESS)?,
         owner_port: table.i32(OWNER_PORT)?,
         owner_worker_id: WorkerId(table.id_or_nil(OWNER_WORKER_ID)?),
         is_mutable: table.bool(IS_MUTABLE)?,

@@ -92,7 +92,7 @@ pub enum PlasmaError {
     OutOfMemory = 3,
     /// The object is still being written (fatal).
     ObjectNotSealed = 4,
-    /// The object is being used (fatal).
+    /// The object is being used, and goes with its last user (fatal).
     ObjectInUse = 5,
     /// A request that makes no sense, for example a retry of an unknown create.
     UnexpectedError = 6,

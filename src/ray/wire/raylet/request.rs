@@ -212,7 +212,7 @@ fn register_client(body: &[u8]) -> Result<RegisterClient<'_>, WireError> {
         job_id: JobId(table.id_or_nil(REGISTER_JOB_ID)?),
         runtime_env_hash: table.i32(RUNTIME_ENV_HASH)?,
         language: table.i32(LANGUAGE)?,
-        ip_address: table.text(IP_ADDRESS)?,
+        ip_address: table.host(IP_ADDRESS)?,
         port: table.i32(REGISTER_PORT)?,
         serialized_job_config: table.bytes(SERIALIZED_JOB_CONFIG)?,
     })

@@ -113,7 +113,7 @@ impl<'a> OwnerAddress<'a> {
     pub(super) fn from_table(table: &Table<'a>) -> Result<Self, WireError> {
         Ok(Self {
             node_id: NodeId(table.id_or_nil(Self::NODE_ID)?),
-            ip_address: table.text(Self::IP_ADDRESS)?,
+            ip_address: table.host(Self::IP_ADDRESS)?,
             port: table.i32(Self::PORT)?,
             worker_id: WorkerId(table.id_or_nil(Self::WORKER_ID)?),
         })

@@ -1,0 +1,16 @@
+#!/bin/sh
+# Fuzzes each socket protocol for so many seconds (60 if not said), starting from the recorded frames.
+# Needs the nightly toolchain and `cargo install cargo-fuzz`. Ends with an error at the first finding, which cargo-fuzz
+# leaves in fuzz/artifacts.
+set -eu
+seconds=${1:-60}
+cd "$(dirname "$0")/.."
+for socket in raylet plasma; do
+    corpus=fuzz/corpus/${socket}_socket
+    mkdir -p "$corpus"
+    for frame in tests/fixtures/wire/${socket}_*.hex; do
+        python3 -c 'import sys; sys.stdout.buffer.write(bytes.fromhex(sys.stdin.read()))' \
+            <"$frame" >"$corpus/$(basename "$frame" .hex)"
+    done
+    cargo +nightly fuzz run "${socket}_socket" -- -max_total_time="$seconds" -max_len=4096 -print_final_stats=1
+done
