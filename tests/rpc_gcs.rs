@@ -2,6 +2,8 @@
 
 #[path = "rpc_support/gcs.rs"]
 mod gcs;
+#[path = "rpc_support/python.rs"]
+mod python;
 mod rpc_support;
 
 use std::cell::{Cell, RefCell};

@@ -2,6 +2,8 @@
 
 #[path = "rpc_support/driver.rs"]
 mod driver;
+#[path = "rpc_support/python.rs"]
+mod python;
 mod rpc_support;
 
 use std::cell::RefCell;

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::rpc_support::{python, TOKEN};
+use super::python::python;
+use super::rpc_support::TOKEN;
 
 const DRIVER: &str = r#"
 import sys, ray
@@ -109,6 +110,7 @@ impl Drop for Driver {
     }
 }
 
+/// Bytes from hexadecimal digits.
 fn unhex(text: &str) -> Vec<u8> {
     let pairs = text.as_bytes().chunks(2);
     let byte = |pair| {

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::rpc_support::{python, TOKEN};
+use super::python::python;
+use super::rpc_support::TOKEN;
 
 fn gcs_executable() -> PathBuf {
     let code =
