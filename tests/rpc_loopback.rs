@@ -427,3 +427,48 @@ fn injected_failures_reach_the_caller() {
         assert_eq!(served.get(), 3);
     });
 }
+
+/// Sends a body as it is and returns the status that comes back.
+async fn status_of_body(address: SocketAddr, body: &'static [u8]) -> Code {
+    let stream = tokio::net::TcpStream::connect(address)
+        .await
+        .expect("connect");
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io)
+        .await
+        .expect("handshake");
+    tokio::spawn(connection);
+    let body = http_body_util::Full::new(bytes::Bytes::from_static(body));
+    let request = http::Request::post(format!("http://{address}{PUSH}"))
+        .body(body)
+        .expect("request");
+    let response = sender.send_request(request).await.expect("response");
+    Status::from_header_map(response.headers())
+        .expect("a status in the headers")
+        .code()
+}
+
+#[test]
+fn malformed_bodies_get_a_status() {
+    on_control_thread(async {
+        let (address, _stop) = serve(router(), ServerConfig::default()).await;
+        for (body, expected) in [
+            (&[][..], Code::Internal),
+            (&[0, 0, 0], Code::Internal),
+            (&[0, 0, 0, 0, 5, 1], Code::Internal),
+            (&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0], Code::Internal),
+            (&[0, 0, 0, 0, 0, 9], Code::Internal),
+            (&[0, 0, 0, 0, 1, 0xff], Code::Internal),
+            (&[1, 0, 0, 0, 0], Code::Unimplemented),
+            (&[0, 0xff, 0xff, 0xff, 0xff, 0], Code::ResourceExhausted),
+        ] {
+            assert_eq!(status_of_body(address, body).await, expected, "{body:?}");
+        }
+        let channel = channel(address, Auth::disabled(), "");
+        let PushReply {} = channel
+            .call(PUSH, &PushRequest::default(), LIMIT)
+            .await
+            .expect("still serving");
+    });
+}
