@@ -155,6 +155,11 @@ impl Installation {
         self.raylet.with_file_name("raylet.stock")
     }
 
+    /// Our binary on its way to its place.
+    fn new_path(&self) -> PathBuf {
+        self.raylet.with_file_name("raylet.uring-new")
+    }
+
     fn record_path(&self) -> PathBuf {
         self.raylet.with_file_name("raylet-uring.json")
     }
@@ -182,7 +187,17 @@ impl Installation {
             (None, None) => return Err(self.no_raylet()),
             (_, stock) => self.checked_stock(stock)?,
         };
-        let new = self.raylet.with_file_name("raylet.uring-new");
+        let record = |ours: &Found| Record {
+            ray_version: self.ray_version.clone(),
+            stock_sha256: stock_sha256.clone(),
+            ours_version: env!("CARGO_PKG_VERSION").to_owned(),
+            ours_sha256: ours.sha256.clone(),
+        };
+        let is_ours = live.as_ref().is_some_and(|l| l.kind == Kind::Ours);
+        if is_ours && live == inspect(binary)? && self.record() == live.as_ref().map(record) {
+            return Ok(Outcome::Already);
+        }
+        let new = self.new_path();
         let ours = files::copy_executable(binary, &new)?;
         if ours.kind != Kind::Ours {
             files::remove(&new)?;
@@ -190,29 +205,14 @@ impl Installation {
                 binary: binary.to_owned(),
             });
         }
-        let record = Record {
-            ray_version: self.ray_version.clone(),
-            stock_sha256,
-            ours_version: env!("CARGO_PKG_VERSION").to_owned(),
-            ours_sha256: ours.sha256.clone(),
-        };
-        let outcome = match &live {
-            Some(live) if live.sha256 == ours.sha256 && self.record().as_ref() == Some(&record) => {
-                Outcome::Already
-            }
-            Some(Found {
-                kind: Kind::Ours, ..
-            }) => Outcome::Updated,
-            _ => Outcome::Done,
-        };
-        if outcome == Outcome::Already {
-            files::remove(&new)?;
-        } else {
-            self.write_record(&record)?;
-            files::rename(&new, &self.raylet)?;
-        }
+        self.write_record(&record(&ours))?;
+        files::rename(&new, &self.raylet)?;
         files::sync_directory_of(&self.raylet)?;
-        Ok(outcome)
+        Ok(if is_ours {
+            Outcome::Updated
+        } else {
+            Outcome::Done
+        })
     }
 
     /// Puts Ray's own raylet back.
@@ -237,11 +237,7 @@ impl Installation {
             }
         };
         // The original is back under its own name; what was written for the exchange goes.
-        for path in [
-            self.stock(),
-            self.record_path(),
-            self.raylet.with_file_name("raylet.uring-new"),
-        ] {
+        for path in [self.stock(), self.record_path(), self.new_path()] {
             files::remove(&path)?;
         }
         files::sync_directory_of(&self.raylet)?;
