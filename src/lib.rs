@@ -1,7 +1,16 @@
-//! The node.
+//! The node service of a Ray cluster, thread-per-core on io_uring.
+//!
+//! Read [`node`] first, which boots and ends a node; then [`core_loop`], which runs a core; then one module of `raylet_shard`.
 
-pub mod ray;
+pub mod attach;
 pub mod cli;
 pub mod config;
 pub mod observe;
+pub mod ray;
 pub mod workers;
+pub mod bridge;
+pub mod core_loop;
+pub mod deps;
+pub mod engine;
+pub mod node;
+pub mod socket;

@@ -13,8 +13,13 @@ use crate::ids::ObjectId;
 pub struct WaitId(u32);
 
 impl WaitId {
-    /// How many numbers there are: 24 bits, so that a number and a position fit one token.
-    pub const COUNT: u32 = 1 << 24;
+    /// How many numbers there are: 22 bits, so that a number and a position take 46 bits of a token.
+    pub const COUNT: u32 = 1 << 22;
+
+    /// The number itself.
+    pub fn index(self) -> u32 {
+        self.0
+    }
 
     /// Packs the request and a position in it.
     pub fn token(self, position: usize) -> u64 {
@@ -23,8 +28,8 @@ impl WaitId {
 
     /// Reads what [`token`](Self::token) packed.
     pub fn from_token(token: u64) -> (Self, usize) {
-        let low = (1 << 24) - 1;
-        (Self(((token >> 24) & low) as u32), (token & low) as usize)
+        let wait = (token >> 24) & u64::from(Self::COUNT - 1);
+        (Self(wait as u32), (token & 0xff_ffff) as usize)
     }
 }
 
@@ -150,6 +155,15 @@ impl<T> Waits<T> {
         self.requests.get(&wait.0).is_some_and(|r| r.missing == 0)
     }
 
+    /// The objects of a request that are not ready.
+    pub fn missing(&self, wait: WaitId) -> FxHashSet<ObjectId> {
+        let Some(request) = self.requests.get(&wait.0) else {
+            return FxHashSet::default();
+        };
+        let objects = request.objects.iter().zip(&request.ready);
+        objects.filter(|(_, ready)| !**ready).map(|(id, _)| *id).collect()
+    }
+
     /// Ends a request, complete or not. `None` when it ended before.
     pub fn finish(&mut self, wait: WaitId) -> Option<Finished<T>> {
         let request = self.requests.remove(&wait.0)?;
@@ -224,8 +238,8 @@ mod tests {
 
     #[test]
     fn a_token_carries_request_and_position() {
-        let token = WaitId(0xab_cdef).token(0x12_3456);
-        assert_eq!(WaitId::from_token(token), (WaitId(0xab_cdef), 0x12_3456));
+        let token = WaitId(0x2b_cdef).token(0x12_3456);
+        assert_eq!(WaitId::from_token(token), (WaitId(0x2b_cdef), 0x12_3456));
     }
 
     #[test]

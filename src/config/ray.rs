@@ -90,6 +90,13 @@ impl RayConfig {
         Ok(())
     }
 
+    /// The resources that come in whole instances.
+    pub fn unit_instance_resources(&self) -> Vec<String> {
+        let lists = [&self.predefined_unit_instance_resources, &self.custom_unit_instance_resources];
+        let names = lists.iter().flat_map(|list| list.split(','));
+        names.map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    }
+
     /// The settings that differ from Ray's defaults, as `name=value` for a log line.
     pub fn changed(&self) -> Vec<String> {
         let defaults = RayConfig::default().entries();

@@ -208,18 +208,31 @@ impl ProcessTable {
     /// A full table, an output file or program that the system refuses, a kernel without pidfds.
     pub fn spawn(&self, spec: &SpawnSpec) -> Result<Started, SpawnError> {
         self.check_room()?;
+        self.launch(spec, prepare(spec)?)
+    }
+
+    /// As [`Self::spawn`], with `stdin` as the standard input of the process.
+    ///
+    /// # Errors
+    /// As [`Self::spawn`].
+    pub fn spawn_with_stdin(
+        &self,
+        spec: &SpawnSpec,
+        stdin: OwnedFd,
+    ) -> Result<Started, SpawnError> {
+        self.check_room()?;
         let mut command = prepare(spec)?;
+        command.stdin(stdin);
+        self.launch(spec, command)
+    }
+
+    fn launch(&self, spec: &SpawnSpec, mut command: Command) -> Result<Started, SpawnError> {
         let program = &spec.command.argv[0];
         let mut child = command.spawn().map_err(|source| SpawnError::Start {
             program: program.clone(),
             source,
         })?;
         let pid = child.id();
-        let watch_error = |source: io::Error| SpawnError::Watch {
-            program: program.clone(),
-            pid,
-            source,
-        };
         // The child is not reaped by anyone else, so that its pid still means it here even if it ended at once.
         let (pid_t, pidfd) = match open_pidfd(pid) {
             Ok(opened) => opened,
@@ -227,14 +240,14 @@ impl ProcessTable {
                 // Nothing would ever reap it: end it here.
                 let ended = child.kill().and_then(|()| child.wait());
                 tracing::warn!(pid, ?ended, "a process that can't be watched was killed");
-                return Err(watch_error(source));
+                return Err(SpawnError::Watch {
+                    program: program.clone(),
+                    pid,
+                    source,
+                });
             }
         };
-        if let Some(adjustment) = spec.oom_score_adjustment {
-            if let Err(error) = adjust_oom_score(pid, adjustment) {
-                tracing::warn!(pid, %error, "can't set the OOM score of a process; the kernel may take the node first");
-            }
-        }
+        apply_oom_score(pid, spec.oom_score_adjustment);
         let pipe = if spec.stdin == Stdin::LifetimePipe {
             child.stdin.take()
         } else {
@@ -248,23 +261,25 @@ impl ProcessTable {
         })
     }
 
-    /// Watches a process that another process of this node started, whose status comes through `status`.
+    /// Watches a process that another process of this node started by `spec`, and whose status comes through `status`.
     ///
     /// # Errors
     /// A full table, or a process that no longer exists.
     pub fn adopt(
         &self,
         pid: u32,
-        own_group: bool,
+        spec: &SpawnSpec,
         status: oneshot::Receiver<ExitStatus>,
     ) -> Result<Started, SpawnError> {
         self.check_room()?;
+        let program = spec.command.argv.first().ok_or(SpawnError::EmptyCommand)?;
         let (pid_t, pidfd) = open_pidfd(pid).map_err(|source| SpawnError::Watch {
-            program: "an adopted process".into(),
+            program: program.clone(),
             pid,
             source,
         })?;
-        let entry = self.insert(pid_t, pidfd, own_group, None);
+        apply_oom_score(pid, spec.oom_score_adjustment);
+        let entry = self.insert(pid_t, pidfd, spec.own_group, None);
         tokio::task::spawn_local(self.clone().watch_foreign(entry.clone(), status));
         Ok(Started {
             key: entry.key,
@@ -284,8 +299,14 @@ impl ProcessTable {
 
     /// Process id of a running process.
     pub fn pid(&self, key: ProcessKey) -> Option<u32> {
-        self.entry(key)
-            .map(|entry| entry.pid.as_raw_nonzero().get() as u32)
+        self.entry(key).map(|entry| entry.raw_pid())
+    }
+
+    /// Process ids of all running processes.
+    pub fn pids(&self) -> impl Iterator<Item = u32> {
+        let entries = self.inner.entries.borrow();
+        let pids: Vec<_> = entries.values().map(|entry| entry.raw_pid()).collect();
+        pids.into_iter()
     }
 
     /// True while the process has neither ended nor been reported.
@@ -300,6 +321,12 @@ impl ProcessTable {
             entry.terminating.set(true);
             entry.kill();
         }
+    }
+
+    /// Ends all processes at once.
+    pub fn kill_all(&self) {
+        let keys: Vec<_> = self.inner.entries.borrow().keys().copied().collect();
+        keys.into_iter().for_each(|key| self.kill(key));
     }
 
     /// Asks a process to end with SIGTERM and the end of its lifetime pipe, and ends it with SIGKILL where it hasn't after `kill_timeout`. Asking again
@@ -417,7 +444,7 @@ impl ProcessTable {
     }
 
     async fn report(self, entry: Rc<Entry>, status: ExitStatus) {
-        let pid = entry.pid.as_raw_nonzero().get() as u32;
+        let pid = entry.raw_pid();
         let exit = ProcessExit {
             key: entry.key,
             pid,
@@ -461,6 +488,10 @@ impl Entry {
         if let Err(error) = self.pidfd.readable().await {
             tracing::debug!(pid = ?self.pid, %error, "stopped watching a process");
         }
+    }
+
+    fn raw_pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
     fn signal(&self, signal: Signal) {
@@ -558,6 +589,13 @@ fn decode(status: &sys::WaitIdStatus) -> ExitStatus {
         },
         (None, None) => ExitStatus::Unknown,
     }
+}
+
+fn apply_oom_score(pid: u32, adjustment: Option<i32>) {
+    let Some(Err(error)) = adjustment.map(|adjustment| adjust_oom_score(pid, adjustment)) else {
+        return;
+    };
+    tracing::warn!(pid, %error, "can't set the OOM score of a process; the kernel may take the node first");
 }
 
 /// Adds to the OOM score adjustment that a process has inherited, within what Linux allows (-1000..=1000).

@@ -41,6 +41,9 @@ pub struct Victim {
     pub should_retry: bool,
 }
 
+/// A busy candidate: its place in the list, and what it works on.
+type Member = (usize, CandidateLease);
+
 /// How workers are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
@@ -105,8 +108,7 @@ fn by_group(candidates: &[Candidate], idle_threshold_bytes: u64) -> Option<Victi
         });
     }
     // What is not retried is a group of its own, whoever asked for it: its owner gains nothing if another one ends.
-    let mut groups: BTreeMap<(Option<TaskId>, usize), Vec<(usize, CandidateLease)>> =
-        BTreeMap::new();
+    let mut groups: BTreeMap<(Option<TaskId>, usize), Vec<Member>> = BTreeMap::new();
     for (index, candidate) in candidates.iter().enumerate() {
         let Some(lease) = candidate.lease else {
             continue;

@@ -34,6 +34,7 @@ const NUM_REQUIRED: Field = Field(2, "num_required_objects");
 const TIMEOUT: Field = Field(3, "timeout");
 
 const WAITING_TASK_ID: Field = Field(2, "task_id");
+const WAITING_ATTEMPT: Field = Field(3, "attempt_number");
 
 const ERROR_JOB_ID: Field = Field(0, "job_id");
 const ERROR_TYPE: Field = Field(1, "type");
@@ -94,6 +95,8 @@ pub enum Request<'a> {
         refs: ObjectRefs<'a>,
         /// The call that waits; the RPC names it.
         task_id: TaskId,
+        /// Which attempt of the call, counted from 0; the RPC names it too.
+        attempt_number: i32,
     },
     /// Publish an error for the driver. No answer.
     PushError(PushError<'a>),
@@ -168,6 +171,7 @@ pub fn decode(message_type: i64, body: &[u8]) -> Result<Request<'_>, WireError> 
             Request::WaitForActorCallArgs {
                 refs,
                 task_id: TaskId(table.id(WAITING_TASK_ID)?),
+                attempt_number: table.i32(WAITING_ATTEMPT)?,
             }
         }
         types::PUSH_ERROR_REQUEST => {
@@ -301,9 +305,12 @@ impl Request<'_> {
                 e.add_unless_default(TIMEOUT, timeout_ms);
                 e.add_unless_default(NUM_REQUIRED, num_required);
             }),
-            Self::WaitForActorCallArgs { ref refs, task_id } => {
+            Self::WaitForActorCallArgs { ref refs, task_id, attempt_number } => {
                 let task_id = e.string(task_id.as_bytes());
-                with_written_refs(e, refs, |e| e.add(WAITING_TASK_ID, task_id))
+                with_written_refs(e, refs, |e| {
+                    e.add(WAITING_TASK_ID, task_id);
+                    e.add_unless_default(WAITING_ATTEMPT, attempt_number);
+                })
             }
             Self::PushError(ref error) => {
                 let job_id = e.string(error.job_id.as_bytes());

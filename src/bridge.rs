@@ -1,0 +1,243 @@
+//! What crosses between the control thread and the cores, and who is meant by a token.
+//!
+//! A core never waits for the control thread and the control thread never waits for a core: both directions are queues that
+//! are read by one task each. What bounds them is the number of requests let in (see [`MAX_RPCS_IN_FLIGHT`]) and the number
+//! of connections, because every entry answers one of those.
+
+use std::os::fd::OwnedFd;
+
+use raylet_shard::ids::{ClientId, NowNs, ObjectId, ShardId, Token, WorkerId};
+use raylet_shard::sched::{ResourceSet, ResourceUse, SchedEffect, SchedEvent, WorkerCounts};
+use raylet_shard::store::{ObjectInfo, StoreEvent, StoreStats};
+
+use crate::observe::histogram::Snapshot;
+use crate::ray::messages::ClientMessage;
+
+/// Most gRPC requests that wait for a core at once; one more is answered RESOURCE_EXHAUSTED.
+pub const MAX_RPCS_IN_FLIGHT: usize = 1 << 17;
+
+/// A party that asks shards for something: a shard, or the control thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Requester {
+    /// A shard, for one of its connections or leases.
+    Shard(ShardId),
+    /// The control thread.
+    Control,
+}
+
+const REQUESTER_SHIFT: u32 = 48;
+const CONTROL: u64 = 0xffff;
+
+impl Requester {
+    /// A token, or a client's number, that leads answers back here. `local` is the requester's own 48-bit number.
+    pub fn tag(self, local: u64) -> Token {
+        debug_assert!(local < 1 << REQUESTER_SHIFT, "a local number of more than 48 bits");
+        let requester = match self {
+            Self::Shard(shard) => u64::from(shard),
+            Self::Control => CONTROL,
+        };
+        (requester << REQUESTER_SHIFT) | local
+    }
+
+    /// Who made the token.
+    pub fn of(token: Token) -> Self {
+        match token >> REQUESTER_SHIFT {
+            CONTROL => Self::Control,
+            shard => Self::Shard(shard as ShardId),
+        }
+    }
+
+    /// The requester's own number in the token.
+    pub fn local(token: Token) -> u64 {
+        token & ((1 << REQUESTER_SHIFT) - 1)
+    }
+}
+
+/// The shard on which an object's table entry and memory live. All objects of one task share a shard, so that a task's
+/// returns and puts cost one hop at most; the driver's puts all belong to one task.
+pub fn shard_of_object(id: &ObjectId, shards: ShardId) -> ShardId {
+    if shards == 1 {
+        return 0;
+    }
+    let task = id.task();
+    let mut hash = 0u64;
+    for chunk in task.as_bytes().chunks_exact(8) {
+        let word = u64::from_le_bytes(chunk.try_into().unwrap_or_default());
+        hash = (hash.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
+    }
+    ((hash >> 32) % u64::from(shards)) as ShardId
+}
+
+/// Which of Ray's sockets a connection came through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Socket {
+    /// Workers and drivers.
+    Raylet,
+    /// The object store.
+    Plasma,
+}
+
+/// From the control thread to a core.
+#[derive(Debug)]
+pub enum ToCore {
+    /// A connection that the core is to serve.
+    Accepted {
+        /// Where it came through.
+        socket: Socket,
+        /// The connection.
+        stream: OwnedFd,
+    },
+    /// For the core's object table.
+    Store(StoreEvent),
+    /// For the core's lease queues.
+    Sched(SchedEvent),
+    /// Write an object that only the node can make: the error that stands for a lost object.
+    PutError {
+        /// The object that gets an error for its value.
+        id: ObjectId,
+        /// Ray's ErrorType in decimal digits, which is how a reader recognises an error.
+        metadata: Vec<u8>,
+    },
+    /// Free every object of an owner that died.
+    FreeOwnedBy {
+        /// The owner.
+        owner: WorkerId,
+    },
+    /// Send a frame to a connection of this core's raylet socket.
+    Send {
+        /// The connection.
+        conn: ClientId,
+        /// The whole frame.
+        frame: Vec<u8>,
+    },
+    /// Close a connection once everything sent to it is out.
+    Close {
+        /// The connection.
+        conn: ClientId,
+    },
+    /// Tell what there is.
+    Report {
+        /// Whether the objects are wanted one by one.
+        objects: bool,
+        /// Where the report goes.
+        reply: flume::Sender<CoreReport>,
+    },
+    /// Close the sockets and end the thread.
+    Stop,
+}
+
+/// From a core to the control thread.
+#[derive(Debug)]
+pub enum ToControl {
+    /// What the lease queues decided.
+    Sched(SchedEffect),
+    /// A pin that the control thread asked for.
+    Pinned {
+        /// The control thread's token.
+        token: Token,
+        /// Whether the object was there.
+        ok: bool,
+    },
+    /// The store is full and creates wait: workers should drop references.
+    StoreFull,
+    /// A message on the raylet socket that is not answered on the core.
+    Message {
+        /// The connection.
+        conn: ClientId,
+        /// What it said.
+        message: ClientMessage,
+    },
+    /// A connection of the raylet socket ended.
+    Gone {
+        /// The connection.
+        conn: ClientId,
+        /// Why, in words; `None` when the peer just closed it.
+        error: Option<String>,
+    },
+    /// A core failed to start or died.
+    Failed {
+        /// The shard.
+        shard: ShardId,
+        /// Why, in words.
+        error: String,
+    },
+}
+
+/// What a core tells of itself.
+#[derive(Debug)]
+pub struct CoreReport {
+    /// The core's shard.
+    pub shard: ShardId,
+    /// When it was made, in nanoseconds since the node started.
+    pub now: NowNs,
+    /// Its object table.
+    pub store: StoreStats,
+    /// Bytes of each segment that objects of this shard have touched.
+    pub touched_bytes: Vec<u64>,
+    /// Its leases, workers and resources.
+    pub sched: SchedReport,
+    /// Connections to the two sockets.
+    pub connections: usize,
+    /// The objects, where they were asked for.
+    pub objects: Vec<ObjectInfo>,
+    /// Latencies of its operations.
+    pub latencies: Snapshot,
+}
+
+/// Leases, workers and resources of a shard.
+#[derive(Debug)]
+pub struct SchedReport {
+    /// What the shard knows of each resource; on shard 0 with what no shard holds.
+    pub resources: Vec<ResourceUse>,
+    /// What is queued, by class.
+    pub loads: Vec<Load>,
+    /// Workers by state.
+    pub workers: WorkerCounts,
+    /// Since when nothing is leased or queued; `None` while something is.
+    pub idle_since: Option<NowNs>,
+}
+
+/// What is queued of a class.
+#[derive(Debug)]
+pub struct Load {
+    /// What one lease asks for.
+    pub demand: ResourceSet,
+    /// Requests that wait for resources.
+    pub ready: u32,
+    /// Requests that hold resources and wait for a worker.
+    pub waiting_worker: u32,
+    /// Leases granted.
+    pub granted: u32,
+    /// Tasks that owners have beyond their requests.
+    pub backlog: u64,
+    /// True where the node can never hold one.
+    pub infeasible: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_leads_back_to_its_requester() {
+        for requester in [Requester::Control, Requester::Shard(0), Requester::Shard(17)] {
+            let token = requester.tag(12_345);
+            assert_eq!(Requester::of(token), requester);
+            assert_eq!(Requester::local(token), 12_345);
+        }
+    }
+
+    #[test]
+    fn the_objects_of_a_task_share_a_shard_and_tasks_spread() {
+        let mut seen = [0usize; 4];
+        for task in 0..1000u32 {
+            let mut bytes = [0u8; 28];
+            bytes[..4].copy_from_slice(&task.to_le_bytes());
+            let shard = shard_of_object(&ObjectId(bytes), 4);
+            bytes[24] = 9;
+            assert_eq!(shard, shard_of_object(&ObjectId(bytes), 4));
+            seen[usize::from(shard)] += 1;
+        }
+        assert!(seen.iter().all(|n| *n > 150), "tasks do not spread: {seen:?}");
+    }
+}

@@ -1,0 +1,478 @@
+//! One core of the node: feeds events to its shard and carries out the shard's effects.
+//!
+//! Everything on a core runs on one glommio executor. Connections turn frames into events; [`Core::run`] hands an event to
+//! the shard, and each effect becomes a reply on a connection, a message to another core, or one to the control thread. No
+//! step of this waits: what would have to wait (touching fresh memory, a full socket) is a task of its own.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use glommio::channels::local_channel::LocalSender;
+use raylet_shard::ids::{ClientId, NowNs, ObjectId, ShardId, Token, WorkerId};
+use raylet_shard::sched::{SchedEffect, SchedEvent, Scheduler};
+use raylet_shard::store::{BankEffect, BankEvent, NodeMemory, Store, StoreEffect, StoreEvent};
+use raylet_tuning::Segment;
+
+use crate::bridge::{shard_of_object, CoreReport, Load, Requester, SchedReport, Socket, ToControl, ToCore};
+use crate::deps::LeaseDeps;
+use crate::observe::histogram::Recorder;
+use crate::ray::plasma_conn::{self, PlasmaClients};
+use crate::ray::raylet_conn::{self, RayletClients};
+
+/// How often deadlines are looked at while something waits for one.
+const TICK: Duration = Duration::from_millis(10);
+
+/// The scheduler is told of the time once in this many ticks when it does not ask for more.
+const SLOW_TICKS: u64 = 20;
+
+/// Token of requests whose answer nobody waits for.
+const SILENT: Token = Token::MAX;
+
+/// From one core to another.
+pub enum PeerMessage {
+    /// For the peer's object table.
+    Store(StoreEvent),
+    /// An answer of the sender's object table to something that the peer asked.
+    StoreAnswer(StoreEffect),
+    /// For the bank of spans, which lives on shard 0.
+    Bank(BankEvent),
+    /// For the peer's lease queues.
+    Sched(SchedEvent),
+}
+
+/// What a core is made of.
+pub struct CoreParts {
+    /// The shard's number.
+    pub shard: ShardId,
+    /// How many shards there are.
+    pub shards: ShardId,
+    /// When the node started: the zero of [`NowNs`].
+    pub started: Instant,
+    /// The memory of all objects.
+    pub segments: Arc<[Arc<Segment>]>,
+    /// The object table.
+    pub memory: Memory,
+    /// The lease queues.
+    pub sched: Scheduler,
+    /// To the control thread.
+    pub to_control: flume::Sender<ToControl>,
+    /// To each other core, by shard; the one to itself is never used.
+    pub peers: Vec<LocalSender<PeerMessage>>,
+    /// Latencies of this core's operations.
+    pub recorder: Recorder,
+}
+
+/// A core while it runs.
+pub struct Core {
+    /// The shard's number.
+    pub shard: ShardId,
+    shards: ShardId,
+    started: Instant,
+    segments: Arc<[Arc<Segment>]>,
+    to_control: flume::Sender<ToControl>,
+    peers: Vec<LocalSender<PeerMessage>>,
+    state: RefCell<State>,
+    deps: RefCell<LeaseDeps>,
+    /// Connections to the plasma socket.
+    pub plasma: PlasmaClients,
+    /// Connections to the raylet socket.
+    pub raylet: RayletClients,
+    /// Latencies of this core's operations.
+    pub recorder: RefCell<Recorder>,
+    next_client: Cell<u64>,
+    ticks: Cell<u64>,
+}
+
+/// The object table of a shard; shard 0 has the bank of spans beside it.
+pub enum Memory {
+    /// Of shard 0.
+    Home(NodeMemory),
+    /// Of every other shard.
+    Away(Store),
+}
+
+impl Memory {
+    /// The object table itself.
+    pub fn store(&self) -> &Store {
+        match self {
+            Self::Home(memory) => memory.store(),
+            Self::Away(store) => store,
+        }
+    }
+
+    fn next_deadline(&self) -> Option<NowNs> {
+        match self {
+            Self::Home(memory) => memory.next_deadline(),
+            Self::Away(store) => store.next_deadline(),
+        }
+    }
+}
+
+struct State {
+    memory: Memory,
+    sched: Scheduler,
+    work: VecDeque<Work>,
+    store_effects: Vec<StoreEffect>,
+    sched_effects: Vec<SchedEffect>,
+    bank_effects: Vec<BankEffect>,
+    running: bool,
+}
+
+/// What is still to be handed to a state machine or carried out, in order.
+enum Work {
+    Store(StoreEvent),
+    StoreAnswer(StoreEffect),
+    Bank(BankEvent),
+    Sched(SchedEvent),
+}
+
+impl Core {
+    /// Puts a core together, on its own executor.
+    pub fn new(parts: CoreParts) -> Rc<Self> {
+        Rc::new(Self {
+            shard: parts.shard,
+            shards: parts.shards,
+            started: parts.started,
+            segments: parts.segments,
+            to_control: parts.to_control,
+            peers: parts.peers,
+            state: RefCell::new(State {
+                memory: parts.memory,
+                sched: parts.sched,
+                work: VecDeque::with_capacity(64),
+                store_effects: Vec::with_capacity(64),
+                sched_effects: Vec::with_capacity(64),
+                bank_effects: Vec::new(),
+                running: false,
+            }),
+            deps: RefCell::default(),
+            plasma: PlasmaClients::default(),
+            raylet: RayletClients::default(),
+            recorder: RefCell::new(parts.recorder),
+            next_client: Cell::new(1),
+            ticks: Cell::new(0),
+        })
+    }
+
+    /// Nanoseconds since the node started.
+    pub fn now(&self) -> NowNs {
+        self.started.elapsed().as_nanos() as NowNs
+    }
+
+    /// A number for a new connection of this core.
+    pub fn new_client(&self) -> ClientId {
+        let local = self.next_client.get();
+        self.next_client.set(local + 1);
+        Requester::Shard(self.shard).tag(local)
+    }
+
+    /// The shared memory of the node.
+    pub fn segments(&self) -> &[Arc<Segment>] {
+        &self.segments
+    }
+
+    /// Tells the control thread. Nothing is lost: the queue has no bound of its own (see [`crate::bridge`]).
+    pub fn tell_control(&self, message: ToControl) {
+        // The control thread outlives the cores; at shutdown nobody listens and nothing needs to be heard.
+        let _ = self.to_control.send(message);
+    }
+
+    /// Hands an event about one object to the shard that has the object, and carries out what follows.
+    pub fn store(self: &Rc<Self>, id: &ObjectId, event: StoreEvent) {
+        let shard = shard_of_object(id, self.shards);
+        if shard == self.shard {
+            self.run(Work::Store(event));
+        } else {
+            self.send_peer(shard, PeerMessage::Store(event));
+        }
+    }
+
+    /// Tells every shard that a client is gone.
+    pub fn client_gone(self: &Rc<Self>, client: ClientId) {
+        for shard in 0..self.shards {
+            if shard != self.shard {
+                self.send_peer(shard, PeerMessage::Store(StoreEvent::ClientGone { client }));
+            }
+        }
+        self.run(Work::Store(StoreEvent::ClientGone { client }));
+    }
+
+    /// Takes a message of the control thread. False: stop.
+    pub fn from_control(self: &Rc<Self>, message: ToCore) -> bool {
+        match message {
+            ToCore::Store(event) => self.run(Work::Store(event)),
+            ToCore::Sched(event) => self.run(Work::Sched(event)),
+            ToCore::Accepted { socket, stream } => self.serve(socket, stream),
+            ToCore::FreeOwnedBy { owner } => self.free_owned_by(owner),
+            ToCore::PutError { id, metadata } => self.plasma.put_error(self, id, metadata),
+            ToCore::Send { conn, frame } => self.raylet.send(self, conn, &frame),
+            ToCore::Close { conn } => self.raylet.close(conn),
+            ToCore::Report { objects, reply } => {
+                // A reader that gave up waiting is no loss.
+                let _ = reply.send(self.report(objects));
+            }
+            ToCore::Stop => return false,
+        }
+        true
+    }
+
+    /// Takes a message of another core.
+    pub fn from_peer(self: &Rc<Self>, message: PeerMessage) {
+        self.run(match message {
+            PeerMessage::Store(event) => Work::Store(event),
+            PeerMessage::StoreAnswer(effect) => Work::StoreAnswer(effect),
+            PeerMessage::Bank(event) => Work::Bank(event),
+            PeerMessage::Sched(event) => Work::Sched(event),
+        });
+    }
+
+    fn send_peer(&self, shard: ShardId, message: PeerMessage) {
+        // The channel ends with the peer's executor, which is at shutdown.
+        let _ = self.peers[usize::from(shard)].try_send(message);
+    }
+
+    /// Does a piece of work and all that follows from it. What an effect asks for while this runs is queued, so the shard is
+    /// never entered twice.
+    fn run(self: &Rc<Self>, work: Work) {
+        {
+            let mut state = self.state.borrow_mut();
+            state.work.push_back(work);
+            if std::mem::replace(&mut state.running, true) {
+                return;
+            }
+        }
+        loop {
+            let Some(work) = self.state.borrow_mut().work.pop_front() else {
+                break;
+            };
+            self.step(work);
+        }
+        self.state.borrow_mut().running = false;
+    }
+
+    fn step(self: &Rc<Self>, work: Work) {
+        let now = self.now();
+        match work {
+            Work::Store(event) => self.memory(|memory, out, others| match memory {
+                Memory::Home(memory) => memory.handle(event, now, out, others),
+                Memory::Away(store) => store.handle(event, now, out),
+            }),
+            Work::StoreAnswer(effect) => self.carry_out(effect),
+            Work::Bank(event) => self.memory(|memory, out, others| {
+                if let Memory::Home(memory) = memory {
+                    memory.handle_bank(event, now, out, others);
+                }
+            }),
+            Work::Sched(event) => self.sched(event, now),
+        }
+    }
+
+    fn memory(self: &Rc<Self>, f: impl FnOnce(&mut Memory, &mut Vec<StoreEffect>, &mut Vec<BankEffect>)) {
+        let (mut effects, mut others) = {
+            let state = &mut *self.state.borrow_mut();
+            let mut effects = std::mem::take(&mut state.store_effects);
+            let mut others = std::mem::take(&mut state.bank_effects);
+            f(&mut state.memory, &mut effects, &mut others);
+            (effects, others)
+        };
+        for effect in effects.drain(..) {
+            self.carry_out(effect);
+        }
+        for effect in others.drain(..) {
+            self.send_peer(effect.shard, PeerMessage::Store(effect.event));
+        }
+        let mut state = self.state.borrow_mut();
+        state.store_effects = effects;
+        state.bank_effects = others;
+    }
+
+    fn sched(self: &Rc<Self>, event: SchedEvent, now: NowNs) {
+        let mut effects = {
+            let mut state = self.state.borrow_mut();
+            let mut effects = std::mem::take(&mut state.sched_effects);
+            state.sched.handle(event, now, &mut effects);
+            effects
+        };
+        for effect in effects.drain(..) {
+            self.carry_out_sched(effect);
+        }
+        self.state.borrow_mut().sched_effects = effects;
+    }
+
+    /// Serves a new connection on this core.
+    fn serve(self: &Rc<Self>, socket: Socket, stream: OwnedFd) {
+        let core = self.clone();
+        match socket {
+            Socket::Raylet => glommio::spawn_local(raylet_conn::serve(core, stream)).detach(),
+            Socket::Plasma => glommio::spawn_local(plasma_conn::serve(core, stream)).detach(),
+        };
+    }
+
+    fn free_owned_by(self: &Rc<Self>, owner: WorkerId) {
+        let owned: Vec<ObjectId> = {
+            let state = self.state.borrow();
+            let objects = state.memory.store().objects().filter(|object| object.owner == owner);
+            objects.map(|object| object.id).collect()
+        };
+        for id in owned {
+            self.run(Work::Store(StoreEvent::Free { id }));
+        }
+    }
+
+    /// Takes back an object that a client was going to write; the client has been answered already.
+    pub fn abort_silently(self: &Rc<Self>, client: ClientId, id: ObjectId) {
+        let token = SILENT;
+        self.store(&id, StoreEvent::Abort { client, token, id });
+    }
+
+    /// The shared memory of the node, for a helper thread.
+    pub fn segments_shared(&self) -> Arc<[Arc<Segment>]> {
+        self.segments.clone()
+    }
+
+    /// What this core is doing.
+    pub fn report(&self, objects: bool) -> CoreReport {
+        let state = self.state.borrow();
+        let store = state.memory.store();
+        let segments = 0..self.segments.len() as u32;
+        let sched = &state.sched;
+        let resources = sched.resources().map(|mut part| {
+            part.free += sched.bank_free(part.id);
+            part
+        });
+        let loads = sched.loads().map(|load| Load {
+            demand: load.demand.clone(),
+            ready: load.ready,
+            waiting_worker: load.waiting_worker,
+            granted: load.granted,
+            backlog: load.backlog,
+            infeasible: load.infeasible,
+        });
+        CoreReport {
+            shard: self.shard,
+            now: self.now(),
+            store: store.stats(),
+            touched_bytes: segments.map(|segment| store.touched_bytes(segment)).collect(),
+            sched: SchedReport {
+                resources: resources.collect(),
+                loads: loads.collect(),
+                workers: sched.worker_counts(),
+                idle_since: sched.idle_since(),
+            },
+            connections: self.plasma.len() + self.raylet.len(),
+            objects: if objects { store.objects().collect() } else { Vec::new() },
+            latencies: self.recorder.borrow().snapshot(),
+        }
+    }
+
+    /// What the object table holds, in words, for a client that asks.
+    pub fn debug_text(&self) -> String {
+        let stats = self.state.borrow().memory.store().stats();
+        format!("shard {}: {stats:#?}", self.shard)
+    }
+
+    /// Lets time pass for deadlines, until the core ends.
+    pub async fn tick(self: Rc<Self>) {
+        loop {
+            glommio::timer::sleep(TICK).await;
+            let now = self.now();
+            let (store, sched) = {
+                let state = self.state.borrow();
+                (state.memory.next_deadline().is_some_and(|at| at <= now), state.sched.wants_tick())
+            };
+            self.ticks.set(self.ticks.get() + 1);
+            if store {
+                self.run(Work::Store(StoreEvent::Tick));
+                if self.shard == 0 {
+                    self.run(Work::Bank(BankEvent::Tick));
+                }
+            }
+            if sched || self.ticks.get() % SLOW_TICKS == 0 {
+                self.run(Work::Sched(SchedEvent::Tick));
+            }
+        }
+    }
+
+    fn carry_out(self: &Rc<Self>, effect: StoreEffect) {
+        match effect {
+            StoreEffect::Aborted { token: SILENT, .. } => {}
+            StoreEffect::Created { client, .. }
+            | StoreEffect::Sealed { client, .. }
+            | StoreEffect::Aborted { client, .. }
+            | StoreEffect::Got { client, .. }
+            | StoreEffect::Deleted { client, .. }
+            | StoreEffect::Contained { client, .. } => match Requester::of(client) {
+                Requester::Shard(shard) if shard != self.shard => {
+                    self.send_peer(shard, PeerMessage::StoreAnswer(effect));
+                }
+                _ => self.plasma.answer(self, effect),
+            },
+            StoreEffect::Pinned { token, ok, .. } => self.tell_control(ToControl::Pinned { token, ok }),
+            StoreEffect::Watched { token, id } | StoreEffect::WatchRefused { token, id } => {
+                self.watched(token, id, effect)
+            }
+            StoreEffect::ObjectSealed { .. } | StoreEffect::ObjectGone { .. } => {}
+            StoreEffect::SpansWanted { .. }
+            | StoreEffect::SpansUnwanted
+            | StoreEffect::SpansReturned { .. }
+            | StoreEffect::ReclaimDone { .. } => {
+                if let Some(event) = effect.for_bank(self.shard) {
+                    self.send_peer(0, PeerMessage::Bank(event));
+                }
+            }
+            StoreEffect::FullPressure { .. } => {}
+            StoreEffect::GcWanted => self.tell_control(ToControl::StoreFull),
+            StoreEffect::FallbackWanted { id, token, .. } => {
+                self.store(&id, StoreEvent::FallbackReady { id, token, segment: None });
+            }
+            StoreEffect::FallbackReturned { .. } => {}
+        }
+    }
+
+    /// Queues work behind what is being done; only for use while [`Core::run`] runs.
+    fn later(&self, work: Work) {
+        self.state.borrow_mut().work.push_back(work);
+    }
+
+    fn watched(self: &Rc<Self>, token: Token, id: ObjectId, effect: StoreEffect) {
+        match Requester::of(token) {
+            Requester::Shard(shard) if shard != self.shard => {
+                self.send_peer(shard, PeerMessage::StoreAnswer(effect));
+            }
+            Requester::Shard(_) if LeaseDeps::is_dependency(token) => {
+                if let Some(lease) = self.deps.borrow_mut().ready(token) {
+                    self.later(Work::Sched(SchedEvent::DepReady { lease, object: id }));
+                }
+            }
+            Requester::Shard(_) => self.raylet.watched(self, token),
+            // The control thread watches nothing.
+            Requester::Control => {}
+        }
+    }
+
+    fn carry_out_sched(self: &Rc<Self>, effect: SchedEffect) {
+        match effect {
+            SchedEffect::ToShard { to, msg } => {
+                let from = self.shard;
+                self.send_peer(to, PeerMessage::Sched(SchedEvent::FromShard { from, msg }));
+            }
+            SchedEffect::WatchDeps { lease, deps } => {
+                for object in deps {
+                    let token = self.deps.borrow_mut().watch(self.shard, lease, object);
+                    self.store(&object, StoreEvent::Watch { token, id: object });
+                }
+            }
+            SchedEffect::UnwatchDeps { lease } => {
+                let ended = self.deps.borrow_mut().unwatch(lease);
+                for (token, object) in ended {
+                    self.store(&object, StoreEvent::Unwatch { token, id: object });
+                }
+            }
+            effect => self.tell_control(ToControl::Sched(effect)),
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! The part of a node that both doors share: memory segments, and a core thread per shard.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use glommio::channels::channel_mesh::{FullMesh, MeshBuilder};
+use glommio::channels::local_channel;
+use glommio::channels::shared_channel::ConnectedReceiver;
+use glommio::{LocalExecutorBuilder, Placement};
+use raylet_shard::ids::ShardId;
+use raylet_shard::sched::{SchedConfig, SchedEvent, Scheduler};
+use raylet_shard::store::{BankConfig, Layout, NodeMemory, SegmentSpec, SpanBank, Store, StoreConfig};
+use raylet_tuning::{CoreChoice, PageChoice, Segment, SegmentRequest, Topology, Warmer};
+
+use crate::bridge::{ToControl, ToCore};
+use crate::core_loop::{Core, CoreParts, Memory, PeerMessage};
+use crate::observe::histogram::Recorder;
+
+/// Messages between two cores that may be on their way; more wait in the sender's memory, bounded by its connections.
+const PEER_CHANNEL: usize = 4096;
+
+/// On machines of up to this many usable cores the threads of `--cores auto` are not pinned: there the node shares every core
+/// with workers, and the kernel places it better than a fixed choice does.
+const PIN_ABOVE_CORES: usize = 4;
+
+/// What the engine is built with.
+#[derive(Clone, Debug)]
+pub struct EngineSettings {
+    /// Cores that carry a shard each.
+    pub cores: CoreChoice,
+    /// Size of the object store in bytes.
+    pub object_store_bytes: u64,
+    /// Pages of the object store.
+    pub pages: PageChoice,
+    /// Bytes of the object store touched ahead of demand.
+    pub warm_reserve_bytes: u64,
+    /// How long a create waits for room before it fails, in nanoseconds.
+    pub full_grace_ns: u64,
+    /// Limits and times of the schedulers, by shard.
+    pub scheds: fn(ShardId, ShardId, &SchedSettings) -> SchedConfig,
+    /// What those are made from.
+    pub sched: SchedSettings,
+}
+
+/// The node's settings of leases and workers.
+#[derive(Clone, Debug, Default)]
+pub struct SchedSettings {
+    /// CPUs of the node.
+    pub cpus: u32,
+    /// Workers that are kept although idle.
+    pub workers_soft_limit: u32,
+    /// How long a worker above that may be idle, in nanoseconds.
+    pub idle_timeout_ns: u64,
+    /// Workers that start at the same time.
+    pub startup_concurrency: u32,
+    /// Hold back a class that has as many leases as the node has room for.
+    pub class_cap: bool,
+}
+
+/// Why an engine can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The cores asked for can't be had.
+    #[error(transparent)]
+    Cores(#[from] raylet_tuning::CoresError),
+    /// The machine can't be read.
+    #[error("the machine's topology can't be read: {0}")]
+    Topology(#[from] raylet_tuning::TopologyError),
+    /// The memory can't be had.
+    #[error(transparent)]
+    Memory(#[from] raylet_tuning::ArenaError),
+    /// The store is too small to be cut up.
+    #[error("object store of {bytes} bytes: {reason}: raise --object-store-memory (Ray: --object_store_memory)")]
+    Layout {
+        /// Its size.
+        bytes: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A core's thread can't start.
+    #[error("the thread of core {core} can't start: {reason}; check io_uring (sysctl kernel.io_uring_disabled) and RLIMIT_MEMLOCK, of which each core takes 512 KiB")]
+    Core {
+        /// The hardware thread.
+        core: u32,
+        /// Why.
+        reason: String,
+    },
+    /// A helper thread can't start.
+    #[error("the helper thread of the warm reserve can't start: {0}")]
+    Warmer(io::Error),
+}
+
+/// A running engine.
+pub struct Engine {
+    /// To each core.
+    pub cores: Vec<flume::Sender<ToCore>>,
+    /// From all cores.
+    pub from_cores: flume::Receiver<ToControl>,
+    /// The hardware thread of each shard; `None` where the kernel chooses.
+    pub placed: Vec<Option<u32>>,
+    /// The memory of all objects.
+    pub segments: Vec<Arc<Segment>>,
+    /// Bytes that objects can take.
+    pub capacity_bytes: u64,
+    warmer: Option<Warmer>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// Makes the memory, starts the cores, and returns once they run.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    pub fn start(settings: &EngineSettings) -> Result<Self, EngineError> {
+        let topology = Topology::discover()?;
+        let cores = settings.cores.resolve(&topology)?;
+        let pinned = settings.cores != CoreChoice::Auto || topology.usable_cores() > PIN_ABOVE_CORES;
+        let shards = cores.len() as ShardId;
+        let segments = make_segments(settings, &topology)?;
+        let layout = make_layout(&segments, shards)?;
+        let warmer = (settings.warm_reserve_bytes > 0)
+            .then(|| Warmer::start(segments.clone(), settings.warm_reserve_bytes))
+            .transpose()
+            .map_err(EngineError::Warmer)?;
+        let (to_control, from_cores) = flume::unbounded();
+        let mesh = (shards > 1).then(|| MeshBuilder::full(cores.len(), PEER_CHANNEL));
+        let started = Instant::now();
+        let mut engine = Engine {
+            cores: Vec::new(),
+            from_cores,
+            placed: cores.iter().map(|core| pinned.then_some(*core)).collect(),
+            capacity_bytes: layout.capacity_bytes(),
+            segments: segments.clone(),
+            warmer,
+            threads: Vec::new(),
+        };
+        let home: Vec<u32> = cores.iter().map(|core| home_segment(&topology, &segments, *core)).collect();
+        let mut ready = Vec::new();
+        for (shard, core) in cores.iter().enumerate() {
+            let (sender, inbox) = flume::unbounded();
+            let (ready_sender, ready_receiver) = flume::bounded(1);
+            let seed = CoreSeed {
+                shard: shard as ShardId,
+                shards,
+                started,
+                segments: segments.clone().into(),
+                store: store_config(settings, &layout, shards),
+                home: home.clone(),
+                sched: (settings.scheds)(shard as ShardId, shards, &settings.sched),
+                to_control: to_control.clone(),
+                inbox,
+                mesh: mesh.clone(),
+                ready: ready_sender,
+            };
+            let placement = if pinned { Placement::Fixed(*core as usize) } else { Placement::Unbound };
+            let thread = std::thread::Builder::new()
+                .name(format!("core-{shard}"))
+                .spawn(move || run_core(placement, seed))
+                .map_err(|e| EngineError::Core { core: *core, reason: e.to_string() })?;
+            engine.cores.push(sender);
+            engine.threads.push(thread);
+            ready.push((*core, ready_receiver));
+        }
+        for (core, ready) in ready {
+            let outcome = ready.recv().unwrap_or_else(|_| Err("the thread ended".to_owned()));
+            outcome.map_err(|reason| EngineError::Core { core, reason })?;
+        }
+        Ok(engine)
+    }
+
+    /// Tells every core.
+    pub fn tell_all(&self, event: &SchedEvent) {
+        for core in &self.cores {
+            // A core that ended has told why.
+            let _ = core.send(ToCore::Sched(event.clone()));
+        }
+    }
+
+    /// Ends the cores and waits for them.
+    pub fn stop(self) {
+        for core in &self.cores {
+            let _ = core.send(ToCore::Stop);
+        }
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("the thread of a core panicked");
+            }
+        }
+        if let Some(warmer) = self.warmer {
+            warmer.stop();
+        }
+    }
+}
+
+fn make_segments(settings: &EngineSettings, topology: &Topology) -> Result<Vec<Arc<Segment>>, EngineError> {
+    let nodes: Vec<Option<u32>> = match topology.numa_nodes.len() {
+        0 | 1 => vec![None],
+        _ => topology.numa_nodes.iter().map(|node| Some(node.index)).collect(),
+    };
+    let share = settings.object_store_bytes / nodes.len() as u64;
+    let mut segments = Vec::with_capacity(nodes.len());
+    for numa_node in nodes {
+        let segment = Segment::create(&SegmentRequest {
+            name: "raylet-uring-plasma".to_owned(),
+            size_bytes: share,
+            numa_node,
+            pages: settings.pages,
+        })?;
+        let report = segment.report();
+        match &report.fallback {
+            Some(reason) => tracing::warn!(pages = ?report.pages, asked = ?report.asked, reason, "object store: other pages than asked for"),
+            None => tracing::info!(pages = ?report.pages, size_bytes = report.size_bytes, "object store"),
+        }
+        segments.push(Arc::new(segment));
+    }
+    Ok(segments)
+}
+
+fn make_layout(segments: &[Arc<Segment>], shards: ShardId) -> Result<Layout, EngineError> {
+    let bytes: u64 = segments.iter().map(|segment| segment.size_bytes()).sum();
+    let specs: Vec<SegmentSpec> = segments
+        .iter()
+        .map(|segment| SegmentSpec {
+            bytes: segment.size_bytes(),
+            numa_node: segment.numa_node().unwrap_or(0),
+        })
+        .collect();
+    let span_bytes = Layout::span_bytes_for(bytes, shards);
+    Layout::new(&specs, span_bytes).map_err(|e| EngineError::Layout { bytes, reason: e.to_string() })
+}
+
+fn home_segment(topology: &Topology, segments: &[Arc<Segment>], core: u32) -> u32 {
+    let node = topology.numa_node_of(core);
+    segments.iter().position(|segment| segment.numa_node() == node).unwrap_or(0) as u32
+}
+
+fn store_config(settings: &EngineSettings, layout: &Layout, shards: ShardId) -> StoreConfig {
+    StoreConfig {
+        full_grace_ns: settings.full_grace_ns,
+        ..StoreConfig::new(layout.clone(), shards)
+    }
+}
+
+/// What a core's thread starts from.
+struct CoreSeed {
+    shard: ShardId,
+    shards: ShardId,
+    started: Instant,
+    segments: Arc<[Arc<Segment>]>,
+    store: StoreConfig,
+    home: Vec<u32>,
+    sched: SchedConfig,
+    to_control: flume::Sender<ToControl>,
+    inbox: flume::Receiver<ToCore>,
+    mesh: Option<FullMesh<PeerMessage>>,
+    ready: flume::Sender<Result<(), String>>,
+}
+
+fn run_core(placement: Placement, seed: CoreSeed) {
+    let (shard, to_control, ready) = (seed.shard, seed.to_control.clone(), seed.ready.clone());
+    let executor = match LocalExecutorBuilder::new(placement).name(&format!("core-{shard}")).make() {
+        Ok(executor) => executor,
+        Err(e) => {
+            // Whoever started the core waits for this.
+            let _ = ready.send(Err(e.to_string()));
+            return;
+        }
+    };
+    if let Err(error) = executor.run(core_main(seed)) {
+        let _ = ready.try_send(Err(error.clone()));
+        let _ = to_control.send(ToControl::Failed { shard, error });
+    }
+}
+
+async fn core_main(seed: CoreSeed) -> Result<(), String> {
+    let mut peers = Vec::new();
+    let mut receivers = Vec::new();
+    if let Some(mesh) = seed.mesh {
+        let (senders, mut from_peers) = mesh.join().await.map_err(|e| e.to_string())?;
+        let senders = Rc::new(senders);
+        for peer in 0..seed.shards {
+            let (sender, queue) = local_channel::new_unbounded::<PeerMessage>();
+            let senders = senders.clone();
+            glommio::spawn_local(async move {
+                while let Some(message) = queue.recv().await {
+                    if senders.send_to(usize::from(peer), message).await.is_err() {
+                        return;
+                    }
+                }
+            })
+            .detach();
+            peers.push(sender);
+        }
+        receivers = from_peers.streams();
+    }
+    let store = Store::new(seed.store.clone());
+    let memory = match seed.shard {
+        0 => {
+            let bank = SpanBank::new(BankConfig::new(seed.store.segments.clone(), seed.home));
+            let bank = bank.ok_or_else(|| format!("{} shards are more than a node can have", seed.shards))?;
+            Memory::Home(NodeMemory::new(store, bank, 0))
+        }
+        _ => Memory::Away(store),
+    };
+    let core = Core::new(CoreParts {
+        shard: seed.shard,
+        shards: seed.shards,
+        started: seed.started,
+        segments: seed.segments,
+        memory,
+        sched: Scheduler::new(seed.sched),
+        to_control: seed.to_control,
+        peers,
+        recorder: Recorder::new(),
+    });
+    for (_, receiver) in receivers {
+        glommio::spawn_local(from_peer(core.clone(), receiver)).detach();
+    }
+    glommio::spawn_local(core.clone().tick()).detach();
+    // Whoever started the core waits for this.
+    let _ = seed.ready.send(Ok(()));
+    while let Ok(message) = seed.inbox.recv_async().await {
+        if !core.from_control(message) {
+            break;
+        }
+        for message in seed.inbox.try_iter() {
+            if !core.from_control(message) {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn from_peer(core: Rc<Core>, receiver: ConnectedReceiver<PeerMessage>) {
+    while let Some(message) = receiver.recv().await {
+        core.from_peer(message);
+    }
+}

@@ -1,0 +1,194 @@
+//! The node's account of itself, for `raylet-uring status`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use raylet_tuning::Segment;
+
+use crate::bridge::{CoreReport, ToCore};
+use crate::engine::Engine;
+use crate::observe::histogram::Snapshot;
+use crate::observe::status::{
+    ArenaStatus, Door, LeaseCounts, NodeStatus, ObjectCounts, QueueStatus, ResourceStatus, ShardStatus, SocketStatus,
+    WorkerCounts,
+};
+use crate::ray::control::Control;
+
+/// Longest wait for a core's account.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What does not change while the node runs.
+#[derive(Clone)]
+pub struct Facts {
+    doors: Vec<Door>,
+    placed: Vec<Option<u32>>,
+    segments: Vec<Arc<Segment>>,
+    started: Instant,
+}
+
+impl Facts {
+    /// Of a running engine.
+    pub fn of(engine: &Engine, doors: Vec<Door>) -> Self {
+        Self {
+            doors,
+            placed: engine.placed.clone(),
+            segments: engine.segments.clone(),
+            started: Instant::now(),
+        }
+    }
+}
+
+/// The status of a node with Ray's door.
+pub async fn of_ray(control: &Rc<Control>, facts: &Facts) -> NodeStatus {
+    let reports = control.core_reports(false).await;
+    let mut status = assemble(facts, &reports);
+    status.node_id = control.node_id.to_string();
+    let (total, available) = control.named(&Control::resources_of(&reports));
+    status.resources = total
+        .into_iter()
+        .map(|(name, total)| {
+            let available = available.get(&name).copied().unwrap_or(0.0);
+            (name, ResourceStatus { total, available })
+        })
+        .collect();
+    status.workers.drivers = control.driver_count() as u64;
+    status.sockets = control.addresses().into_iter().map(|(name, address)| SocketStatus { name, address }).collect();
+    status
+}
+
+/// The status of a node of its own.
+pub async fn of_cores(cores: &[flume::Sender<ToCore>], facts: &Facts) -> NodeStatus {
+    let mut reports = Vec::with_capacity(cores.len());
+    for core in cores {
+        let (reply, receiver) = flume::bounded(1);
+        // A core that ended does not answer, and its line is missing.
+        let _ = core.send(ToCore::Report { objects: false, reply });
+        if let Ok(Ok(report)) = tokio::time::timeout(REPORT_TIMEOUT, receiver.recv_async()).await {
+            reports.push(report);
+        }
+    }
+    assemble(facts, &reports)
+}
+
+fn assemble(facts: &Facts, reports: &[CoreReport]) -> NodeStatus {
+    let mut latencies = Snapshot::default();
+    for report in reports {
+        latencies.merge(report.latencies.clone());
+    }
+    NodeStatus {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        node_id: String::new(),
+        uptime_s: facts.started.elapsed().as_secs_f64(),
+        doors: facts.doors.clone(),
+        cores: facts.placed.iter().flatten().copied().collect(),
+        shards: reports.iter().map(|report| shard(facts, report)).collect(),
+        arenas: arenas(facts, reports),
+        leases: leases(reports),
+        workers: workers(reports),
+        objects: objects(reports),
+        resources: BTreeMap::new(),
+        operations: latencies.operations(),
+        sockets: Vec::new(),
+    }
+}
+
+fn shard(facts: &Facts, report: &CoreReport) -> ShardStatus {
+    let loads = &report.sched.loads;
+    ShardStatus {
+        index: u32::from(report.shard),
+        core: facts.placed.get(usize::from(report.shard)).copied().flatten().unwrap_or(u32::MAX),
+        connections: report.connections as u64,
+        leases_granted: loads.iter().map(|load| u64::from(load.granted)).sum(),
+        leases_queued: loads.iter().map(|load| u64::from(load.ready + load.waiting_worker)).sum(),
+        objects: report.store.objects,
+        object_bytes: report.store.allocated_bytes,
+        queues: vec![QueueStatus {
+            name: "creates".to_owned(),
+            depth: report.store.queued_creates,
+            limit: 10_000,
+            full_count: 0,
+        }],
+    }
+}
+
+fn arenas(facts: &Facts, reports: &[CoreReport]) -> Vec<ArenaStatus> {
+    let used: u64 = reports.iter().map(|report| report.store.allocated_bytes).sum();
+    let size: u64 = facts.segments.iter().map(|segment| segment.size_bytes()).sum();
+    let arenas = facts.segments.iter().enumerate().map(|(index, segment)| {
+        let report = segment.report();
+        ArenaStatus {
+            segment: index as u32,
+            size_bytes: report.size_bytes,
+            page_kind: report.pages.to_string(),
+            asked: report.asked.to_string(),
+            fallback_reason: report.fallback,
+            numa_node: report.numa_node,
+            touched_bytes: report.touched_bytes,
+            // Shards count what they use, not where; with one segment, which is the rule, that is exact.
+            used_bytes: used.checked_mul(report.size_bytes).and_then(|part| part.checked_div(size)).unwrap_or(0),
+        }
+    });
+    arenas.collect()
+}
+
+fn leases(reports: &[CoreReport]) -> LeaseCounts {
+    let loads = || reports.iter().flat_map(|report| &report.sched.loads);
+    let waiting = |infeasible: bool| {
+        let loads = loads().filter(move |load| load.infeasible == infeasible);
+        loads.map(|load| u64::from(load.ready + load.waiting_worker)).sum()
+    };
+    LeaseCounts {
+        granted: loads().map(|load| u64::from(load.granted)).sum(),
+        queued: waiting(false),
+        infeasible: waiting(true),
+    }
+}
+
+fn workers(reports: &[CoreReport]) -> WorkerCounts {
+    let mut counts = WorkerCounts::default();
+    for workers in reports.iter().map(|report| &report.sched.workers) {
+        counts.idle += u64::from(workers.idle);
+        counts.starting += u64::from(workers.starting);
+        counts.leased += u64::from(workers.leased);
+        counts.total += u64::from(workers.idle + workers.starting + workers.leased + workers.leaving);
+    }
+    counts
+}
+
+fn objects(reports: &[CoreReport]) -> ObjectCounts {
+    let mut counts = ObjectCounts::default();
+    for store in reports.iter().map(|report| &report.store) {
+        counts.count += store.objects;
+        counts.sealed += store.objects - store.counters.unsealed.objects;
+        counts.pinned += store.counters.pinned.objects;
+        counts.bytes += store.allocated_bytes;
+        counts.creates_queued += store.queued_creates;
+    }
+    counts
+}
+
+/// What a node of its own prints when it is up.
+pub fn banner(facts: &Facts, admin: &Path) -> String {
+    let mut lines = vec![format!("raylet-uring {} (pid {})", env!("CARGO_PKG_VERSION"), std::process::id())];
+    for (shard, core) in facts.placed.iter().enumerate() {
+        let place = core.map_or_else(|| "any core".to_owned(), |core| format!("core {core}"));
+        lines.push(format!("  shard {shard}: {place}"));
+    }
+    for (index, segment) in facts.segments.iter().enumerate() {
+        let report = segment.report();
+        let node = report.numa_node.map_or_else(|| "any NUMA node".to_owned(), |node| format!("NUMA node {node}"));
+        let fallback = report.fallback.map(|reason| format!(" (asked for {}: {reason})", report.asked)).unwrap_or_default();
+        lines.push(format!(
+            "  arena {index}: {} MiB of {} pages on {node}{fallback}",
+            report.size_bytes >> 20,
+            report.pages
+        ));
+    }
+    lines.push(format!("  admin socket: {}", admin.display()));
+    lines.push("ready".to_owned());
+    lines.join("\n")
+}

@@ -1,0 +1,543 @@
+//! Leases as Ray asks for them: RequestWorkerLease, ReturnWorkerLease, CancelWorkerLease and their relatives.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+use raylet_shard::ids::{ActorId, JobId, LeaseId, NodeId, ObjectId, PlacementGroupId, ShardId, WorkerId};
+use raylet_shard::sched::{
+    Allocation, CancelReason, ClassId, FailReason, LeaseRequest, RejectReason, SchedEvent, WorkerFate, WorkerKey,
+};
+use rustc_hash::FxHashMap;
+use tokio::sync::oneshot;
+use tonic::Status;
+
+use super::{lease_id, unix_ms, Control};
+use crate::ray::classes::{home_of, runtime_env_hash};
+use crate::ray::proto::request_worker_lease_reply::SchedulingFailureType;
+use crate::ray::proto::{self, RequestWorkerLeaseReply, RequestWorkerLeaseRequest};
+
+/// Most leases remembered as cancelled before they were asked for (Ray 2.60: `max_cancelled_lease_tombstones`).
+const MAX_TOMBSTONES: usize = 100_000;
+
+/// Most causes of worker failures kept for owners that ask (`GetWorkerFailureCause`).
+const MAX_FAILURE_CAUSES: usize = 10_000;
+
+/// Leases that are queued or granted, and what owners may still ask about those that ended.
+#[derive(Default)]
+pub struct Leases {
+    live: FxHashMap<LeaseId, Lease>,
+    tombstones: Expiring<()>,
+    causes: Expiring<Cause>,
+}
+
+/// A lease that is queued or granted.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    /// The shard that has it.
+    pub shard: ShardId,
+    /// Who asked for it.
+    pub owner: proto::Address,
+    /// The job.
+    pub job: JobId,
+    /// The actor that it creates.
+    pub actor: Option<ActorId>,
+    /// The placement group that it takes a bundle of, and the index of the bundle, -1 for any.
+    pub bundle: Option<(PlacementGroupId, i64)>,
+    /// The environment that its worker needs.
+    pub runtime_env: Option<proto::RuntimeEnvInfo>,
+    /// Name of the task or actor class, for messages.
+    pub name: String,
+    /// Whether the task is tried again when its worker dies.
+    pub retriable: bool,
+    /// The worker that serves it, once granted.
+    pub worker: Option<WorkerId>,
+    /// Requests for it that wait for their answer.
+    pub waiting: u32,
+}
+
+/// Why a lease's worker died, for its owner.
+#[derive(Clone, Debug)]
+pub struct Cause {
+    /// The error that the owner raises.
+    pub error: proto::RayErrorInfo,
+    /// True where trying again would not help.
+    pub fail_immediately: bool,
+}
+
+/// The end of a request.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It has its lease.
+    Granted(WorkerId, Allocation),
+    /// It was turned away.
+    Rejected(RejectReason),
+    /// It was cancelled.
+    Cancelled(CancelReason),
+    /// It failed.
+    Failed(FailReason),
+    /// It left for another node.
+    Withdrawn,
+}
+
+impl Leases {
+    /// A live lease.
+    pub fn get(&self, lease: &LeaseId) -> Option<&Lease> {
+        self.live.get(lease)
+    }
+
+    /// The live leases.
+    pub fn iter(&self) -> impl Iterator<Item = (&LeaseId, &Lease)> {
+        self.live.iter()
+    }
+
+    /// A lease ended.
+    pub fn remove(&mut self, lease: &LeaseId) -> Option<Lease> {
+        self.live.remove(lease)
+    }
+
+    /// Keeps the cause of a worker's failure for the owner of its lease.
+    pub fn set_cause(&mut self, lease: LeaseId, cause: Cause, ttl: Duration) {
+        self.causes.insert(lease, cause, ttl, MAX_FAILURE_CAUSES);
+    }
+
+    /// Forgets what expired.
+    pub fn expire(&mut self) {
+        self.tombstones.expire();
+        self.causes.expire();
+    }
+}
+
+impl Control {
+    /// A worker or driver wants a worker.
+    pub(super) async fn request_worker_lease(
+        self: Rc<Self>,
+        request: RequestWorkerLeaseRequest,
+    ) -> Result<RequestWorkerLeaseReply, Status> {
+        self.admit()?;
+        let spec = request.lease_spec.ok_or_else(|| Status::invalid_argument("RequestWorkerLease without a lease_spec"))?;
+        let lease = lease_id(&spec.lease_id)?;
+        if self.leases.borrow().tombstones.has(&lease) {
+            return Ok(cancelled("The lease request was cancelled before it arrived."));
+        }
+        let owner = spec.caller_address.clone().unwrap_or_default();
+        let owner_worker = WorkerId::from_slice(&owner.worker_id).unwrap_or_default();
+        let owner_node = NodeId::from_slice(&owner.node_id).unwrap_or_default();
+        if !spec.is_detached_actor && self.dead.borrow().has(&owner_worker, Some(&owner_node)) {
+            return Ok(cancelled("Cancelled leasing because the caller worker is dead."));
+        }
+        if let Some(refusal) = self.refuse_unschedulable(&spec) {
+            return Ok(refusal);
+        }
+        let token = self.token();
+        let (sender, receiver) = oneshot::channel();
+        let shard = self.enqueue(token, lease, owner_worker, owner_node, owner, spec, request.grant_or_reject)?;
+        self.waiters.borrow_mut().leases.insert(token, sender);
+        let outcome = receiver.await.map_err(|_| Status::unavailable("the node is shutting down"))?;
+        Ok(self.reply(lease, shard, outcome))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn enqueue(
+        &self,
+        token: u64,
+        lease: LeaseId,
+        owner_worker: WorkerId,
+        owner_node: NodeId,
+        owner: proto::Address,
+        spec: proto::LeaseSpec,
+        grant_or_reject: bool,
+    ) -> Result<ShardId, Status> {
+        let is_gpu = spec.required_resources.get("GPU").is_some_and(|gpus| *gpus > 0.0);
+        let creates_actor = spec.r#type == proto::TaskType::ActorCreationTask as i32;
+        let actor = creates_actor.then(|| ActorId::from_slice(&spec.actor_id)).flatten();
+        let bundle = bundle_of(&spec);
+        let deps = spec.dependencies.iter().filter_map(|dep| ObjectId::from_slice(&dep.object_id)).collect();
+        let (class, shard) = self.class_of(&spec)?;
+        let job = JobId::from_slice(&spec.job_id).unwrap_or_default();
+        let request = LeaseRequest {
+            token,
+            lease,
+            class,
+            owner: owner_worker,
+            owner_node,
+            job,
+            actor,
+            detached: spec.is_detached_actor,
+            root_detached_actor: ActorId::from_slice(&spec.root_detached_actor_id).filter(|id| !id.is_nil()),
+            is_gpu,
+            grant_or_reject,
+            deps,
+        };
+        self.watch_owners(lease, &spec.dependencies);
+        let mut leases = self.leases.borrow_mut();
+        let entry = leases.live.entry(lease).or_insert_with(|| Lease {
+            shard,
+            owner,
+            job,
+            actor,
+            bundle,
+            runtime_env: spec.runtime_env_info,
+            name: spec.task_name,
+            retriable: if creates_actor { spec.max_actor_restarts != 0 } else { spec.max_retries != 0 },
+            worker: None,
+            waiting: 0,
+        });
+        entry.waiting += 1;
+        let shard = entry.shard;
+        drop(leases);
+        self.sched(shard, SchedEvent::Request(Box::new(request)));
+        Ok(shard)
+    }
+
+    fn class_of(&self, spec: &proto::LeaseSpec) -> Result<(ClassId, ShardId), Status> {
+        let mut classes = self.classes.borrow_mut();
+        let worker = WorkerKey {
+            language: u8::try_from(spec.language).map_err(|_| Status::invalid_argument("unknown language"))?,
+            runtime_env_hash: runtime_env_hash(spec.runtime_env_info.as_ref()),
+            dynamic_options: classes.options(&spec.dynamic_worker_options),
+        };
+        let shards = self.shards();
+        let (class, new) = classes
+            .of(spec.required_resources.clone(), worker, &mut self.names.borrow_mut(), shards)
+            .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        if new {
+            let def = Box::new(class.def.clone());
+            self.sched(class.shard, SchedEvent::DefineClass { class: class.id, def });
+        }
+        Ok((class.id, class.shard))
+    }
+
+    /// Answers a request that this node can't ever serve, as Ray's cluster scheduler does where there is one node.
+    fn refuse_unschedulable(&self, spec: &proto::LeaseSpec) -> Option<RequestWorkerLeaseReply> {
+        use proto::scheduling_strategy::SchedulingStrategy::NodeAffinitySchedulingStrategy as Affinity;
+        let strategy = spec.scheduling_strategy.as_ref()?.scheduling_strategy.as_ref()?;
+        let Affinity(affinity) = strategy else {
+            return None;
+        };
+        let here = affinity.node_id == self.node_id.as_bytes();
+        if here || affinity.soft {
+            return None;
+        }
+        Some(RequestWorkerLeaseReply {
+            canceled: true,
+            failure_type: SchedulingFailureType::SchedulingCancelledUnschedulable as i32,
+            scheduling_failure_message: "The node specified via NodeAffinitySchedulingStrategy doesn't exist any more or is \
+                infeasible, and soft=False was specified."
+                .to_owned(),
+            ..Default::default()
+        })
+    }
+
+    /// The shard's word on a request.
+    pub(super) fn lease_outcome(&self, token: u64, lease: LeaseId, outcome: Outcome) {
+        let granted = match &outcome {
+            Outcome::Granted(worker, _) => Some(*worker),
+            _ => None,
+        };
+        {
+            let mut leases = self.leases.borrow_mut();
+            if let Some(entry) = leases.live.get_mut(&lease) {
+                entry.waiting = entry.waiting.saturating_sub(1);
+                entry.worker = granted.or(entry.worker);
+                if entry.worker.is_none() && entry.waiting == 0 {
+                    leases.live.remove(&lease);
+                }
+            }
+        }
+        self.objects.borrow_mut().lease_settled(lease);
+        if let Some(worker) = granted {
+            self.note_grant(lease, worker);
+        }
+        if let Some(waiter) = self.waiters.borrow_mut().leases.remove(&token) {
+            // A caller that hung up asks again with the same lease id, or its death gives the lease back.
+            let _ = waiter.send(outcome);
+        }
+    }
+
+    fn note_grant(&self, lease: LeaseId, worker: WorkerId) {
+        let leases = self.leases.borrow();
+        let mut registry = self.registry.borrow_mut();
+        if let (Some(entry), Some(member)) = (leases.live.get(&lease), registry.get_mut(&worker)) {
+            member.lease = Some(lease);
+            member.granted_at_ms = unix_ms();
+            if member.job.is_nil() {
+                member.job = entry.job;
+            }
+            if entry.actor.is_some() {
+                member.actor = entry.actor;
+            }
+        }
+    }
+
+    fn reply(&self, lease: LeaseId, _shard: ShardId, outcome: Outcome) -> RequestWorkerLeaseReply {
+        match outcome {
+            Outcome::Granted(worker, allocation) => self.granted(lease, &worker, &allocation),
+            Outcome::Rejected(_) => RequestWorkerLeaseReply {
+                rejected: true,
+                resources_data: Some(proto::ResourcesData {
+                    node_id: self.node_id.as_bytes().to_vec().into(),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            },
+            Outcome::Cancelled(CancelReason::BundleRemoved) => failed(
+                SchedulingFailureType::SchedulingCancelledPlacementGroupRemoved,
+                "Required placement group is removed.",
+            ),
+            Outcome::Cancelled(CancelReason::Class) => failed(
+                SchedulingFailureType::SchedulingCancelledUnschedulable,
+                "The lease is cancelled because no node of the cluster can ever hold its resources.",
+            ),
+            Outcome::Cancelled(_) => cancelled("The lease request was cancelled."),
+            Outcome::Failed(FailReason::RuntimeEnv(message)) => {
+                failed(SchedulingFailureType::SchedulingCancelledRuntimeEnvSetupFailed, &message)
+            }
+            Outcome::Failed(FailReason::WorkerStart { attempts }) => failed(
+                SchedulingFailureType::SchedulingCancelledWorkerStartupFailed,
+                &format!("No worker came up for the lease in {attempts} tries; see the logs of the node."),
+            ),
+            Outcome::Failed(other) => failed(SchedulingFailureType::SchedulingFailed, &format!("{other:?}")),
+            Outcome::Withdrawn => cancelled("The lease request left this node."),
+        }
+    }
+
+    fn granted(&self, lease: LeaseId, worker: &WorkerId, allocation: &Allocation) -> RequestWorkerLeaseReply {
+        let registry = self.registry.borrow();
+        let Some(member) = registry.get(worker) else {
+            // It died between the grant and this line; its death gives the lease back.
+            return cancelled(&format!("The worker of lease {lease} died as it was granted."));
+        };
+        RequestWorkerLeaseReply {
+            worker_address: Some(member.address(self.node_id.as_bytes())),
+            worker_pid: member.pid,
+            resource_mapping: self.names.borrow().mapping(allocation),
+            ..Default::default()
+        }
+    }
+
+    /// An owner gives a lease back.
+    pub(super) fn return_worker_lease(&self, request: proto::ReturnWorkerLeaseRequest) -> Result<(), Status> {
+        let lease = lease_id(&request.lease_id)?;
+        let Some(entry) = self.leases.borrow_mut().live.remove(&lease) else {
+            return Ok(());
+        };
+        let fate = match (request.disconnect_worker, request.worker_exiting) {
+            (true, _) => WorkerFate::Disconnect,
+            (false, true) => WorkerFate::Exiting,
+            (false, false) => WorkerFate::Keep,
+        };
+        if let Some(member) = entry.worker.and_then(|worker| self.registry.borrow_mut().get_mut(&worker).map(|m| {
+            m.lease = None;
+            m.worker
+        })) {
+            if fate == WorkerFate::Disconnect {
+                self.doom(
+                    &member,
+                    proto::WorkerExitType::SystemError,
+                    format!(
+                        "The leased worker has unrecoverable failure. Worker is requested to be destroyed when it is returned. {}",
+                        request.disconnect_worker_error_detail
+                    ),
+                );
+            }
+        }
+        self.sched(entry.shard, SchedEvent::Return { lease, fate });
+        Ok(())
+    }
+
+    /// An owner gives up a request. One that has not arrived yet is refused when it does.
+    pub(super) fn cancel_worker_lease(&self, request: proto::CancelWorkerLeaseRequest) -> Result<(), Status> {
+        let lease = lease_id(&request.lease_id)?;
+        let token = self.token();
+        let mut leases = self.leases.borrow_mut();
+        match leases.live.get(&lease).map(|entry| entry.shard) {
+            Some(shard) => self.sched(shard, SchedEvent::Cancel { token, lease }),
+            None => {
+                let ttl = Duration::from_millis(self.ray_config.cancelled_lease_tombstone_ttl_ms);
+                leases.tombstones.insert(lease, (), ttl, MAX_TOMBSTONES);
+            }
+        }
+        Ok(())
+    }
+
+    /// The autoscaler knows that no node can hold these shapes.
+    pub(super) fn cancel_shapes(&self, request: &proto::CancelLeasesWithResourceShapesRequest) -> Result<(), Status> {
+        for shape in &request.resource_shapes {
+            let demand = self
+                .names
+                .borrow_mut()
+                .set(&shape.resource_shape)
+                .map_err(|e| Status::invalid_argument(e.to_string()))?;
+            let classes = self.classes.borrow().with_demand(&demand);
+            let token = self.token();
+            self.sched_all(SchedEvent::CancelClasses { token, classes });
+        }
+        Ok(())
+    }
+
+    /// How many more tasks an owner has of each class.
+    pub(super) fn report_backlog(&self, request: proto::ReportWorkerBacklogRequest) -> Result<(), Status> {
+        let Some(owner) = WorkerId::from_slice(&request.worker_id) else {
+            return Err(Status::invalid_argument("expected a worker id of 28 bytes"));
+        };
+        if self.registry.borrow().get(&owner).is_none() {
+            return Ok(());
+        }
+        let mut now = Vec::with_capacity(request.backlog_reports.len());
+        for report in request.backlog_reports {
+            let spec = report.lease_spec.unwrap_or_default();
+            let (class, shard) = self.class_of(&spec)?;
+            let size = u32::try_from(report.backlog_size).unwrap_or(if report.backlog_size < 0 { 0 } else { u32::MAX });
+            now.push((class, shard));
+            self.sched(shard, SchedEvent::Backlog { owner, class, size });
+        }
+        for (class, shard) in self.objects.borrow_mut().swap_backlog(owner, now) {
+            self.sched(shard, SchedEvent::Backlog { owner, class, size: 0 });
+        }
+        Ok(())
+    }
+
+    /// Workers ahead of need, for an owner that knows what comes.
+    pub(super) fn prestart(&self, request: &proto::PrestartWorkersRequest) -> Result<(), Status> {
+        let key = WorkerKey {
+            language: u8::try_from(request.language).map_err(|_| Status::invalid_argument("unknown language"))?,
+            runtime_env_hash: runtime_env_hash(request.runtime_env_info.as_ref()),
+            dynamic_options: 0,
+        };
+        let job = request.job_id.as_ref().and_then(|id| JobId::from_slice(id)).filter(|id| !id.is_nil());
+        if let Some(info) = &request.runtime_env_info {
+            self.remember_env(key.runtime_env_hash, info);
+        }
+        let shard = home_of(&key.runtime_env_hash.to_le_bytes(), self.shards());
+        self.sched(
+            shard,
+            SchedEvent::Prestart {
+                key,
+                job,
+                count: raylet_shard::sched::PrestartCount::New(u32::try_from(request.num_workers).unwrap_or(u32::MAX)),
+                keep_alive_ns: request.keep_alive_duration_secs.saturating_mul(1_000_000_000),
+            },
+        );
+        Ok(())
+    }
+
+    /// Why the worker of a lease died.
+    pub(super) fn failure_cause(
+        &self,
+        request: &proto::GetWorkerFailureCauseRequest,
+    ) -> Result<proto::GetWorkerFailureCauseReply, Status> {
+        let lease = lease_id(&request.lease_id)?;
+        let leases = self.leases.borrow();
+        Ok(match leases.causes.get(&lease) {
+            Some(cause) => proto::GetWorkerFailureCauseReply {
+                failure_cause: Some(cause.error.clone()),
+                fail_task_immediately: cause.fail_immediately,
+            },
+            None => proto::GetWorkerFailureCauseReply::default(),
+        })
+    }
+}
+
+fn bundle_of(spec: &proto::LeaseSpec) -> Option<(PlacementGroupId, i64)> {
+    use proto::scheduling_strategy::SchedulingStrategy::PlacementGroupSchedulingStrategy as Group;
+    match spec.scheduling_strategy.as_ref()?.scheduling_strategy.as_ref()? {
+        Group(group) => Some((
+            PlacementGroupId::from_slice(&group.placement_group_id)?,
+            group.placement_group_bundle_index,
+        )),
+        _ => None,
+    }
+}
+
+fn cancelled(message: &str) -> RequestWorkerLeaseReply {
+    failed(SchedulingFailureType::SchedulingCancelledIntended, message)
+}
+
+fn failed(kind: SchedulingFailureType, message: &str) -> RequestWorkerLeaseReply {
+    RequestWorkerLeaseReply {
+        canceled: true,
+        failure_type: kind as i32,
+        scheduling_failure_message: message.to_owned(),
+        ..Default::default()
+    }
+}
+
+/// Entries that are forgotten after a time, the oldest first where there are too many.
+struct Expiring<T> {
+    entries: FxHashMap<LeaseId, T>,
+    order: VecDeque<(std::time::Instant, LeaseId)>,
+}
+
+impl<T> Default for Expiring<T> {
+    fn default() -> Self {
+        Self {
+            entries: FxHashMap::default(),
+            order: VecDeque::new(),
+        }
+    }
+}
+
+impl<T> Expiring<T> {
+    fn insert(&mut self, lease: LeaseId, value: T, ttl: Duration, most: usize) {
+        if self.entries.insert(lease, value).is_none() {
+            self.order.push_back((std::time::Instant::now() + ttl, lease));
+        }
+        while self.order.len() > most {
+            if let Some((_, oldest)) = self.order.pop_front() {
+                self.entries.remove(&oldest);
+            }
+        }
+    }
+
+    fn get(&self, lease: &LeaseId) -> Option<&T> {
+        self.entries.get(lease)
+    }
+
+    fn has(&self, lease: &LeaseId) -> bool {
+        !self.entries.is_empty() && self.entries.contains_key(lease)
+    }
+
+    fn expire(&mut self) {
+        let now = std::time::Instant::now();
+        while let Some((_, lease)) = self.order.front().filter(|(at, _)| *at <= now) {
+            self.entries.remove(lease);
+            self.order.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_entries_go_first_and_expired_ones_go_all() {
+        let mut entries = Expiring::default();
+        for n in 0..5u8 {
+            entries.insert(LeaseId([n; 32]), n, Duration::ZERO, 3);
+        }
+        assert!(!entries.has(&LeaseId([0; 32])));
+        assert_eq!(entries.get(&LeaseId([4; 32])), Some(&4));
+        entries.expire();
+        assert!(entries.entries.is_empty() && entries.order.is_empty());
+    }
+
+    #[test]
+    fn the_bundle_of_a_request_is_read_from_its_strategy() {
+        use proto::scheduling_strategy::SchedulingStrategy::PlacementGroupSchedulingStrategy as Group;
+        let spec = proto::LeaseSpec {
+            scheduling_strategy: Some(proto::SchedulingStrategy {
+                scheduling_strategy: Some(Group(proto::PlacementGroupSchedulingStrategy {
+                    placement_group_id: vec![3; 18].into(),
+                    placement_group_bundle_index: -1,
+                    placement_group_capture_child_tasks: false,
+                })),
+            }),
+            ..Default::default()
+        };
+        assert_eq!(bundle_of(&spec), Some((PlacementGroupId([3; 18]), -1)));
+        assert_eq!(bundle_of(&proto::LeaseSpec::default()), None);
+    }
+}
+

@@ -1,0 +1,327 @@
+//! The Ray door's side on the control thread: RPCs of Ray, messages of workers, decisions of the shards.
+//!
+//! One value, [`Control`], shared by the tasks of one thread. What a shard must decide goes to its core as an event with a
+//! token; the answer comes back on one queue and finds its waiter by the token. State is borrowed for the length of a
+//! function, never across an await.
+
+mod actors;
+mod bundles;
+mod clients;
+mod cluster;
+mod dispatch;
+mod jobs;
+mod leases;
+mod objects;
+mod pool;
+mod reports;
+mod service;
+mod workers;
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use raylet_shard::ids::{ClientId, LeaseId, NodeId, ShardId, Token, WorkerId};
+use raylet_shard::sched::SchedEvent;
+use raylet_shard::store::StoreEvent;
+use rustc_hash::{FxHashMap, FxHashSet};
+use tokio::sync::{oneshot, Notify};
+
+use crate::bridge::{shard_of_object, Requester, ToCore, MAX_RPCS_IN_FLIGHT};
+use crate::cli::ray_flags::RayFlags;
+use crate::config::ray::RayConfig;
+use crate::ray::agents::AgentManager;
+use crate::ray::classes::Classes;
+use crate::ray::proto;
+use crate::ray::registry::Registry;
+use crate::ray::resources::Names;
+use crate::ray::rpc::core_worker::CoreWorkers;
+use crate::ray::rpc::gcs::GcsClient;
+use crate::ray::rpc::pubsub::GcsSubscriber;
+use crate::ray::runtime_env::RuntimeEnvClient;
+use crate::workers::command::WorkerCommands;
+use crate::workers::process::ProcessTable;
+
+pub use leases::Leases;
+pub use objects::Objects;
+pub use pool::Starting;
+pub use service::routes;
+
+/// Most workers and nodes remembered as dead, so that late requests on their behalf are refused.
+const MAX_REMEMBERED_DEAD: usize = 100_000;
+
+/// What the control thread is given at start.
+pub struct ControlParts {
+    /// Ray's flags.
+    pub flags: RayFlags,
+    /// Ray's settings.
+    pub ray_config: RayConfig,
+    /// The settings of the cluster as JSON, handed on to workers as it came.
+    pub system_config: String,
+    /// The node's id.
+    pub node_id: NodeId,
+    /// TCP port of NodeManagerService.
+    pub port: u16,
+    /// To the cores.
+    pub cores: Vec<flume::Sender<ToCore>>,
+    /// The cluster's control store.
+    pub gcs: GcsClient,
+    /// Worker processes.
+    pub processes: ProcessTable,
+    /// What workers are started with.
+    pub commands: WorkerCommands,
+    /// The agent that builds runtime environments.
+    pub runtime_env: RuntimeEnvClient,
+    /// Clients of workers.
+    pub core_workers: CoreWorkers,
+    /// Names of the node's resources, with those of the command line in it.
+    pub names: Names,
+    /// The agents.
+    pub agents: AgentManager,
+}
+
+/// The control thread's state.
+pub struct Control {
+    pub(super) flags: RayFlags,
+    pub(super) ray_config: RayConfig,
+    pub(super) system_config: String,
+    /// The node's id.
+    pub node_id: NodeId,
+    pub(super) port: u16,
+    pub(super) cores: Vec<flume::Sender<ToCore>>,
+    pub(super) gcs: GcsClient,
+    pub(super) processes: ProcessTable,
+    pub(super) commands: WorkerCommands,
+    pub(super) runtime_env: RuntimeEnvClient,
+    pub(super) core_workers: CoreWorkers,
+    pub(super) names: RefCell<Names>,
+    pub(super) classes: RefCell<Classes>,
+    pub(super) registry: RefCell<Registry>,
+    pub(super) leases: RefCell<Leases>,
+    pub(super) starting: RefCell<FxHashMap<WorkerId, Starting>>,
+    pub(super) objects: RefCell<Objects>,
+    pub(super) jobs: RefCell<jobs::Jobs>,
+    pub(super) dead: RefCell<Dead>,
+    pub(super) agents: AgentManager,
+    pub(super) subscriber: RefCell<Option<GcsSubscriber>>,
+    waiters: RefCell<Waiters>,
+    pub(super) shutdown: Shutdown,
+    pub(super) draining: RefCell<Option<proto::DrainRayletRequest>>,
+    pub(super) gc: RefCell<reports::GcState>,
+}
+
+/// Answers that are on their way, by token.
+#[derive(Default)]
+struct Waiters {
+    next: u64,
+    leases: FxHashMap<Token, oneshot::Sender<leases::Outcome>>,
+    pins: FxHashMap<Token, oneshot::Sender<bool>>,
+    bundles: FxHashMap<Token, oneshot::Sender<bool>>,
+}
+
+/// The request to end, seen by everyone who waits.
+#[derive(Default)]
+pub struct Shutdown {
+    cause: RefCell<Option<proto::NodeDeathInfo>>,
+    notify: Notify,
+}
+
+impl Shutdown {
+    /// Asks the node to end. The first cause counts.
+    pub fn ask(&self, reason: proto::node_death_info::Reason, message: &str) {
+        let mut cause = self.cause.borrow_mut();
+        if cause.is_none() {
+            tracing::info!(?reason, message, "shutting down");
+            *cause = Some(proto::NodeDeathInfo {
+                reason: reason as i32,
+                reason_message: message.to_owned(),
+            });
+        }
+        self.notify.notify_waiters();
+        self.notify.notify_one();
+    }
+
+    /// True once the node was asked to end.
+    pub fn is_asked(&self) -> bool {
+        self.cause.borrow().is_some()
+    }
+
+    /// Waits until the node is asked to end, and says why.
+    pub async fn asked(&self) -> proto::NodeDeathInfo {
+        loop {
+            if let Some(cause) = self.cause.borrow().clone() {
+                return cause;
+            }
+            self.notify.notified().await;
+        }
+    }
+}
+
+/// Workers and nodes that died: their requests come too late.
+#[derive(Default)]
+pub struct Dead {
+    workers: FxHashSet<WorkerId>,
+    nodes: FxHashSet<NodeId>,
+    order: VecDeque<WorkerId>,
+}
+
+impl Dead {
+    /// Remembers a worker.
+    pub fn add_worker(&mut self, worker: WorkerId) {
+        if self.workers.insert(worker) {
+            self.order.push_back(worker);
+            if self.order.len() > MAX_REMEMBERED_DEAD {
+                if let Some(oldest) = self.order.pop_front() {
+                    self.workers.remove(&oldest);
+                }
+            }
+        }
+    }
+
+    /// Remembers a node.
+    pub fn add_node(&mut self, node: NodeId) {
+        if self.nodes.len() < MAX_REMEMBERED_DEAD {
+            self.nodes.insert(node);
+        }
+    }
+
+    /// True for a worker that died, or whose node did.
+    pub fn has(&self, worker: &WorkerId, node: Option<&NodeId>) -> bool {
+        self.workers.contains(worker) || node.is_some_and(|node| self.nodes.contains(node))
+    }
+}
+
+impl Control {
+    /// Puts the control thread's state together.
+    pub fn new(parts: ControlParts) -> Rc<Self> {
+        Rc::new(Self {
+            flags: parts.flags,
+            ray_config: parts.ray_config,
+            system_config: parts.system_config,
+            node_id: parts.node_id,
+            port: parts.port,
+            cores: parts.cores,
+            gcs: parts.gcs,
+            processes: parts.processes,
+            commands: parts.commands,
+            runtime_env: parts.runtime_env,
+            core_workers: parts.core_workers,
+            names: RefCell::new(parts.names),
+            classes: RefCell::default(),
+            registry: RefCell::default(),
+            leases: RefCell::default(),
+            starting: RefCell::default(),
+            objects: RefCell::default(),
+            jobs: RefCell::default(),
+            dead: RefCell::default(),
+            agents: parts.agents,
+            subscriber: RefCell::default(),
+            waiters: RefCell::default(),
+            shutdown: Shutdown::default(),
+            draining: RefCell::default(),
+            gc: RefCell::default(),
+        })
+    }
+
+    /// How many shards the node has.
+    pub fn shards(&self) -> ShardId {
+        self.cores.len() as ShardId
+    }
+
+    /// Ray's flags.
+    pub fn flags(&self) -> &RayFlags {
+        &self.flags
+    }
+
+    /// Drivers connected.
+    pub fn driver_count(&self) -> usize {
+        self.registry.borrow().drivers().count()
+    }
+
+    /// Where the node listens, by name.
+    pub fn addresses(&self) -> Vec<(String, String)> {
+        vec![
+            ("raylet".to_owned(), self.flags.raylet_socket_name.display().to_string()),
+            ("plasma".to_owned(), self.flags.store_socket_name.display().to_string()),
+            ("node_manager".to_owned(), format!("{}:{}", self.flags.node_ip_address, self.port)),
+        ]
+    }
+
+    /// Keeps the subscriber, which subscribes anew when the GCS restarts.
+    pub fn set_subscriber(&self, subscriber: GcsSubscriber) {
+        *self.subscriber.borrow_mut() = Some(subscriber);
+    }
+
+    /// Forgets what expired.
+    pub fn expire(&self) {
+        self.leases.borrow_mut().expire();
+    }
+
+    /// The request to end.
+    pub fn shutdown(&self) -> &Shutdown {
+        &self.shutdown
+    }
+
+    fn token(&self) -> Token {
+        let mut waiters = self.waiters.borrow_mut();
+        waiters.next += 1;
+        Requester::Control.tag(waiters.next)
+    }
+
+    fn to_core(&self, shard: ShardId, message: ToCore) {
+        // A core that ended was stopped, or its death is on its way as `ToControl::Failed`.
+        let _ = self.cores[usize::from(shard)].send(message);
+    }
+
+    pub(super) fn sched(&self, shard: ShardId, event: SchedEvent) {
+        self.to_core(shard, ToCore::Sched(event));
+    }
+
+    pub(super) fn sched_all(&self, event: SchedEvent) {
+        for shard in 0..self.shards() {
+            self.sched(shard, event.clone());
+        }
+    }
+
+    pub(super) fn store(&self, id: &raylet_shard::ids::ObjectId, event: StoreEvent) {
+        self.to_core(shard_of_object(id, self.shards()), ToCore::Store(event));
+    }
+
+    pub(super) fn send_frame(&self, conn: ClientId, frame: Vec<u8>) {
+        if let Requester::Shard(shard) = Requester::of(conn) {
+            self.to_core(shard, ToCore::Send { conn, frame });
+        }
+    }
+
+    pub(super) fn close(&self, conn: ClientId) {
+        if let Requester::Shard(shard) = Requester::of(conn) {
+            self.to_core(shard, ToCore::Close { conn });
+        }
+    }
+
+    /// Refuses a request where too many wait already.
+    pub(super) fn admit(&self) -> Result<(), tonic::Status> {
+        let waiters = self.waiters.borrow();
+        let waiting = waiters.leases.len() + waiters.pins.len() + waiters.bundles.len();
+        if waiting >= MAX_RPCS_IN_FLIGHT {
+            return Err(tonic::Status::resource_exhausted(format!(
+                "{waiting} requests wait on this node, which is its limit: retry later"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Milliseconds since 1970.
+pub fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis() as u64
+}
+
+/// Reads a lease id from a request.
+pub(super) fn lease_id(bytes: &[u8]) -> Result<LeaseId, tonic::Status> {
+    LeaseId::from_slice(bytes).ok_or_else(|| {
+        tonic::Status::invalid_argument(format!("expected a lease id of {} bytes, got {}", LeaseId::LEN, bytes.len()))
+    })
+}
+

@@ -1,0 +1,177 @@
+//! Worker processes that a shard asked for: environment, command line, start, registration in time.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use raylet_shard::ids::{JobId, LeaseId, WorkerId};
+use raylet_shard::sched::{SchedEvent, StartFailure, StartToken, WorkerKey};
+
+use super::{unix_ms, Control};
+use crate::ray::proto;
+use crate::workers::command::{Language, WorkerKind, WorkerStart};
+use crate::workers::process::{Output, ProcessExit, ProcessKey, SpawnSpec, Stdin};
+
+/// How long a worker waits to be started for a job that this node has not heard of yet.
+const JOB_CONFIG_WAIT: Duration = Duration::from_secs(5);
+
+/// A process that has not registered yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Starting {
+    /// The start it answers.
+    pub start: StartToken,
+    /// The kind of worker.
+    pub key: WorkerKey,
+    /// The job it is for.
+    pub job: Option<JobId>,
+    /// Its process.
+    pub process: ProcessKey,
+    /// Its process id.
+    pub pid: u32,
+}
+
+impl Control {
+    /// Starts a worker, and tells its shard if nothing comes of it.
+    pub(super) fn start_worker(
+        self: &Rc<Self>,
+        start: StartToken,
+        key: WorkerKey,
+        job: Option<JobId>,
+        lease: Option<LeaseId>,
+    ) {
+        let control = self.clone();
+        tokio::task::spawn_local(async move {
+            if let Err(why) = control.bring_up(start, key, job, lease).await {
+                tracing::warn!(?start, ?why, "a worker did not start");
+                control.sched(start.shard(), SchedEvent::StartFailed { start, why });
+            }
+        });
+    }
+
+    async fn bring_up(
+        self: &Rc<Self>,
+        start: StartToken,
+        key: WorkerKey,
+        job: Option<JobId>,
+        lease: Option<LeaseId>,
+    ) -> Result<(), StartFailure> {
+        let language = match proto::Language::try_from(i32::from(key.language)) {
+            Ok(proto::Language::Python) => Language::Python,
+            Ok(proto::Language::Java) => Language::Java,
+            _ => Language::Cpp,
+        };
+        if let Some(job) = job {
+            self.job_config(job).await?;
+        }
+        let context = self.environment(key.runtime_env_hash, job, lease).await?;
+        let options = self.classes.borrow().option_list(key.dynamic_options).to_vec();
+        let worker = WorkerId(rand::random());
+        let command = self
+            .commands
+            .build(&WorkerStart {
+                language,
+                kind: WorkerKind::Worker,
+                worker_id: worker,
+                job_id: job.unwrap_or_default(),
+                runtime_env_hash: key.runtime_env_hash,
+                serialized_runtime_env_context: &context,
+                dynamic_options: &options,
+                launch_time_ms: unix_ms(),
+            })
+            .map_err(|e| StartFailure::RuntimeEnv(e.to_string().into()))?;
+        let started = self
+            .processes
+            .spawn(&SpawnSpec {
+                command,
+                stdin: Stdin::Null,
+                stdout: Output::Inherit,
+                stderr: Output::Inherit,
+                own_group: self.ray_config.process_group_cleanup_enabled,
+                oom_score_adjustment: Some(self.ray_config.worker_oom_score_adjustment),
+            })
+            .map_err(|error| {
+                tracing::error!(%error, "cannot start a worker process");
+                StartFailure::NotRegistered
+            })?;
+        tracing::info!(pid = started.pid, %worker, "started a worker process");
+        let entry = Starting {
+            start,
+            key,
+            job,
+            process: started.key,
+            pid: started.pid,
+        };
+        self.starting.borrow_mut().insert(worker, entry);
+        self.watch_registration(worker);
+        Ok(())
+    }
+
+    /// The context of a runtime environment, as the agent made it; empty for none.
+    async fn environment(
+        &self,
+        hash: i32,
+        job: Option<JobId>,
+        lease: Option<LeaseId>,
+    ) -> Result<String, StartFailure> {
+        if hash == 0 {
+            return Ok(String::new());
+        }
+        let of_lease = lease.and_then(|lease| self.leases.borrow().get(&lease)?.runtime_env.clone());
+        let Some(info) = of_lease.or_else(|| self.jobs.borrow().environment(hash)) else {
+            return Err(StartFailure::RuntimeEnv("the runtime environment of the request is not known".into()));
+        };
+        self.remember_env(hash, &info);
+        let made = self.runtime_env.get_or_create(job.unwrap_or_default(), &info).await;
+        made.map_err(|e| StartFailure::RuntimeEnv(e.to_string().into()))
+    }
+
+    /// Keeps an environment, so that a worker can be started in it ahead of a lease.
+    pub(super) fn remember_env(&self, hash: i32, info: &proto::RuntimeEnvInfo) {
+        self.jobs.borrow_mut().remember_environment(hash, info);
+    }
+
+    async fn job_config(&self, job: JobId) -> Result<(), StartFailure> {
+        let deadline = tokio::time::Instant::now() + JOB_CONFIG_WAIT;
+        while !self.jobs.borrow().is_known(&job) {
+            let changed = self.jobs.borrow().changed();
+            tokio::select! {
+                () = changed.notified() => {}
+                () = tokio::time::sleep_until(deadline) => return Err(StartFailure::JobConfigMissing),
+            }
+        }
+        Ok(())
+    }
+
+    fn watch_registration(self: &Rc<Self>, worker: WorkerId) {
+        let limit_s = self.ray_config.worker_register_timeout_seconds.max(1) as u64;
+        let control = self.clone();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(Duration::from_secs(limit_s)).await;
+            if let Some(late) = control.starting.borrow_mut().remove(&worker) {
+                tracing::warn!(pid = late.pid, limit_s, "a worker did not register in time (worker_register_timeout_seconds) and is killed");
+                control.processes.kill(late.process);
+                control.sched(
+                    late.start.shard(),
+                    SchedEvent::StartFailed { start: late.start, why: StartFailure::NotRegistered },
+                );
+            }
+        });
+    }
+
+    /// A process of the table ended.
+    pub fn process_ended(&self, exit: &ProcessExit) {
+        let unregistered = {
+            let mut starting = self.starting.borrow_mut();
+            let worker = starting.iter().find(|(_, s)| s.process == exit.key).map(|(worker, _)| *worker);
+            worker.and_then(|worker| starting.remove(&worker))
+        };
+        if let Some(lost) = unregistered {
+            tracing::warn!(pid = exit.pid, status = %exit.status, "a worker process ended before it registered");
+            self.sched(
+                lost.start.shard(),
+                SchedEvent::StartFailed { start: lost.start, why: StartFailure::NotRegistered },
+            );
+            return;
+        }
+        self.member_process_ended(exit);
+    }
+}

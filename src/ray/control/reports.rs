@@ -1,0 +1,396 @@
+//! What the node tells of itself: resources, load, objects, workers.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use raylet_shard::sched::{Fixed, ResourceId, SchedEvent};
+use rustc_hash::FxHashMap;
+use tonic::Status;
+
+use super::Control;
+use crate::bridge::{CoreReport, ToCore};
+use crate::ray::proto;
+use crate::ray::registry::Member;
+use crate::ray::resources::kind_of;
+
+/// Longest wait for a worker's account of itself. One that hangs is left out.
+const WORKER_STATS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest wait for a core's account.
+const CORE_REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Requests and times of garbage collection in workers.
+#[derive(Default)]
+pub struct GcState {
+    local_wanted: bool,
+    last_local: Option<Instant>,
+    resources_dirty: Cell<bool>,
+}
+
+/// The node's resources by number.
+#[derive(Clone, Debug, Default)]
+pub struct Resources {
+    total: FxHashMap<ResourceId, Fixed>,
+    available: FxHashMap<ResourceId, Fixed>,
+}
+
+impl Control {
+    /// Every core's account of itself.
+    pub async fn core_reports(&self, objects: bool) -> Vec<CoreReport> {
+        let mut waiting = Vec::with_capacity(self.cores.len());
+        for shard in 0..self.shards() {
+            let (reply, receiver) = flume::bounded(1);
+            self.to_core(shard, ToCore::Report { objects, reply });
+            waiting.push(receiver);
+        }
+        let mut reports = Vec::with_capacity(waiting.len());
+        for receiver in waiting {
+            match tokio::time::timeout(CORE_REPORT_TIMEOUT, receiver.recv_async()).await {
+                Ok(Ok(report)) => reports.push(report),
+                _ => tracing::warn!("a core did not report in time"),
+            }
+        }
+        reports
+    }
+
+    /// Totals and what is free, summed over the cores.
+    pub fn resources_of(reports: &[CoreReport]) -> Resources {
+        let mut resources = Resources::default();
+        for report in reports {
+            for part in &report.sched.resources {
+                *resources.available.entry(part.id).or_default() += part.free;
+                let total = resources.total.entry(part.id).or_default();
+                *total = (*total).max(part.total);
+            }
+        }
+        resources
+    }
+
+    /// Amounts by name: total and available.
+    pub fn named(&self, resources: &Resources) -> (BTreeMap<String, f64>, BTreeMap<String, f64>) {
+        let names = self.names.borrow();
+        let named = |amounts: &FxHashMap<ResourceId, Fixed>| {
+            let parts = amounts.iter().filter(|(_, amount)| amount.0 != 0);
+            parts.map(|(id, amount)| (names.name(*id).to_owned(), amount.to_f64())).collect()
+        };
+        (named(&resources.total), named(&resources.available))
+    }
+
+    /// The node's resources and its queued load, as the GCS asks for them.
+    pub(super) async fn resources_data(&self) -> proto::ResourcesData {
+        let reports = self.core_reports(false).await;
+        let (resources_total, resources_available) = self.named(&Self::resources_of(&reports));
+        let draining = self.draining.borrow();
+        proto::ResourcesData {
+            node_id: self.node_id.as_bytes().to_vec().into(),
+            node_manager_address: self.flags.node_ip_address.to_string(),
+            resources_available,
+            resources_total,
+            resource_load: BTreeMap::new(),
+            resource_load_by_shape: Some(proto::ResourceLoad { resource_demands: self.demands(&reports) }),
+            idle_duration_ms: idle_ms(&reports),
+            is_draining: draining.is_some(),
+            draining_deadline_timestamp_ms: draining.as_ref().map_or(0, |drain| drain.deadline_timestamp_ms),
+            labels: self.flags.labels.clone(),
+            ..Default::default()
+        }
+    }
+
+    fn demands(&self, reports: &[CoreReport]) -> Vec<proto::ResourceDemand> {
+        let names = self.names.borrow();
+        let most = usize::try_from(self.ray_config.max_resource_shapes_per_load_report).unwrap_or(usize::MAX);
+        let loads = reports.iter().flat_map(|report| &report.sched.loads);
+        let queued = loads.filter(|load| load.ready + load.waiting_worker > 0 || load.backlog > 0);
+        let demands = queued.take(most).map(|load| {
+            let waiting = u64::from(load.ready + load.waiting_worker);
+            proto::ResourceDemand {
+                shape: names.amounts(&load.demand),
+                num_ready_requests_queued: if load.infeasible { 0 } else { waiting },
+                num_infeasible_requests_queued: if load.infeasible { waiting } else { 0 },
+                backlog_size: i64::try_from(load.backlog).unwrap_or(i64::MAX),
+                ..Default::default()
+            }
+        });
+        demands.collect()
+    }
+
+    /// The view of this node that the other nodes get.
+    pub async fn resource_view(&self) -> proto::syncer::ResourceViewSyncMessage {
+        let data = self.resources_data().await;
+        proto::syncer::ResourceViewSyncMessage {
+            resources_available: data.resources_available,
+            resources_total: data.resources_total,
+            object_pulls_queued: false,
+            idle_duration_ms: data.idle_duration_ms,
+            is_draining: data.is_draining,
+            draining_deadline_timestamp_ms: data.draining_deadline_timestamp_ms,
+            labels: data.labels,
+            ..Default::default()
+        }
+    }
+
+    /// Something about leases changed, and with it what is free.
+    pub fn mark_resources_changed(&self) {
+        self.gc.borrow().resources_dirty.set(true);
+    }
+
+    /// True once for each change since the last call.
+    pub fn take_resources_changed(&self) -> bool {
+        self.gc.borrow().resources_dirty.replace(false)
+    }
+
+    /// The node's statistics and those of its workers.
+    pub(super) async fn node_stats(&self, include_memory_info: bool) -> Result<proto::GetNodeStatsReply, Status> {
+        let reports = self.core_reports(false).await;
+        let stats = self.worker_stats(include_memory_info, None).await;
+        Ok(proto::GetNodeStatsReply {
+            num_workers: stats.len() as u32,
+            core_workers_stats: stats.into_iter().filter_map(|reply| reply.core_worker_stats).collect(),
+            store_stats: Some(self.store_stats(&reports)),
+        })
+    }
+
+    /// The objects that workers refer to.
+    pub(super) async fn objects_info(&self, limit: Option<i64>) -> Result<proto::GetObjectsInfoReply, Status> {
+        let mut reply = proto::GetObjectsInfoReply::default();
+        let mut count = 0;
+        for stats in self.worker_stats(true, limit).await.into_iter().filter_map(|r| r.core_worker_stats) {
+            reply.total += stats.objects_total;
+            if limit.is_none_or(|limit| limit < 0 || count < limit) {
+                count += stats.object_refs.len() as i64;
+                reply.core_workers_stats.push(stats);
+            }
+        }
+        Ok(reply)
+    }
+
+    /// Asks every worker and driver about itself, all at once; drivers come first, then by process id.
+    async fn worker_stats(&self, memory: bool, limit: Option<i64>) -> Vec<proto::GetCoreWorkerStatsReply> {
+        let mut members: Vec<Member> = self.registry.borrow().iter().filter(|m| m.port != 0).cloned().collect();
+        members.sort_by_key(|member| (!member.is_driver(), member.pid));
+        let asked = members.into_iter().map(|member| {
+            let client = self.core_workers.of(&member.ip_address, member.port);
+            let request = proto::GetCoreWorkerStatsRequest {
+                intended_worker_id: member.worker.as_bytes().to_vec().into(),
+                include_memory_info: memory,
+                limit,
+                ..Default::default()
+            };
+            tokio::task::spawn_local(async move { client.get_core_worker_stats(request, WORKER_STATS_TIMEOUT).await })
+        });
+        let mut replies = Vec::new();
+        for answer in asked.collect::<Vec<_>>() {
+            match answer.await {
+                Ok(Ok(reply)) => replies.push(reply),
+                Ok(Err(error)) => tracing::debug!(%error, "a worker gave no account of itself"),
+                Err(error) => tracing::error!(%error, "asking a worker failed"),
+            }
+        }
+        replies
+    }
+
+    fn store_stats(&self, reports: &[CoreReport]) -> proto::ObjectStoreStats {
+        let mut stats = proto::ObjectStoreStats::default();
+        for report in reports {
+            let store = &report.store;
+            stats.object_store_bytes_used += (store.allocated_bytes) as i64;
+            stats.num_local_objects += store.objects as i64;
+            stats.object_store_bytes_primary_copy += store.counters.pinned.bytes as i64;
+            stats.num_object_store_primary_copies += store.counters.pinned.objects as i64;
+            stats.cumulative_created_objects += store.counters.created.objects as i64;
+            stats.cumulative_created_bytes += store.counters.created.bytes as i64;
+        }
+        stats.object_store_bytes_avail = self.flags.object_store_memory_bytes as i64 - stats.object_store_bytes_used;
+        stats
+    }
+
+    /// `ray memory`: the objects that workers refer to, as a table.
+    pub(super) async fn memory_summary(&self, objects: bool) -> Result<proto::FormatGlobalMemoryInfoReply, Status> {
+        let stats = self.node_stats(objects).await?;
+        Ok(proto::FormatGlobalMemoryInfoReply {
+            memory_summary: if objects { memory_table(&stats.core_workers_stats) } else { String::new() },
+            store_stats: stats.store_stats,
+        })
+    }
+
+    /// The agents' processes.
+    pub(super) fn agent_pids(&self) -> proto::GetAgentPiDsReply {
+        let pids = self.agents.pids();
+        proto::GetAgentPiDsReply {
+            dashboard_agent_pid: pids[0].map(|pid| pid as i32),
+            runtime_env_agent_pid: pids[1].map(|pid| pid as i32),
+        }
+    }
+
+    /// The GCS restarted: subscriptions are made anew, and workers told to do the same.
+    pub(super) fn gcs_restarted(&self) {
+        if let Some(subscriber) = self.subscriber.borrow().as_ref() {
+            subscriber.resubscribe();
+        }
+        for member in self.registry.borrow().iter().filter(|m| m.port != 0) {
+            let client = self.core_workers.of(&member.ip_address, member.port);
+            let worker = member.worker;
+            tokio::task::spawn_local(async move {
+                let request = proto::RayletNotifyGcsRestartRequest {};
+                if let Err(error) = client.raylet_notify_gcs_restart(request, WORKER_STATS_TIMEOUT).await {
+                    tracing::warn!(%worker, %error, "a worker was not told that the GCS restarted");
+                }
+            });
+        }
+    }
+
+    /// Changes the totals of resources, but for those that are counted by instance.
+    pub(super) async fn resize_resources(
+        &self,
+        request: &proto::ResizeLocalResourceInstancesRequest,
+    ) -> Result<proto::ResizeLocalResourceInstancesReply, Status> {
+        let units = self.ray_config.unit_instance_resources();
+        for (name, amount) in &request.resources {
+            let kind = kind_of(name, &units);
+            if kind == raylet_shard::sched::ResourceKind::UnitInstances {
+                return Err(Status::invalid_argument(format!(
+                    "Cannot resize unit instance resource '{name}': resources that come in instances have a fixed number of them"
+                )));
+            }
+            let total = Fixed::from_f64(*amount)
+                .ok_or_else(|| Status::invalid_argument(format!("resource {name}: expected 0 or more, got {amount}")))?;
+            let known = self.names.borrow().get(name);
+            let id = match known {
+                Some(id) => id,
+                None => self.names.borrow_mut().intern(name).map_err(|e| Status::invalid_argument(e.to_string()))?,
+            };
+            if known.is_none() {
+                self.sched_all(SchedEvent::AddResource { id, total, kind });
+            } else {
+                self.sched_all(SchedEvent::ResizeResource { id, total });
+            }
+        }
+        self.mark_resources_changed();
+        let reports = self.core_reports(false).await;
+        let (total_resources, _) = self.named(&Self::resources_of(&reports));
+        Ok(proto::ResizeLocalResourceInstancesReply { total_resources })
+    }
+
+    /// No new work, because the node will be ended.
+    pub(super) async fn drain(&self, request: proto::DrainRayletRequest) -> Result<proto::DrainRayletReply, Status> {
+        let idle_only = request.reason == proto::autoscaler::DrainNodeReason::IdleTermination as i32;
+        let reports = self.core_reports(false).await;
+        if idle_only && reports.iter().any(|report| report.sched.idle_since.is_none()) {
+            return Ok(proto::DrainRayletReply {
+                is_accepted: false,
+                rejection_reason_message: "The node to be idle terminated is no longer idle.".to_owned(),
+            });
+        }
+        tracing::info!(reason = request.reason, message = request.reason_message, "draining");
+        *self.draining.borrow_mut() = Some(request);
+        self.sched_all(SchedEvent::Drain { on: true });
+        self.mark_resources_changed();
+        Ok(proto::DrainRayletReply { is_accepted: true, rejection_reason_message: String::new() })
+    }
+
+    /// Workers should drop what they no longer need: the store is full.
+    pub(super) fn collect_garbage_soon(&self) {
+        let mut gc = self.gc.borrow_mut();
+        gc.local_wanted = true;
+    }
+
+    /// The same, asked for by name (`ray.internal`'s global gc).
+    pub(super) fn collect_garbage_everywhere(&self) {
+        self.collect_garbage_soon();
+    }
+
+    /// Carries out what garbage collection was asked for, at most once in `local_gc_min_interval_s`.
+    pub fn collect_garbage(&self) {
+        let min_interval = Duration::from_secs(self.ray_config.local_gc_min_interval_s);
+        {
+            let mut gc = self.gc.borrow_mut();
+            let recently = gc.last_local.is_some_and(|at| at.elapsed() < min_interval);
+            if !gc.local_wanted || recently {
+                return;
+            }
+            gc.local_wanted = false;
+            gc.last_local = Some(Instant::now());
+        }
+        for member in self.registry.borrow().iter().filter(|m| m.port != 0) {
+            let client = self.core_workers.of(&member.ip_address, member.port);
+            let worker = member.worker;
+            tokio::task::spawn_local(async move {
+                let request = proto::LocalGcRequest {};
+                if let Err(error) = client.local_gc(request, WORKER_STATS_TIMEOUT).await {
+                    tracing::debug!(%worker, %error, "a worker did not collect its garbage");
+                }
+            });
+        }
+    }
+}
+
+fn idle_ms(reports: &[CoreReport]) -> i64 {
+    let since = reports.iter().map(|report| report.sched.idle_since.map(|since| report.now.saturating_sub(since)));
+    let shortest = since.min_by_key(|idle| idle.unwrap_or(0)).flatten();
+    shortest.map_or(0, |ns| (ns / 1_000_000) as i64)
+}
+
+/// The table of `ray memory`: a line per reference, grouped by process. Ray's command line prints it as it comes.
+fn memory_table(workers: &[proto::CoreWorkerStats]) -> String {
+    let mut sizes: FxHashMap<&[u8], i64> = FxHashMap::default();
+    for object in workers.iter().flat_map(|worker| &worker.object_refs) {
+        if object.object_size > 0 {
+            sizes.insert(&object.object_id, object.object_size);
+        }
+    }
+    let rule = |c: &str| format!("{}\n", c.repeat(101));
+    let mut table = rule("-");
+    table.push_str(" Object ID                                                Reference Type       Object Size   Reference Creation Site\n");
+    table.push_str(&rule("="));
+    for worker in workers {
+        let who = if worker.worker_type == proto::WorkerType::Driver as i32 { "driver" } else { "worker" };
+        let mut lines = worker.object_refs.iter().filter_map(|object| reference_line(object, &sizes)).peekable();
+        if lines.peek().is_some() {
+            table.push_str(&format!("; {who} pid={}\n", worker.pid));
+            lines.for_each(|line| table.push_str(&line));
+        }
+    }
+    table.push_str(&rule("-"));
+    table
+}
+
+fn reference_line(object: &proto::ObjectRefInfo, sizes: &FxHashMap<&[u8], i64>) -> Option<String> {
+    let kind = match object {
+        o if o.pinned_in_memory => "PINNED_IN_MEMORY",
+        o if o.submitted_task_ref_count > 0 => "USED_BY_PENDING_TASK",
+        o if o.local_ref_count > 0 => "LOCAL_REFERENCE",
+        o if o.contained_in_owned.is_empty() => return None,
+        _ => "CAPTURED_IN_OBJECT",
+    };
+    let id = raylet_shard::ids::ObjectId::from_slice(&object.object_id).filter(|id| !id.is_nil())?;
+    let size = sizes.get(&object.object_id[..]).map_or_else(|| "?".to_owned(), i64::to_string);
+    Some(format!("{id}  {kind:<21}{size:>11}   {}\n", object.call_site))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_table_names_each_reference_with_its_process() {
+        let object = proto::ObjectRefInfo {
+            object_id: vec![1; 28].into(),
+            pinned_in_memory: true,
+            object_size: 1234,
+            ..Default::default()
+        };
+        let unreferenced = proto::ObjectRefInfo { object_id: vec![2; 28].into(), ..Default::default() };
+        let worker = proto::CoreWorkerStats {
+            pid: 77,
+            worker_type: proto::WorkerType::Driver as i32,
+            object_refs: vec![object, unreferenced],
+            ..Default::default()
+        };
+        let table = memory_table(&[worker, proto::CoreWorkerStats::default()]);
+        assert!(table.contains("; driver pid=77"));
+        assert!(table.contains(&format!("{}  PINNED_IN_MEMORY            1234", "01".repeat(28))), "{table}");
+        assert!(!table.contains(&"02".repeat(28)));
+        assert_eq!(table.matches("; ").count(), 1);
+    }
+}

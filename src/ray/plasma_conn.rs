@@ -1,0 +1,616 @@
+//! Connections to the plasma socket, on the core that accepted them.
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use raylet_shard::ids::{ClientId, ObjectId, Token, WorkerId};
+use raylet_shard::store::{ObjectSource, Placement, StoreEffect, StoreError, StoreEvent};
+use raylet_shard::waits::{Finished, WaitId, Waits};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::bridge::Requester;
+use crate::core_loop::Core;
+use crate::ray::wire::frame::{parse_header, HEADER_BYTES, PLASMA_MAX_BODY_BYTES};
+use crate::ray::wire::plasma::{
+    decode, encode_abort_reply, encode_connect_reply, encode_contains_reply, encode_create_error, encode_create_reply,
+    encode_create_retry_later, encode_debug_string_reply, encode_delete_reply, encode_get_reply, encode_release_reply,
+    encode_seal_reply, CreateRequest, GetReply, ObjectSpec, PlasmaError, Request,
+};
+use crate::ray::wire::{Encoder, List};
+use crate::socket::{split, ConnectionError, FrameReader, Writer};
+
+/// How long a create may take before its client is told to come again. Ray's client library holds a lock while it waits for the
+/// answer, so a create that waits for memory must not keep it: the release that frees the memory may need the lock.
+const CREATE_ANSWER_LIMIT: Duration = Duration::from_millis(2);
+
+/// Fresh memory up to this size is backed on the core itself; more is backed by a helper thread meanwhile.
+const BACK_INLINE_BYTES: u64 = 1 << 20;
+
+/// The client's number of a core itself: it stores the errors that stand for lost objects.
+const CORE_ITSELF: u64 = 0;
+
+/// A client of the store.
+struct Client {
+    writer: Writer,
+    /// Segments whose descriptor it has, by bit.
+    known_segments: u64,
+    creates: FxHashMap<ObjectId, PendingCreate>,
+    deletes: Option<PendingDelete>,
+}
+
+/// A create whose client was told to come again, or soon will be.
+enum PendingCreate {
+    Waiting { request: u64, told: bool },
+    Done(Result<Placement, StoreError>),
+}
+
+/// Answers to a delete of several objects, collected.
+struct PendingDelete {
+    ids: Vec<ObjectId>,
+    errors: Vec<PlasmaError>,
+    missing: usize,
+}
+
+/// A get that waits for some of its objects.
+struct Get {
+    client: ClientId,
+    /// The ids as asked, where some occur more than once.
+    asked: Option<Vec<ObjectId>>,
+    places: Vec<Option<Placement>>,
+}
+
+/// The clients of one core.
+#[derive(Default)]
+pub struct PlasmaClients {
+    state: RefCell<State>,
+}
+
+#[derive(Default)]
+struct State {
+    clients: FxHashMap<ClientId, Client>,
+    gets: Waits<Get>,
+    next_request: u64,
+    errors: FxHashMap<ObjectId, Vec<u8>>,
+    encoder: Encoder,
+    frame: Vec<u8>,
+    specs: Vec<ObjectSpec>,
+}
+
+/// Serves a connection until it ends.
+pub async fn serve(core: Rc<Core>, stream: OwnedFd) {
+    let client = core.new_client();
+    let ended = match split(stream) {
+        Ok((reader, writer)) => {
+            core.plasma.add(client, writer);
+            read_frames(&core, client, reader).await
+        }
+        Err(e) => Err(e.into()),
+    };
+    if let Err(error) = ended {
+        tracing::warn!(client, %error, "a connection to the plasma socket is closed");
+    }
+    core.plasma.ended(client);
+    core.client_gone(client);
+}
+
+async fn read_frames(core: &Rc<Core>, client: ClientId, mut reader: FrameReader) -> Result<(), ConnectionError> {
+    while let Some(head) = reader.fill(HEADER_BYTES).await? {
+        let head = head.first_chunk().ok_or_else(|| ConnectionError::Frame("a short header".to_owned()))?;
+        let header = parse_header(head, PLASMA_MAX_BODY_BYTES).map_err(|e| ConnectionError::Frame(e.to_string()))?;
+        let frame_bytes = HEADER_BYTES + header.body_bytes;
+        let Some(frame) = reader.fill(frame_bytes).await? else {
+            break;
+        };
+        let request = decode(header.message_type, &frame[HEADER_BYTES..])
+            .map_err(|e| ConnectionError::Frame(e.to_string()))?;
+        if !core.plasma.request(core, client, &request)? {
+            break;
+        }
+        reader.consume(frame_bytes);
+    }
+    Ok(())
+}
+
+impl PlasmaClients {
+    /// Number of connections.
+    pub fn len(&self) -> usize {
+        self.state.borrow().clients.len()
+    }
+
+    /// True without connections.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn add(&self, client: ClientId, writer: Writer) {
+        let entry = Client {
+            writer,
+            known_segments: 0,
+            creates: FxHashMap::default(),
+            deletes: None,
+        };
+        self.state.borrow_mut().clients.insert(client, entry);
+    }
+
+    fn ended(&self, client: ClientId) {
+        let mut state = self.state.borrow_mut();
+        state.clients.remove(&client);
+        // The shards forget its waiting gets when they hear that the client is gone.
+        for wait in state.gets.select(|get| get.client == client) {
+            state.gets.finish(wait);
+        }
+    }
+
+    /// Takes a request. False: the client leaves.
+    fn request(&self, core: &Rc<Core>, client: ClientId, request: &Request<'_>) -> Result<bool, ConnectionError> {
+        let token = 0;
+        match request {
+            Request::Get { object_ids, timeout_ms } => self.get(core, client, *object_ids, *timeout_ms)?,
+            Request::Create(create) => self.create(core, client, create),
+            Request::CreateRetry { object_id, request_id } => self.retry(core, client, *object_id, *request_id),
+            Request::Seal { object_id: id } => core.store(id, StoreEvent::Seal { client, token, id: *id }),
+            Request::Release { object_id: id, may_unmap } => {
+                core.store(id, StoreEvent::Release { client, id: *id });
+                if *may_unmap {
+                    self.reply(client, |e, out| encode_release_reply(e, out, id, false, PlasmaError::Ok));
+                }
+            }
+            Request::Contains { object_id: id } => core.store(id, StoreEvent::Contains { client, token, id: *id }),
+            Request::Abort { object_id: id } => core.store(id, StoreEvent::Abort { client, token, id: *id }),
+            Request::Delete { object_ids } => self.delete(core, client, *object_ids),
+            Request::Connect => {
+                let capacity: u64 = core.segments().iter().map(|s| s.size_bytes()).sum();
+                self.reply(client, |e, out| encode_connect_reply(e, out, capacity as i64));
+            }
+            Request::GetDebugString => {
+                let text = core.debug_text();
+                self.reply(client, |e, out| encode_debug_string_reply(e, out, text.as_bytes()));
+            }
+            Request::Disconnect => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn reply(&self, client: ClientId, encode: impl FnOnce(&mut Encoder, &mut Vec<u8>)) {
+        let state = &mut *self.state.borrow_mut();
+        state.frame.clear();
+        encode(&mut state.encoder, &mut state.frame);
+        if let Some(client) = state.clients.get(&client) {
+            send(client, &state.frame);
+        }
+    }
+
+    /// An answer of an object table to one of this core's clients.
+    pub fn answer(&self, core: &Rc<Core>, effect: StoreEffect) {
+        match effect {
+            StoreEffect::Created { client, id, result, .. } if Requester::local(client) == CORE_ITSELF => {
+                self.error_created(core, id, result);
+            }
+            StoreEffect::Sealed { client, id, .. } if Requester::local(client) == CORE_ITSELF => {
+                core.store(&id, StoreEvent::Release { client, id });
+            }
+            StoreEffect::Created { client, id, result, .. } => self.created(core, client, id, result),
+            StoreEffect::Sealed { client, id, result, .. } => {
+                self.reply(client, |e, out| encode_seal_reply(e, out, &id, code(result.err())));
+            }
+            StoreEffect::Aborted { client, id, .. } => self.reply(client, |e, out| encode_abort_reply(e, out, &id)),
+            StoreEffect::Contained { client, id, has, .. } => {
+                self.reply(client, |e, out| encode_contains_reply(e, out, &id, has));
+            }
+            StoreEffect::Deleted { client, id, result, .. } => self.deleted(client, id, result),
+            StoreEffect::Got { client, token, id, place } => self.got(core, client, token, id, place),
+            _ => {}
+        }
+    }
+
+    fn create(&self, core: &Rc<Core>, client: ClientId, create: &CreateRequest<'_>) {
+        let id = create.object_id;
+        let request = {
+            let mut state = self.state.borrow_mut();
+            state.next_request += 1;
+            let request = state.next_request;
+            let Some(entry) = state.clients.get_mut(&client) else {
+                return;
+            };
+            entry.creates.insert(id, PendingCreate::Waiting { request, told: false });
+            request
+        };
+        core.store(
+            &id,
+            StoreEvent::Create {
+                client,
+                token: 0,
+                id,
+                data_bytes: create.data_size_bytes,
+                metadata_bytes: create.metadata_size_bytes,
+                owner: create.owner_worker_id,
+                source: ObjectSource::from_wire(create.source as i32).unwrap_or(ObjectSource::CreatedByWorker),
+                mutable: create.is_mutable,
+                try_immediately: create.try_immediately,
+            },
+        );
+        if self.is_waiting(client, &id, request) {
+            let core = core.clone();
+            glommio::spawn_local(async move {
+                glommio::timer::sleep(CREATE_ANSWER_LIMIT).await;
+                core.plasma.tell_to_retry(client, id, request);
+            })
+            .detach();
+        }
+    }
+
+    fn is_waiting(&self, client: ClientId, id: &ObjectId, request: u64) -> bool {
+        let state = self.state.borrow();
+        let pending = state.clients.get(&client).and_then(|c| c.creates.get(id));
+        matches!(pending, Some(PendingCreate::Waiting { request: r, .. }) if *r == request)
+    }
+
+    fn tell_to_retry(&self, client: ClientId, id: ObjectId, request: u64) {
+        let told = match self.state.borrow_mut().clients.get_mut(&client).and_then(|c| c.creates.get_mut(&id)) {
+            Some(PendingCreate::Waiting { request: r, told }) if *r == request => !std::mem::replace(told, true),
+            _ => false,
+        };
+        if told {
+            self.reply(client, |e, out| encode_create_retry_later(e, out, &id, request));
+        }
+    }
+
+    fn retry(&self, core: &Rc<Core>, client: ClientId, id: ObjectId, request: u64) {
+        let pending = match self.state.borrow_mut().clients.get_mut(&client) {
+            Some(entry) => entry.creates.remove(&id),
+            None => return,
+        };
+        match pending {
+            Some(PendingCreate::Done(result)) => self.answer_create(core, client, id, result),
+            Some(waiting @ PendingCreate::Waiting { .. }) => {
+                if let Some(entry) = self.state.borrow_mut().clients.get_mut(&client) {
+                    entry.creates.insert(id, waiting);
+                }
+                self.reply(client, |e, out| encode_create_retry_later(e, out, &id, request));
+            }
+            None => self.reply(client, |e, out| encode_create_error(e, out, &id, PlasmaError::UnexpectedError)),
+        }
+    }
+
+    fn created(&self, core: &Rc<Core>, client: ClientId, id: ObjectId, result: Result<Placement, StoreError>) {
+        let told = {
+            let mut state = self.state.borrow_mut();
+            let Some(entry) = state.clients.get_mut(&client) else {
+                return;
+            };
+            match entry.creates.get_mut(&id) {
+                Some(pending @ PendingCreate::Waiting { told: true, .. }) => {
+                    *pending = PendingCreate::Done(result);
+                    true
+                }
+                _ => {
+                    entry.creates.remove(&id);
+                    false
+                }
+            }
+        };
+        if !told {
+            self.answer_create(core, client, id, result);
+        }
+    }
+
+    fn answer_create(&self, core: &Rc<Core>, client: ClientId, id: ObjectId, result: Result<Placement, StoreError>) {
+        let place = match result {
+            Ok(place) => place,
+            Err(error) => return self.reply(client, |e, out| encode_create_error(e, out, &id, code(Some(error)))),
+        };
+        let Some(segment) = core.segments().get(place.segment as usize) else {
+            return self.not_backed(core, client, id);
+        };
+        let range = place.header_offset..place.header_offset + place.allocated_bytes;
+        if place.allocated_bytes <= BACK_INLINE_BYTES || segment.is_touched(&range) {
+            match segment.ensure_backed(range) {
+                Ok(()) => self.hand_out(core, client, id, &place),
+                Err(error) => {
+                    tracing::warn!(%error, "no memory for a new object");
+                    self.not_backed(core, client, id);
+                }
+            }
+        } else {
+            let core = core.clone();
+            glommio::spawn_local(async move {
+                let backed = back_in_background(&core, place.segment, range).await;
+                match backed {
+                    Ok(()) => core.plasma.hand_out(&core, client, id, &place),
+                    Err(error) => {
+                        tracing::warn!(error, "no memory for a new object");
+                        core.plasma.not_backed(&core, client, id);
+                    }
+                }
+            })
+            .detach();
+        }
+    }
+
+    /// The machine has no memory for the object: the client is told, instead of dying when it writes.
+    fn not_backed(&self, core: &Rc<Core>, client: ClientId, id: ObjectId) {
+        self.reply(client, |e, out| encode_create_error(e, out, &id, PlasmaError::OutOfMemory));
+        core.abort_silently(client, id);
+    }
+
+    fn hand_out(&self, core: &Rc<Core>, client: ClientId, id: ObjectId, place: &Placement) {
+        let spec = spec_of(core, place);
+        let mmap_size = core.segments()[place.segment as usize].size_bytes() as i64;
+        self.reply(client, |e, out| encode_create_reply(e, out, &id, &spec, mmap_size));
+        self.pass_segments(core, client, std::iter::once(place.segment));
+    }
+
+    fn pass_segments(&self, core: &Rc<Core>, client: ClientId, segments: impl Iterator<Item = u32>) {
+        let mut state = self.state.borrow_mut();
+        let Some(client) = state.clients.get_mut(&client) else {
+            return;
+        };
+        for segment in segments {
+            let bit = 1u64 << (segment % 64);
+            if client.known_segments & bit == 0 {
+                client.known_segments |= bit;
+                if let Err(error) = client.writer.send_descriptor(core.segments()[segment as usize].fd()) {
+                    tracing::debug!(%error, "a client is gone before its segment");
+                    client.writer.close();
+                }
+            }
+        }
+    }
+
+    fn get(
+        &self,
+        core: &Rc<Core>,
+        client: ClientId,
+        ids: List<'_, ObjectId>,
+        timeout_ms: i64,
+    ) -> Result<(), ConnectionError> {
+        let asked: Vec<ObjectId> = ids.iter().collect();
+        let wait = {
+            let mut state = self.state.borrow_mut();
+            let get = Get { client, asked: None, places: Vec::new() };
+            let begun = state.gets.begin(asked.clone(), asked.len(), get);
+            let wait = begun.map_err(|e| ConnectionError::Frame(format!("a get is refused: {e:?}")))?;
+            let distinct = state.gets.objects(wait).len();
+            if let Some(get) = state.gets.context_mut(wait) {
+                get.places = vec![None; distinct];
+                get.asked = (distinct < asked.len()).then_some(asked);
+            }
+            wait
+        };
+        let objects = self.state.borrow().gets.objects(wait).to_vec();
+        if objects.is_empty() {
+            self.finish_get(core, wait);
+            return Ok(());
+        }
+        for (position, id) in objects.into_iter().enumerate() {
+            let token = Requester::Shard(core.shard).tag(wait.token(position));
+            core.store(&id, StoreEvent::Get { client, token, id, wait: timeout_ms != 0 });
+        }
+        let waits = !self.state.borrow().gets.objects(wait).is_empty();
+        if waits && timeout_ms > 0 {
+            let core = core.clone();
+            glommio::spawn_local(async move {
+                glommio::timer::sleep(Duration::from_millis(timeout_ms as u64)).await;
+                core.plasma.finish_get(&core, wait);
+            })
+            .detach();
+        }
+        Ok(())
+    }
+
+    fn got(&self, core: &Rc<Core>, client: ClientId, token: Token, id: ObjectId, place: Option<Placement>) {
+        let (wait, position) = WaitId::from_token(Requester::local(token));
+        let complete = {
+            let mut state = self.state.borrow_mut();
+            match state.gets.context_mut(wait) {
+                Some(get) => {
+                    get.places[position] = place;
+                    Some(state.gets.ready(wait, position))
+                }
+                None => None,
+            }
+        };
+        match complete {
+            Some(true) => self.finish_get(core, wait),
+            Some(false) => {}
+            // The get ran out of time while the answer was on its way: the reference goes back.
+            None if place.is_some() => core.store(&id, StoreEvent::Release { client, id }),
+            None => {}
+        }
+    }
+
+    fn finish_get(&self, core: &Rc<Core>, wait: WaitId) {
+        let Some(finished) = self.state.borrow_mut().gets.finish(wait) else {
+            return;
+        };
+        let client = finished.context.client;
+        for (position, id) in finished.objects.iter().enumerate() {
+            if !finished.ready[position] {
+                let token = Requester::Shard(core.shard).tag(wait.token(position));
+                core.store(id, StoreEvent::CancelGet { client, token, id: *id });
+            }
+        }
+        self.answer_get(core, client, &finished);
+    }
+
+    fn answer_get(&self, core: &Rc<Core>, client: ClientId, finished: &Finished<Get>) {
+        let get = &finished.context;
+        let mut segments: Vec<u32> = Vec::new();
+        let ids: &[ObjectId] = get.asked.as_deref().unwrap_or(&finished.objects);
+        let by_id: FxHashMap<&ObjectId, usize> = match get.asked {
+            Some(_) => finished.objects.iter().enumerate().map(|(at, id)| (id, at)).collect(),
+            None => FxHashMap::default(),
+        };
+        {
+            let state = &mut *self.state.borrow_mut();
+            state.specs.clear();
+            for (at, id) in ids.iter().enumerate() {
+                let at = by_id.get(id).copied().unwrap_or(at);
+                let spec = match &get.places[at] {
+                    Some(place) => {
+                        if !segments.contains(&place.segment) {
+                            segments.push(place.segment);
+                        }
+                        spec_of(core, place)
+                    }
+                    None => ObjectSpec::ABSENT,
+                };
+                state.specs.push(spec);
+            }
+            let fds: Vec<i32> = segments.iter().map(|s| core.segments()[*s as usize].fd().as_raw_fd()).collect();
+            let unique: Vec<i64> = segments.iter().map(|s| unique_fd_id(*s)).collect();
+            let sizes: Vec<i64> = segments.iter().map(|s| core.segments()[*s as usize].size_bytes() as i64).collect();
+            state.frame.clear();
+            let reply = GetReply {
+                object_ids: List::from(ids),
+                objects: List::from(&state.specs[..]),
+                store_fds: List::from(&fds[..]),
+                unique_fd_ids: List::from(&unique[..]),
+                mmap_sizes_bytes: List::from(&sizes[..]),
+            };
+            encode_get_reply(&mut state.encoder, &mut state.frame, &reply);
+            if let Some(client) = state.clients.get(&client) {
+                send(client, &state.frame);
+            }
+        }
+        self.pass_segments(core, client, segments.into_iter());
+    }
+
+    fn delete(&self, core: &Rc<Core>, client: ClientId, ids: List<'_, ObjectId>) {
+        let ids: Vec<ObjectId> = ids.iter().collect();
+        let distinct: FxHashSet<ObjectId> = ids.iter().copied().collect();
+        let pending = PendingDelete { errors: vec![PlasmaError::Ok; ids.len()], missing: distinct.len(), ids };
+        if let Some(entry) = self.state.borrow_mut().clients.get_mut(&client) {
+            entry.deletes = Some(pending);
+        }
+        if distinct.is_empty() {
+            return self.answer_delete(client);
+        }
+        for id in distinct {
+            core.store(&id, StoreEvent::Delete { client, token: 0, id });
+        }
+    }
+
+    fn deleted(&self, client: ClientId, id: ObjectId, result: Result<(), StoreError>) {
+        let done = {
+            let mut state = self.state.borrow_mut();
+            let pending = state.clients.get_mut(&client).and_then(|c| c.deletes.as_mut());
+            let Some(pending) = pending else {
+                return;
+            };
+            for (at, _) in pending.ids.iter().enumerate().filter(|(_, i)| **i == id) {
+                pending.errors[at] = code(result.err());
+            }
+            pending.missing -= 1;
+            pending.missing == 0
+        };
+        if done {
+            self.answer_delete(client);
+        }
+    }
+
+    fn answer_delete(&self, client: ClientId) {
+        let pending = self.state.borrow_mut().clients.get_mut(&client).and_then(|c| c.deletes.take());
+        if let Some(pending) = pending {
+            self.reply(client, |e, out| {
+                encode_delete_reply(e, out, List::from(&pending.ids[..]), List::from(&pending.errors[..]));
+            });
+        }
+    }
+
+    /// Stores an error in the place of an object that will never come.
+    pub fn put_error(&self, core: &Rc<Core>, id: ObjectId, metadata: Vec<u8>) {
+        let metadata_bytes = metadata.len() as u64;
+        self.state.borrow_mut().errors.insert(id, metadata);
+        let client = Requester::Shard(core.shard).tag(CORE_ITSELF);
+        core.store(
+            &id,
+            StoreEvent::Create {
+                client,
+                token: 0,
+                id,
+                data_bytes: 0,
+                metadata_bytes,
+                owner: WorkerId::NIL,
+                source: ObjectSource::ErrorStoredByRaylet,
+                mutable: false,
+                try_immediately: true,
+            },
+        );
+    }
+
+    fn error_created(&self, core: &Rc<Core>, id: ObjectId, result: Result<Placement, StoreError>) {
+        let Some(metadata) = self.state.borrow_mut().errors.remove(&id) else {
+            return;
+        };
+        let client = Requester::Shard(core.shard).tag(CORE_ITSELF);
+        let place = match result {
+            Ok(place) => place,
+            Err(StoreError::ObjectExists) => return,
+            Err(error) => return tracing::error!(%id, %error, "an error cannot be stored; whoever gets the object may wait for ever"),
+        };
+        let segment = &core.segments()[place.segment as usize];
+        let range = place.header_offset..place.header_offset + place.allocated_bytes;
+        let written = segment.ensure_backed(range).and_then(|()| segment.write_at(place.metadata_offset, &metadata));
+        match written {
+            Ok(()) => core.store(&id, StoreEvent::Seal { client, token: 0, id }),
+            Err(error) => {
+                tracing::error!(%id, %error, "an error cannot be stored; whoever gets the object may wait for ever");
+                core.store(&id, StoreEvent::Abort { client, token: 0, id });
+            }
+        }
+    }
+}
+
+async fn back_in_background(core: &Rc<Core>, segment: u32, range: Range<u64>) -> Result<(), String> {
+    let segments = core.segments_shared();
+    let backed = glommio::executor().spawn_blocking(move || {
+        let segment = segments.get(segment as usize)?;
+        Some(segment.ensure_backed(range).map_err(|e| e.to_string()))
+    });
+    backed.await.unwrap_or_else(|| Err("no such segment".to_owned()))
+}
+
+fn send(client: &Client, frame: &[u8]) {
+    if let Err(error) = client.writer.send(frame) {
+        tracing::debug!(%error, "a client is gone before its answer");
+        client.writer.close();
+    }
+}
+
+fn code(error: Option<StoreError>) -> PlasmaError {
+    match error {
+        None => PlasmaError::Ok,
+        Some(StoreError::ObjectExists) => PlasmaError::ObjectExists,
+        Some(StoreError::ObjectNonexistent) => PlasmaError::ObjectNonexistent,
+        Some(StoreError::OutOfMemory | StoreError::QueueFull) => PlasmaError::OutOfMemory,
+        Some(StoreError::ObjectNotSealed) => PlasmaError::ObjectNotSealed,
+        Some(StoreError::ObjectInUse) => PlasmaError::ObjectInUse,
+        Some(StoreError::ObjectSealed) => PlasmaError::ObjectSealed,
+        Some(StoreError::NotCreator) => PlasmaError::UnexpectedError,
+    }
+}
+
+/// Tells a segment apart from another that gets the same descriptor number; segments live as long as the node.
+fn unique_fd_id(segment: u32) -> i64 {
+    i64::from(segment) + 1
+}
+
+fn spec_of(core: &Core, place: &Placement) -> ObjectSpec {
+    ObjectSpec {
+        store_fd: core.segments()[place.segment as usize].fd().as_raw_fd(),
+        unique_fd_id: unique_fd_id(place.segment),
+        header_offset_bytes: place.header_offset,
+        data_offset_bytes: place.data_offset,
+        data_size_bytes: place.data_bytes,
+        metadata_offset_bytes: place.metadata_offset,
+        metadata_size_bytes: place.metadata_bytes,
+        allocated_size_bytes: place.allocated_bytes,
+        fallback_allocated: false,
+        device_num: 0,
+        is_mutable: place.header_offset != place.data_offset,
+    }
+}
