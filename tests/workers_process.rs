@@ -362,7 +362,7 @@ fn a_foreign_process_is_watched_and_its_status_taken_from_its_parent() {
                 .spawn()
                 .unwrap();
             let (status, receiver) = tokio::sync::oneshot::channel();
-            let adopted = table.adopt(child.id(), false, receiver).unwrap();
+            let adopted = table.adopt(child.id(), &spec(""), receiver).unwrap();
             assert_eq!(adopted.pid, child.id());
             table.kill(adopted.key);
             child.wait().unwrap();

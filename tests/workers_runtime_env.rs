@@ -14,7 +14,7 @@ use raylet_shard::ids::{JobId, NodeId};
 use raylet_uring::ray::agents::{Agent, AgentManager, AgentSettings, AgentState};
 use raylet_uring::ray::proto;
 use raylet_uring::ray::runtime_env::{RuntimeEnvClient, RuntimeEnvError, RuntimeEnvSettings};
-use workers_support::{eventually, python, ray_dir};
+use workers_support::{eventually, python};
 
 const NODE: NodeId = NodeId([0x7c; 28]);
 const JOB: JobId = JobId([1, 0, 0, 0]);
@@ -327,6 +327,22 @@ fn a_job_holds_the_environment_that_it_asked_for_ahead() {
             ]
         );
     });
+}
+
+/// Where the `ray` package of that Python lies.
+fn ray_dir() -> PathBuf {
+    let find =
+        "import importlib.util as u; print(u.find_spec('ray').submodule_search_locations[0])";
+    let output = Command::new(python())
+        .args(["-c", find])
+        .output()
+        .expect("Python runs");
+    assert!(
+        output.status.success(),
+        "Ray is not installed there: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    PathBuf::from(String::from_utf8(output.stdout).expect("a path").trim())
 }
 
 /// Ray's GCS, ended with the test.

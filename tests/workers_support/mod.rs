@@ -1,7 +1,6 @@
 //! What the tests of worker processes share.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Waits until something becomes true; fails the test when it doesn't within 20 s.
@@ -22,20 +21,4 @@ pub fn python() -> PathBuf {
         "{python:?} is missing: `make test` creates it, or set RAYLET_TEST_PYTHON"
     );
     python
-}
-
-/// Where the `ray` package of that Python lies.
-pub fn ray_dir() -> PathBuf {
-    let find =
-        "import importlib.util as u; print(u.find_spec('ray').submodule_search_locations[0])";
-    let output = Command::new(python())
-        .args(["-c", find])
-        .output()
-        .expect("Python runs");
-    assert!(
-        output.status.success(),
-        "Ray is not installed there: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    PathBuf::from(String::from_utf8(output.stdout).expect("a path").trim())
 }
