@@ -285,9 +285,9 @@ pub enum StoreEvent {
         /// How many had been asked for.
         count: u32,
     },
-    /// The bank needs spans for another shard: give back empty ones, and evict to make more.
+    /// The bank needs spans for another shard: give back every empty one, now and later until told otherwise, and evict for some.
     ReclaimSpans {
-        /// How many are wanted; 0 ends an earlier wish.
+        /// How many to evict for; 0: nobody waits any more.
         count: u32,
         /// Also start no new objects until further notice, because an old request has waited too long.
         hold: bool,
@@ -497,7 +497,7 @@ impl StoreEffect {
                 first,
                 count,
             },
-            Self::ReclaimDone { .. } => BankEvent::ReclaimDone { shard },
+            Self::ReclaimDone { count } => BankEvent::ReclaimDone { shard, count },
             _ => return None,
         })
     }
@@ -533,6 +533,8 @@ pub enum BankEvent {
     ReclaimDone {
         /// Which shard.
         shard: ShardId,
+        /// How many spans it gave back.
+        count: u32,
     },
     /// Time passes: an old standing request makes the other shards hold back.
     Tick,

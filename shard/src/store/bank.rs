@@ -45,6 +45,8 @@ struct Standing {
     since: NowNs,
     /// The other shards have been asked on its behalf.
     asked: bool,
+    /// They gave something back since then.
+    collected: bool,
     /// They hold back on its behalf.
     holding: bool,
     /// The shard knows that nothing could be collected so far.
@@ -136,10 +138,13 @@ impl SpanBank {
                     self.serve(out);
                 }
             }
-            BankEvent::ReclaimDone { shard } => {
+            BankEvent::ReclaimDone { shard, count } => {
                 match self.shards.get_mut(usize::from(shard)) {
                     Some(s) if s.reclaims_open > 0 => s.reclaims_open -= 1,
                     _ => self.stats.faults += 1,
+                }
+                if let Some(head) = self.standing.front_mut() {
+                    head.collected |= count > 0;
                 }
                 self.serve(out);
             }
@@ -211,6 +216,7 @@ impl SpanBank {
                     count,
                     since: now,
                     asked: false,
+                    collected: false,
                     holding: false,
                     told: false,
                 };
@@ -311,14 +317,22 @@ impl SpanBank {
         }
     }
 
+    /// Asks the other shards for the oldest request, again as long as they give something and it is no run yet.
     fn collect(&mut self, out: &mut Vec<BankEffect>) {
+        let waiting = self.shards.iter().any(|s| s.reclaims_open > 0);
         let Some(head) = self.standing.front_mut() else {
             return;
         };
-        if !head.asked {
+        let Standing {
+            shard,
+            count,
+            holding,
+            ..
+        } = *head;
+        if !head.asked || (!waiting && head.collected) {
             head.asked = true;
-            let (shard, count) = (head.shard, head.count);
-            self.ask_others(shard, count, false, out);
+            head.collected = false;
+            self.ask_others(shard, count, holding, out);
         }
         let waiting = self.shards.iter().any(|s| s.reclaims_open > 0);
         if let Some(head) = self
@@ -327,13 +341,15 @@ impl SpanBank {
             .filter(|head| !waiting && !head.told)
         {
             head.told = true;
-            let (shard, count) = (head.shard, head.count);
             self.refuse(shard, count, out);
         }
     }
 
+    /// Asks all shards but one to give spans back, for a run of `count`.
     fn ask_others(&mut self, head: ShardId, count: u32, hold: bool, out: &mut Vec<BankEffect>) {
         self.end_debt(usize::from(head), out);
+        // What is free may be a part of the run: evict for the rest.
+        let count = count.saturating_sub(self.pool.longest()).max(1);
         for index in (0..self.shards.len()).filter(|index| *index != usize::from(head)) {
             if self.shards[index].held == 0 && !hold {
                 self.end_debt(index, out);

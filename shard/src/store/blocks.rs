@@ -485,29 +485,43 @@ impl Blocks {
     }
 
     fn check_lists(&self) -> Result<usize, String> {
-        let mut listed = 0;
-        for (slot, &head) in self.heads.iter().enumerate() {
-            let (first, second) = (slot / SECOND_LEVELS, slot % SECOND_LEVELS);
-            let marked = self.second_maps[first] >> second & 1 == 1;
-            if marked != (head != NONE)
-                || (self.second_maps[first] != 0) != (self.first_map >> first & 1 == 1)
-            {
+        let (mut listed, mut classes) = (0, 0);
+        for (first, map) in self.second_maps.iter().enumerate() {
+            if (*map != 0) != (self.first_map >> first & 1 == 1) {
+                return Err(format!("power {first}: the two maps disagree"));
+            }
+            let mut rest = *map;
+            while rest != 0 {
+                let second = rest.trailing_zeros() as usize;
+                rest &= rest - 1;
+                classes += 1;
+                listed += self.check_list(first, second)?;
+            }
+        }
+        let heads = self.heads.iter().filter(|head| **head != NONE).count();
+        if heads != classes {
+            return Err(format!("{heads} lists, {classes} in the maps"));
+        }
+        Ok(listed)
+    }
+
+    fn check_list(&self, first: usize, second: usize) -> Result<usize, String> {
+        let (mut id, mut newer, mut listed) = (self.heads[first * SECOND_LEVELS + second], NONE, 0);
+        if id == NONE {
+            return Err(format!(
+                "class ({first}, {second}) is in the maps and empty"
+            ));
+        }
+        while id != NONE {
+            let block = self.block(id);
+            if !block.free || block.newer != newer || self.class(block.len) != (first, second) {
                 return Err(format!(
-                    "class ({first}, {second}): the maps and the list disagree"
+                    "block {id} {block:?} is on the wrong list ({first}, {second})"
                 ));
             }
-            let (mut id, mut newer) = (head, NONE);
-            while id != NONE {
-                let block = self.block(id);
-                if !block.free || block.newer != newer || self.class(block.len) != (first, second) {
-                    return Err(format!(
-                        "block {id} {block:?} is on the wrong list ({first}, {second})"
-                    ));
-                }
-                listed += 1;
-                newer = id;
-                id = block.older;
-            }
+            listed += 1;
+            newer = id;
+            id = block.older;
         }
         Ok(listed)
     }

@@ -192,7 +192,8 @@ pub struct StoreConfig {
     pub retry_interval_ns: u64,
     /// Shortest time between two [`StoreEffect::FullPressure`](super::StoreEffect::FullPressure), in nanoseconds.
     pub pressure_interval_ns: u64,
-    /// Shortest time between two [`StoreEffect::GcWanted`](super::StoreEffect::GcWanted), in nanoseconds.
+    /// Shortest time between two [`StoreEffect::GcWanted`](super::StoreEffect::GcWanted), in nanoseconds (Ray:
+    /// `local_gc_min_interval_s` = 10).
     pub gc_interval_ns: u64,
     /// Creates that find no room after the grace period go to a file on disk (as in Ray) instead of failing.
     pub fallback: bool,

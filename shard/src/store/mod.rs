@@ -1,7 +1,36 @@
 //! The plasma object store of one core, and the bank of spans that the cores of a node share.
 //!
 //! A [`Store`] holds the objects of the clients that its core serves, in spans of shared memory that the [`SpanBank`] grants it. Both are
-//! state machines: events in, effects out. [`NodeMemory`] puts the bank and the store of its own shard together.
+//! state machines: events in, effects out.
+//!
+//! Shard 0 has both, as a [`NodeMemory`]: its own requests to the bank are answered within the call, so a node of one shard sees
+//! neither requests nor answers. Any other shard sends those of its effects that have a [`StoreEffect::for_bank`] to shard 0, which gives them to
+//! [`NodeMemory::handle_bank`], and hands the [`BankEffect`]s that come back to its own [`Store::handle`]. Both ways must keep their order.
+//!
+//! ```
+//! use raylet_shard::ids::{ObjectId, WorkerId};
+//! use raylet_shard::store::*;
+//!
+//! let layout = Layout::new(&[SegmentSpec { bytes: 64 << 20, numa_node: 0 }], Layout::span_bytes_for(64 << 20, 1))?;
+//! let bank = SpanBank::new(BankConfig::new(layout.clone(), vec![0])).expect("one shard");
+//! let mut memory = NodeMemory::new(Store::new(StoreConfig::new(layout, 1)), bank, 0);
+//!
+//! let (mut effects, mut to_other_shards) = (Vec::new(), Vec::new());
+//! let create = StoreEvent::Create {
+//!     client: 1,
+//!     token: 7,
+//!     id: ObjectId([1; 28]),
+//!     data_bytes: 100_000,
+//!     metadata_bytes: 8,
+//!     owner: WorkerId::NIL,
+//!     source: ObjectSource::CreatedByWorker,
+//!     mutable: false,
+//!     try_immediately: false,
+//! };
+//! memory.handle(create, 0, &mut effects, &mut to_other_shards);
+//! assert!(matches!(effects[..], [StoreEffect::Created { token: 7, result: Ok(Placement { data_offset: 0, .. }), .. }]));
+//! # Ok::<(), LayoutError>(())
+//! ```
 
 mod api;
 mod arena;
@@ -20,6 +49,8 @@ mod report;
 mod spans;
 mod waiters;
 
+#[cfg(test)]
+mod bank_tests;
 #[cfg(test)]
 mod tests;
 

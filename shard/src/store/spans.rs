@@ -15,8 +15,8 @@ pub(super) struct BankLink {
     refused: bool,
     /// The bank had nothing, so it isn't asked before this.
     pub(super) dry_until_ns: NowNs,
-    /// Spans that another shard waits for and that are given back as they become empty.
-    debt: u32,
+    /// Another shard waits for spans: every one is given back as it becomes empty.
+    owing: bool,
     /// Another shard has waited too long: start no new objects.
     pub(super) hold: bool,
     /// Memory that will be freed is being spilled.
@@ -97,17 +97,16 @@ impl Store {
         out: &mut Vec<StoreEffect>,
     ) {
         self.link.hold = hold;
-        self.link.debt = 0;
+        self.link.owing = count > 0;
         if hold {
             // A create that may not be served does not run out of time.
             self.link.full_since = None;
         }
         if count > 0 {
-            let mut given = self.give_back(count);
+            let mut given = self.give_back(u32::MAX);
             while given < count && self.evict_one(out) {
-                given += self.give_back(count - given);
+                given += self.give_back(u32::MAX);
             }
-            self.link.debt = count - given;
             self.to_bank
                 .push_back(StoreEffect::ReclaimDone { count: given });
         }
@@ -128,10 +127,10 @@ impl Store {
         given
     }
 
-    /// Gives back what has become empty, as far as it is owed.
+    /// Gives back what has become empty, if another shard waits for it.
     pub(super) fn pay_debt(&mut self) {
-        if self.link.debt > 0 && self.arena.empty_spans() > 0 {
-            self.link.debt -= self.give_back(self.link.debt);
+        if self.link.owing && self.arena.empty_spans() > 0 {
+            self.give_back(u32::MAX);
         }
     }
 

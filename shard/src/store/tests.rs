@@ -670,7 +670,9 @@ fn one_shard_can_use_its_whole_memory_as_one_object_after_any_history() {
         for number in 0..20 {
             node.put(id(number), 1000 + u64::from(number) * 50_000);
         }
-        (0..20).for_each(|number| drop(node.tell(StoreEvent::Free { id: id(number) })));
+        for number in 0..20 {
+            node.tell(StoreEvent::Free { id: id(number) });
+        }
         let place = node
             .create(1, id(99), 8 * MIB)
             .expect("an answer")

@@ -38,7 +38,8 @@ impl Memory {
 
     fn address(&self, place: &Placement) -> Result<u64, String> {
         let segment = self.layout.segments().get(place.segment as usize);
-        let segment = segment.ok_or(format!("{place:?} is in a segment that is not there"))?;
+        let segment =
+            segment.ok_or_else(|| format!("{place:?} is in a segment that is not there"))?;
         Ok(u64::from(segment.first) * self.layout.span_bytes() + place.header_offset)
     }
 
@@ -381,7 +382,7 @@ impl Model {
             .objects
             .get_mut(&id)
             .filter(|o| o.sealed)
-            .ok_or(format!("{id} is got and not sealed"))?;
+            .ok_or_else(|| format!("{id} is got and not sealed"))?;
         expect(object.place == place, || {
             format!("{id} is at {:?}, not {place:?}", object.place)
         })?;
@@ -414,7 +415,7 @@ impl Model {
         let object = self
             .objects
             .remove(&id)
-            .ok_or(format!("{id} is gone and was not there"))?;
+            .ok_or_else(|| format!("{id} is gone and was not there"))?;
         let unused = object.sealed && object.refs.is_empty() && !object.pinned;
         let wanted = match reason {
             GoneReason::Evicted => object.doomed.is_none(),

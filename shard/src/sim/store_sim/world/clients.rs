@@ -1,0 +1,390 @@
+//! What the clients of a world do, and which answers they must get.
+
+use super::super::model::{Create, Object};
+use super::{object_id, World};
+use crate::ids::{ClientId, ObjectId, ShardId, WorkerId};
+use crate::store::{GoneReason, ObjectSource, StoreEffect, StoreError, StoreEvent, MIN_SPAN_BYTES};
+
+impl World {
+    pub(super) fn client_acts(&mut self, shard: ShardId) -> Result<(), String> {
+        let id = object_id(shard, self.rng.below(self.ids));
+        let slot = self.rng.below(self.clients.len() as u64) as usize;
+        let client = self.clients[slot];
+        let known = self.models[usize::from(shard)]
+            .objects
+            .get(&id)
+            .map(|o| (o.sealed, o.creator));
+        let dice = self.rng.below(1000);
+        match known {
+            // Now and then something that makes no sense.
+            _ if dice < 30 => self.any_request(shard, client, id)?,
+            None if dice < 800 => self.create(shard, client, id)?,
+            None if dice < 930 => self.get(shard, client, id)?,
+            None => self.watch_or_cancel(shard, client, id)?,
+            Some((false, creator)) => match dice {
+                0..600 => self.seal(shard, creator, id)?,
+                600..650 => self.abort(shard, creator, id)?,
+                650..720 => self.delete(shard, client, id)?,
+                720..740 => self.free(shard, id)?,
+                740..900 => self.get(shard, client, id)?,
+                _ => self.watch_or_cancel(shard, client, id)?,
+            },
+            Some((true, _)) => match dice {
+                0..450 => self.release_any(shard, client, id)?,
+                450..650 => self.get(shard, client, id)?,
+                650..720 => self.delete(shard, client, id)?,
+                720..800 => self.pin(shard, id)?,
+                800..870 => self.unpin(shard, id)?,
+                870..930 => self.free(shard, id)?,
+                _ => self.watch_or_cancel(shard, client, id)?,
+            },
+        }
+        self.models[usize::from(shard)].check_object(&id)
+    }
+
+    fn any_request(
+        &mut self,
+        shard: ShardId,
+        client: ClientId,
+        id: ObjectId,
+    ) -> Result<(), String> {
+        match self.rng.below(10) {
+            0 => self.create(shard, client, id),
+            1 => self.seal(shard, client, id),
+            2 => self.abort(shard, client, id),
+            3 => self.delete(shard, client, id),
+            4 => self.pin(shard, id),
+            5 => self.unpin(shard, id),
+            6 => self.free(shard, id),
+            7 => self.release(shard, client, id),
+            8 => self.contains(shard, client, id),
+            _ => self.cancel_create(shard, client, id),
+        }
+    }
+
+    fn size_bytes(&mut self) -> u64 {
+        let span = MIN_SPAN_BYTES;
+        match self.rng.below(1000) {
+            0..300 => self.rng.below(4096),
+            300..500 => self.rng.below(70_000),
+            500..900 => self.rng.below(span),
+            900..985 => self.rng.below(4 * span),
+            985..998 => self.rng.below(self.layout.max_object_bytes()),
+            _ => self.layout.max_object_bytes() + self.rng.below(span),
+        }
+    }
+
+    fn create(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
+        let (data_bytes, metadata_bytes) = (self.size_bytes(), self.rng.below(200));
+        let (mutable, immediate, token) =
+            (self.rng.permille(20), self.rng.permille(100), self.token());
+        let asked_ns = self.now;
+        let create = Create {
+            client,
+            id,
+            data_bytes,
+            metadata_bytes,
+            mutable,
+            immediate,
+            asked_ns,
+        };
+        self.model(shard).creates.insert(token, create);
+        let event = StoreEvent::Create {
+            client,
+            token,
+            id,
+            data_bytes,
+            metadata_bytes,
+            owner: WorkerId::NIL,
+            source: ObjectSource::CreatedByWorker,
+            mutable,
+            try_immediately: immediate,
+        };
+        self.shard_event(shard, event)
+    }
+
+    fn cancel_create(
+        &mut self,
+        shard: ShardId,
+        client: ClientId,
+        id: ObjectId,
+    ) -> Result<(), String> {
+        let model = self.model(shard);
+        model
+            .creates
+            .retain(|_, c| (c.client, c.id) != (client, id));
+        self.shard_event(shard, StoreEvent::CancelCreate { client, id })
+    }
+
+    /// The answer that a seal or abort must get.
+    fn verdict(&self, shard: ShardId, client: ClientId, id: &ObjectId) -> Result<(), StoreError> {
+        match self.models[usize::from(shard)].objects.get(id) {
+            None => Err(StoreError::ObjectNonexistent),
+            Some(object) if object.sealed => Err(StoreError::ObjectSealed),
+            Some(object) if object.creator != client => Err(StoreError::NotCreator),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Sends a request whose one answer is known beforehand.
+    fn exactly(
+        &mut self,
+        shard: ShardId,
+        event: StoreEvent,
+        answer: StoreEffect,
+    ) -> Result<(), String> {
+        self.expected = Some(answer);
+        self.shard_event(shard, event)?;
+        match self.expected.take() {
+            Some(answer) => Err(format!("{event:?} did not get its answer: {answer:?}")),
+            None => Ok(()),
+        }
+    }
+
+    fn seal(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
+        let (token, result) = (self.token(), self.verdict(shard, client, &id));
+        if result.is_ok() {
+            if let Some(object) = self.model(shard).objects.get_mut(&id) {
+                object.sealed = true;
+            }
+        }
+        let event = StoreEvent::Seal { client, token, id };
+        self.exactly(
+            shard,
+            event,
+            StoreEffect::Sealed {
+                client,
+                token,
+                id,
+                result,
+            },
+        )
+    }
+
+    pub(super) fn abort(
+        &mut self,
+        shard: ShardId,
+        client: ClientId,
+        id: ObjectId,
+    ) -> Result<(), String> {
+        let (token, result) = (self.token(), self.verdict(shard, client, &id));
+        if result.is_ok() {
+            self.models[usize::from(shard)].abort(&id, &mut self.memory)?;
+        }
+        let event = StoreEvent::Abort { client, token, id };
+        self.exactly(
+            shard,
+            event,
+            StoreEffect::Aborted {
+                client,
+                token,
+                id,
+                result,
+            },
+        )
+    }
+
+    fn get(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
+        let (token, wait) = (self.token(), self.rng.permille(500));
+        self.model(shard)
+            .gets
+            .entry(id)
+            .or_default()
+            .push((client, token));
+        self.shard_event(
+            shard,
+            StoreEvent::Get {
+                client,
+                token,
+                id,
+                wait,
+            },
+        )
+    }
+
+    fn watch_or_cancel(
+        &mut self,
+        shard: ShardId,
+        client: ClientId,
+        id: ObjectId,
+    ) -> Result<(), String> {
+        if self.rng.permille(500) {
+            let token = self.token();
+            self.model(shard).watches.entry(id).or_default().push(token);
+            return self.shard_event(shard, StoreEvent::Watch { token, id });
+        }
+        let waits = self.models[usize::from(shard)]
+            .gets
+            .get(&id)
+            .and_then(|gets| gets.first().copied());
+        if let Some((client, token)) = waits {
+            let model = self.model(shard);
+            let gets = model.gets.entry(id).or_default();
+            gets.retain(|get| *get != (client, token));
+            if gets.is_empty() {
+                model.gets.remove(&id);
+            }
+            return self.shard_event(shard, StoreEvent::CancelGet { client, token, id });
+        }
+        let watch = self.models[usize::from(shard)]
+            .watches
+            .get(&id)
+            .and_then(|tokens| tokens.first().copied());
+        match watch {
+            Some(token) => {
+                self.model(shard).forget_watch(&id, token);
+                self.shard_event(shard, StoreEvent::Unwatch { token, id })
+            }
+            None => self.contains(shard, client, id),
+        }
+    }
+
+    fn contains(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
+        let (token, has) = (self.token(), self.models[usize::from(shard)].sealed(&id));
+        let event = StoreEvent::Contains { client, token, id };
+        self.exactly(
+            shard,
+            event,
+            StoreEffect::Contained {
+                client,
+                token,
+                id,
+                has,
+            },
+        )
+    }
+
+    /// A client that uses the object gives it back, or one that does not tries to.
+    fn release_any(
+        &mut self,
+        shard: ShardId,
+        client: ClientId,
+        id: ObjectId,
+    ) -> Result<(), String> {
+        let holder = self.models[usize::from(shard)]
+            .objects
+            .get(&id)
+            .and_then(|o| o.refs.first().copied());
+        self.release(shard, holder.unwrap_or(client), id)
+    }
+
+    fn release(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
+        if let Some(object) = self.model(shard).objects.get_mut(&id).filter(|o| o.sealed) {
+            object.refs.retain(|holder| *holder != client);
+        }
+        self.shard_event(shard, StoreEvent::Release { client, id })
+    }
+
+    fn delete(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
+        let token = self.token();
+        let result = match self.model(shard).objects.get_mut(&id) {
+            None => Err(StoreError::ObjectNonexistent),
+            Some(object) => {
+                object.doomed.get_or_insert(GoneReason::Deleted);
+                match (object.sealed, object.refs.is_empty() && !object.pinned) {
+                    (false, _) => Err(StoreError::ObjectNotSealed),
+                    (true, false) => Err(StoreError::ObjectInUse),
+                    (true, true) => Ok(()),
+                }
+            }
+        };
+        let event = StoreEvent::Delete { client, token, id };
+        self.exactly(
+            shard,
+            event,
+            StoreEffect::Deleted {
+                client,
+                token,
+                id,
+                result,
+            },
+        )
+    }
+
+    fn pin(&mut self, shard: ShardId, id: ObjectId) -> Result<(), String> {
+        let token = self.token();
+        let object = self.model(shard).objects.get_mut(&id).filter(|o| o.sealed);
+        let ok = object.map(|o| o.pinned = true).is_some();
+        self.exactly(
+            shard,
+            StoreEvent::Pin { token, id },
+            StoreEffect::Pinned { token, id, ok },
+        )
+    }
+
+    fn unpin(&mut self, shard: ShardId, id: ObjectId) -> Result<(), String> {
+        if let Some(object) = self.model(shard).objects.get_mut(&id) {
+            object.pinned = false;
+        }
+        self.shard_event(shard, StoreEvent::Unpin { id })
+    }
+
+    pub(super) fn free(&mut self, shard: ShardId, id: ObjectId) -> Result<(), String> {
+        if let Some(object) = self.model(shard).objects.get_mut(&id) {
+            object.pinned = false;
+            object.doomed.get_or_insert(GoneReason::Freed);
+        }
+        self.shard_event(shard, StoreEvent::Free { id })
+    }
+
+    /// One of the clients dies, for every shard, and another takes its place.
+    pub(super) fn client_gone(&mut self) -> Result<(), String> {
+        let slot = self.rng.below(self.clients.len() as u64) as usize;
+        let client = std::mem::replace(&mut self.clients[slot], self.next_client);
+        self.next_client += 1;
+        self.drop_client(client)
+    }
+
+    pub(super) fn drop_client(&mut self, client: ClientId) -> Result<(), String> {
+        for shard in 0..self.models.len() as ShardId {
+            let model = &mut self.models[usize::from(shard)];
+            model.creates.retain(|_, create| create.client != client);
+            model.gets.retain(|_, gets| {
+                gets.retain(|(who, _)| *who != client);
+                !gets.is_empty()
+            });
+            let of_client = |o: &Object| !o.sealed && o.creator == client;
+            let unsealed: Vec<_> = model
+                .objects
+                .iter()
+                .filter(|(_, o)| of_client(o))
+                .map(|(id, _)| *id)
+                .collect();
+            for id in unsealed {
+                model.abort(&id, &mut self.memory)?;
+            }
+            for object in model.objects.values_mut() {
+                object.refs.retain(|holder| *holder != client);
+            }
+            self.shard_event(shard, StoreEvent::ClientGone { client })?;
+            let model = &self.models[usize::from(shard)];
+            model
+                .objects
+                .keys()
+                .try_for_each(|id| model.check_object(id))?;
+        }
+        Ok(())
+    }
+
+    /// The node has made a file, or had no room for it.
+    pub(super) fn file_ready(&mut self, shard: ShardId) -> Result<(), String> {
+        let made = self.rng.permille(800);
+        let file = self.next_file;
+        let model = self.model(shard);
+        let Some((id, token, _)) = model.files_wanted.pop() else {
+            return Ok(());
+        };
+        if made {
+            model.files.push(file);
+            self.next_file += 1;
+        }
+        self.shard_event(
+            shard,
+            StoreEvent::FallbackReady {
+                id,
+                token,
+                segment: made.then_some(file),
+            },
+        )
+    }
+}
