@@ -26,7 +26,7 @@ use crate::{LoadError, NodeManager};
 /// What two shapes differ by: Ray counts resources in 1/10,000 of a unit.
 const SHAPE_STEP: f64 = 0.0001;
 
-/// The most shapes: their CPU amounts lie between half of the largest and the largest.
+/// The most shapes: with one CPU as the largest, every shape is still more than half of it.
 pub const MAX_SHAPES: usize = 5_000;
 
 /// How long a cancelled request may take to be answered.
@@ -107,9 +107,10 @@ impl Settings {
         if self.shapes == 0 || self.shapes > MAX_SHAPES {
             return wrong("--shapes", "1 to 5000", self.shapes.to_string());
         }
-        let least = 2.0 * SHAPE_STEP * self.shapes as f64;
-        if !self.cpus.is_finite() || self.cpus < least.min(1.0).max(SHAPE_STEP) {
-            return wrong("--cpus", "at least 0.0002 per shape", self.cpus.to_string());
+        // The smallest shape must still be one step.
+        let least = SHAPE_STEP * self.shapes as f64;
+        if !self.cpus.is_finite() || self.cpus < least {
+            return wrong("--cpus", "at least 0.0001 per shape", self.cpus.to_string());
         }
         Ok(())
     }
@@ -344,7 +345,7 @@ async fn keep_asking(run: Rc<Run>, raylet: NodeManager, template: proto::LeaseSp
                 lease_id,
                 ..Default::default()
             };
-            raylet.return_worker_lease(back).await?;
+            raylet.return_worker_lease(&back).await?;
         } else {
             run.cancelled.set(run.cancelled.get() + 1);
         }
@@ -376,14 +377,14 @@ async fn lease(
         ..Default::default()
     };
     let mut phase = run.phase.clone();
-    let answer = raylet.request_worker_lease(request);
+    let answer = raylet.request_worker_lease(&request);
     tokio::pin!(answer);
     let reply = tokio::select! {
         biased;
         reply = &mut answer => return granted(reply?).map(Some),
         _ = phase.wait_for(|phase| *phase == Phase::Cancel) => {
             let cancel = proto::CancelWorkerLeaseRequest { lease_id: lease_id.clone() };
-            raylet.cancel_worker_lease(cancel).await?;
+            raylet.cancel_worker_lease(&cancel).await?;
             answer.await?
         }
     };

@@ -33,31 +33,24 @@ pub enum LoadError {
     /// The token can't be used.
     #[error(transparent)]
     Auth(#[from] raylet_uring::ray::rpc::auth::AuthError),
-    /// The address isn't one.
-    #[error("{address:?} is no address, expected host:port: {source}")]
-    Address {
-        /// What was given.
-        address: String,
-        /// Why it can't be used.
+    /// A connection broke.
+    #[error("{what}: {source}")]
+    Http2 {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
         #[source]
-        source: tonic::transport::Error,
-    },
-    /// No connection to the raylet.
-    #[error("cannot connect to the raylet at {address}: {source}")]
-    Connect {
-        /// Its address.
-        address: String,
-        /// Why.
-        #[source]
-        source: tonic::transport::Error,
+        source: h2::Error,
     },
     /// A call failed.
-    #[error("{method} failed: {status}")]
+    #[error("{method} failed with gRPC status {}: {message}", .code.as_deref().unwrap_or("(none)"))]
     Call {
         /// The gRPC method.
         method: &'static str,
         /// Its status.
-        status: Box<tonic::Status>,
+        code: Option<String>,
+        /// What the raylet says about it.
+        message: String,
     },
     /// The raylet answered a lease request with something else than a lease.
     #[error("RequestWorkerLease was not granted: {0}")]

@@ -1,0 +1,241 @@
+"""The stock raylet and ours, in turn, under the same driver on the same machine. See ../README.md.
+
+    python benches/ray/bench_ray.py --out bench-results/
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pages
+import report
+from rows import CHOICES, MEASUREMENTS, ROWS
+
+MIB = 1 << 20
+GIB = 1 << 30
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+NODE_STORE_BYTES = 1 * GIB
+FIRST_TOUCH_STORE_BYTES = 3 * GIB
+FIRST_TOUCH_RESERVE_BYTES = 2 * GIB
+# Beyond the store itself: what a node may round up to.
+HUGE_PAGE_SLACK_BYTES = 128 * MIB
+
+# A node with all its rows takes less than two minutes.
+NODE_TIMEOUT_S = 300
+END_TIMEOUT_S = 15
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    release = REPOSITORY / "target" / "release"
+    parser.add_argument("--out", type=Path, default=Path("bench-results"), help="directory for the results")
+    parser.add_argument("--alternations", type=int, default=5, help="how often each raylet has its turn")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of each measured burst")
+    parser.add_argument("--idle-seconds", type=float, default=20.0, help="length of the idle row")
+    parser.add_argument("--rows", default=",".join(CHOICES), help="which rows, of %(default)s")
+    parser.add_argument("--quick", action="store_true", help="one alternation of 1 s bursts, 5 s idle")
+    parser.add_argument("--raylet", type=Path, default=release / "raylet-uring", help="ours")
+    parser.add_argument("--stock", type=Path, help="the stock raylet; default: the one of this Python's ray")
+    parser.add_argument("--load-generator", type=Path, default=release / "raylet-bench")
+    parser.add_argument("--sides", default="stock,ours", help="measure only one of them")
+    parser.add_argument("--check", action="store_true", help="exit 1 where a target is not reached")
+    chosen = parser.parse_args()
+    if chosen.quick:
+        chosen.alternations, chosen.seconds, chosen.idle_seconds = 1, 1.0, 5.0
+    chosen.rows = [row.strip() for row in chosen.rows.split(",") if row.strip()]
+    if unknown := [row for row in chosen.rows if row not in CHOICES]:
+        parser.error(f"--rows: unknown {', '.join(unknown)}; known are {', '.join(CHOICES)}")
+    chosen.sides = chosen.sides.split(",")
+    if not set(chosen.sides) <= {"stock", "ours"}:
+        parser.error("--sides: stock, ours, or both with a comma")
+    return chosen
+
+
+def stock_raylet() -> Path:
+    """Ray's own raylet, which `raylet-uring attach` puts aside as raylet.stock."""
+    from ray._private import services
+
+    installed = Path(services.RAYLET_EXECUTABLE)
+    aside = installed.with_name("raylet.stock")
+    return aside if aside.exists() else installed
+
+
+def need(path: Path, what: str) -> Path:
+    if not path.exists():
+        sys.exit(f"{what} is not at {path}: build it with `cargo build --release --workspace`, or name another")
+    return path.resolve()
+
+
+class Bench:
+    """All samples of a run."""
+
+    def __init__(self, chosen: argparse.Namespace, links: Path):
+        self.chosen = chosen
+        self.raylets = {}
+        if "stock" in chosen.sides:
+            self.raylets["stock"] = need(chosen.stock or stock_raylet(), "the stock raylet")
+        if "ours" in chosen.sides:
+            # The name that it is started by makes our program a raylet.
+            link = links / "raylet"
+            link.symlink_to(need(chosen.raylet, "our raylet"))
+            self.raylets["ours"] = link
+        self.load_generator = need(chosen.load_generator, "the load generator")
+        self.samples: dict[str, dict[str, dict[int, float]]] = {}
+        self.failures: list[dict] = []
+        self.raw: list[dict] = []
+
+    def kinds(self, side: str) -> list[tuple[str, list[str], dict]]:
+        """The nodes that a side's turn starts: kind, measurements, environment."""
+        choice = [row.replace("-", "_") for row in self.chosen.rows]
+        wanted = [m for m in MEASUREMENTS if m.partition(":")[0] in choice]
+        nodes = [("node", wanted, {})] if wanted else []
+        if "first_touch" not in choice:
+            return nodes
+        if side == "stock":
+            return [*nodes, ("plain", ["first_touch"], {})]
+        reserve = {"RAYLET_URING_WARM_RESERVE_BYTES": str(FIRST_TOUCH_RESERVE_BYTES)}
+        return [
+            *nodes,
+            ("warm", ["first_touch"], reserve),
+            ("huge", ["first_touch"], {**reserve, "RAYLET_URING_HUGEPAGES": "2M"}),
+        ]
+
+    def turn(self, alternation: int, side: str) -> None:
+        for kind, measurements, environment in self.kinds(side):
+            begin = time.monotonic()
+            try:
+                with pages.reserved(FIRST_TOUCH_STORE_BYTES + HUGE_PAGE_SLACK_BYTES) if kind == "huge" else contextlib.nullcontext():
+                    result = self.node(side, kind, measurements, environment)
+            except (pages.NoHugePages, NodeFailed) as error:
+                result = {"measured": {}, "failed": {m: str(error) for m in measurements}}
+            took_s = time.monotonic() - begin
+            print(f"  {side:5} {kind:5} {took_s:6.1f} s", *(["FAILED: " + ", ".join(result["failed"])] if result["failed"] else []), flush=True)
+            self.raw.append({"alternation": alternation, "side": side, "kind": kind, "took_s": took_s, **result})
+            self.take(alternation, side, kind, result)
+
+    def take(self, alternation: int, side: str, kind: str, result: dict) -> None:
+        for row in ROWS:
+            # Stock has no such settings, so one plain node of it stands beside both kinds of ours.
+            if row.kind != kind and not (kind == "plain" and row.kind in ("warm", "huge")):
+                continue
+            if (why := result["failed"].get(row.measurement)) is not None:
+                self.samples.setdefault(row.name, {})
+                self.failures.append({"alternation": alternation, "side": side, "row": row.name, "why": why})
+            elif row.measurement in result["measured"]:
+                figure = result["measured"][row.measurement][row.figure]
+                self.samples.setdefault(row.name, {}).setdefault(side, {})[alternation] = figure
+
+    def node(self, side: str, kind: str, measurements: list[str], environment: dict) -> dict:
+        """A node in a process of its own, which is ended where it takes too long."""
+        with tempfile.TemporaryDirectory(prefix="raylet-bench-") as directory:
+            out = Path(directory) / "result.json"
+            settings = {
+                "raylet": str(self.raylets[side]),
+                "rows": measurements,
+                "object_store_bytes": NODE_STORE_BYTES if kind == "node" else FIRST_TOUCH_STORE_BYTES,
+                "seconds": self.chosen.seconds,
+                "idle_s": self.chosen.idle_seconds,
+                "load_generator": str(self.load_generator),
+                "out": str(out),
+            }
+            command = [sys.executable, str(Path(__file__).with_name("node.py")), json.dumps(settings)]
+            env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **environment}
+            log = Path(directory) / "log"
+            with log.open("w") as output:
+                process = subprocess.Popen(command, env=env, stdout=output, stderr=output)
+                try:
+                    process.wait(NODE_TIMEOUT_S)
+                except subprocess.TimeoutExpired:
+                    raise NodeFailed(f"the node was not done after {NODE_TIMEOUT_S} s:\n{tail(log)}") from None
+                finally:
+                    end(process)
+            if process.returncode != 0 or not out.exists():
+                raise NodeFailed(f"the node's driver ended with {process.returncode}:\n{tail(log)}")
+            return json.loads(out.read_text())
+
+    def write(self) -> list[dict]:
+        rows = report.summarise(self.samples, self.failures)
+        out = self.chosen.out
+        out.mkdir(parents=True, exist_ok=True)
+        result = {"about": about(self.chosen, self.raylets), "rows": rows, "nodes": self.raw}
+        (out / "bench-ray.json").write_text(json.dumps(result, indent=1))
+        (out / "bench-ray.md").write_text(report.markdown(rows))
+        about_line = f"{result['about']['cpus']} CPUs, {self.chosen.alternations} alternations, Ray {result['about']['ray']}"
+        report.plot(rows, f"raylet-uring beside the stock raylet ({about_line})", out / "bench-ray.png")
+        return rows
+
+
+class NodeFailed(Exception):
+    """A node that gave no result."""
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ends a driver; the node that it started follows it."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def tail(path: Path) -> str:
+    return path.read_text(errors="replace")[-4000:]
+
+
+def about(chosen: argparse.Namespace, raylets: dict[str, Path]) -> dict:
+    from importlib.metadata import version
+
+    return {
+        "ray": version("ray"),
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "cpus": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "raylet_size_bytes": {side: path.stat().st_size for side, path in raylets.items()},
+        "alternations": chosen.alternations,
+        "seconds": chosen.seconds,
+        "idle_seconds": chosen.idle_seconds,
+    }
+
+
+def main() -> int:
+    chosen = arguments()
+    # A terminated run must give its huge pages back and end its node.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    links = Path(tempfile.mkdtemp(prefix="raylet-bench-"))
+    try:
+        bench = Bench(chosen, links)
+        rows = []
+        for alternation in range(chosen.alternations):
+            print(f"alternation {alternation + 1} of {chosen.alternations}", flush=True)
+            # Each goes first as often as the other.
+            for side in chosen.sides if alternation % 2 == 0 else chosen.sides[::-1]:
+                bench.turn(alternation, side)
+            rows = bench.write()
+    finally:
+        shutil.rmtree(links)
+    print()
+    print(report.table(rows))
+    for failure in bench.failures:
+        print(f"\n{failure['side']}, {failure['row']}: {failure['why'].rstrip()}", file=sys.stderr)
+    print(f"\nwritten to {chosen.out}/bench-ray.{{json,md,png}}")
+    missed = [entry for entry in rows if entry["reached"] is False]
+    return 1 if bench.failures or (chosen.check and missed) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""The rows of the table: what is measured, which way is better, and what is to be reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure of one measurement, for stock and for ours."""
+
+    name: str
+    text: str
+    measurement: str  # which measurement of node.py; the part before the colon is what --rows chooses
+    figure: str  # which of its figures
+    unit: str
+    lower_is_better: bool = False
+    target: float | None = None  # the improvement over stock to reach
+    limit: float | None = None  # or: ours to stay below this, whatever stock does
+    kind: str = "node"  # which kind of node of ours it is measured on
+
+    @property
+    def choice(self) -> str:
+        return self.measurement.partition(":")[0]
+
+
+def _lower(name, text, measurement, figure, unit, **rest) -> Row:
+    return Row(name, text, measurement, figure, unit, lower_is_better=True, **rest)
+
+
+def _leases(in_flight: int, cpu_target: float | None = None, rate_target: float | None = None) -> list[Row]:
+    measurement, text = f"leases:{in_flight}", f"lease pairs, {in_flight} in flight"
+    limit = 10.0 if in_flight == 64 else None
+    return [
+        _lower(f"lease{in_flight}_cpu", f"{text}: raylet CPU per pair", measurement, "raylet_cpu_us", "us", target=cpu_target),
+        Row(f"lease{in_flight}_rate", f"{text}: pairs/s", measurement, "per_s", "/s", target=rate_target),
+        _lower(f"lease{in_flight}_p50", f"{text}: p50", measurement, "p50_us", "us"),
+        _lower(f"lease{in_flight}_p99", f"{text}: p99", measurement, "p99_us", "us"),
+        _lower(f"lease{in_flight}_starvation", f"{text}: p99 / p50", measurement, "p99_to_p50", "", limit=limit),
+    ]
+
+
+def _shapes(count: int, target: float | None = None) -> list[Row]:
+    measurement, text = f"shapes:{count}", f"{count} shapes queued"
+    return [
+        Row(f"shapes{count}_rate", f"{text}: leases/s", measurement, "per_s", "/s", target=target),
+        _lower(f"shapes{count}_cpu", f"{text}: raylet CPU per lease", measurement, "raylet_cpu_us", "us"),
+    ]
+
+
+ROWS: list[Row] = [
+    _lower("put_cpu", "put 1 KiB: raylet CPU per put", "puts", "raylet_cpu_us", "us", target=6.0),
+    Row("put_rate", "put 1 KiB: puts/s, one driver", "puts", "per_s", "/s", target=1.4),
+    _lower("put_p50", "put 1 KiB: p50", "puts", "p50_us", "us"),
+    _lower("get_cpu", "get 1 KiB: raylet CPU per get", "gets", "raylet_cpu_us", "us", target=2.0),
+    Row("get_rate", "get 1 KiB: gets/s, one driver", "gets", "per_s", "/s"),
+    _lower("get_p50", "get 1 KiB: p50", "gets", "p50_us", "us"),
+    *_leases(1),
+    *_leases(16, cpu_target=4.0, rate_target=3.0),
+    *_leases(64),
+    *_shapes(10),
+    *_shapes(100),
+    *_shapes(500, target=4.0),
+    _lower("task_cpu", "sync task: raylet CPU per task", "tasks", "raylet_cpu_us", "us", target=4.0),
+    Row("task_rate", "sync task: tasks/s", "tasks", "per_s", "/s"),
+    Row("first_touch_huge", "first put of 1 GiB, ours with --hugepages", "first_touch", "gb_per_s", "GB/s", target=3.5, kind="huge"),
+    Row("first_touch", "first put of 1 GiB, ours without", "first_touch", "gb_per_s", "GB/s", target=1.7, kind="warm"),
+    _lower("init", "ray.init()", "init", "s", "s", target=1.4),
+    _lower("idle_cpu", "idle: CPU", "idle", "cpu_percent", "% of a core", target=1.0),
+    _lower("idle_rss", "idle: RSS without arenas", "idle", "rss_mib", "MiB", target=1.0),
+    _lower("idle_threads", "idle: threads", "idle", "threads", ""),
+]
+
+# The order in which a node is measured: what needs it fresh first.
+MEASUREMENTS = list(dict.fromkeys(["init", "idle", *(r.measurement for r in ROWS if r.kind == "node")]))
+
+CHOICES = list(dict.fromkeys(r.choice.replace("_", "-") for r in ROWS))
+
+# Ours at 500 shapes must be within 20 % of ours at 10.
+FLAT_SHAPES = ("shapes500_rate", "shapes10_rate", 0.8)
