@@ -215,6 +215,11 @@ impl Bank {
         self.ledger.pool(id).map_or(Fixed::ZERO, |pool| pool.free)
     }
 
+    /// True while resources are called in for a want.
+    pub(crate) fn holds(&self) -> bool {
+        self.hold.is_some()
+    }
+
     /// True while there is more to look at than one event allowed.
     pub(crate) fn behind(&self) -> bool {
         !self.dirty.is_empty() && self.gathering.is_none()
@@ -252,7 +257,13 @@ impl Bank {
                 demand,
                 count,
                 since,
-            } => self.want((from, class), want, demand, count, since),
+            } => {
+                self.want((from, class), want, demand.clone(), count, since);
+                self.pump(out);
+                if self.wants.contains_key(&(from, class)) {
+                    self.set_modes(&demand, out);
+                }
+            }
             SchedMsg::Unwant { class } => self.unwant((from, class), out),
             SchedMsg::Take { take, demand } => {
                 self.takes.push_back((from, take, demand));

@@ -196,7 +196,12 @@ impl Scheduler {
         self.touched
     }
 
-    /// True while freed resources are set aside for a class.
+    /// True while the bank, on shard 0, calls resources in for one request that has waited too long.
+    pub fn bank_holds(&self) -> bool {
+        self.bank.as_ref().is_some_and(|bank| bank.holds())
+    }
+
+    /// The class for which freed resources are set aside.
     pub fn reserved_for(&self) -> Option<ClassId> {
         let reserved = self
             .reservation

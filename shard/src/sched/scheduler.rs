@@ -8,7 +8,7 @@ use super::api::*;
 use super::bank::{Bank, BankOut, Mode, SchedMsg};
 use super::bundles::Bundle;
 use super::ledger::{full_credit, Ledger};
-use super::queue::{Class, LeaseIdx, Leases, Stage};
+use super::queue::{Class, ClassState, LeaseIdx, Leases, Stage};
 use super::remote::TakeFor;
 use super::types::*;
 use super::waiters::{Ticket, Waiters};
@@ -350,7 +350,7 @@ impl Scheduler {
             bank.check()?;
         }
         self.check_holdings()?;
-        let parked = |class: &Class| matches!(class.state, super::queue::ClassState::Parked(..));
+        let parked = |class: &Class| matches!(class.state, ClassState::Parked(..));
         let parked = self
             .leases
             .classes
@@ -363,13 +363,21 @@ impl Scheduler {
                 self.waiters.len()
             ));
         }
+        if self.dirty.is_empty() {
+            let fits = |class: &&Class| {
+                matches!(class.state, ClassState::Parked(..)) && self.may_take(&class.def.demand)
+            };
+            if let Some(class) = self.leases.classes.values().find(fits) {
+                return Err(format!("a class waits for what is there: {class:?}"));
+            }
+        }
         if let Some(reservation) = &self.reservation {
             let state = self
                 .leases
                 .classes
                 .get(&reservation.class)
                 .map(|class| class.state);
-            if state != Some(super::queue::ClassState::Reserved) {
+            if state != Some(ClassState::Reserved) {
                 return Err(format!("the reservation is for a class that is {state:?}"));
             }
         }

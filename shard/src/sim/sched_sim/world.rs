@@ -25,6 +25,8 @@ const OWNERS: u64 = 6;
 const QUEUED_MAX: usize = 60;
 /// All of a world is checked this often; the books after every step.
 const CHECK_EVERY: u64 = 512;
+/// Messages are all delivered this often, to see that nobody waits for what idles elsewhere.
+const QUIET_EVERY: u64 = 96;
 /// Rounds of returning leases at the end; far more than any world needs.
 const REST_ROUNDS: u32 = 4_000;
 
@@ -89,6 +91,7 @@ pub(super) struct World {
     steps: u64,
     messages: u64,
     draining: bool,
+    capping: bool,
     effects: Vec<SchedEffect>,
 }
 
@@ -120,6 +123,7 @@ impl World {
             steps: 0,
             messages: 0,
             draining: false,
+            capping: seed % 2 == 0,
             effects: Vec::new(),
             rng,
         };
@@ -288,11 +292,44 @@ impl World {
         Ok(())
     }
 
+    /// With no message on its way, nothing that a request waits for lies idle on another shard.
+    fn check_nobody_waits_in_vain(&self) -> Outcome {
+        let behind = |shard: &Scheduler| {
+            shard.wants_tick() || shard.reserved_for().is_some() || shard.bank_holds()
+        };
+        if self.capping || self.draining || self.shards.iter().any(behind) {
+            return Ok(());
+        }
+        let free = |id: ResourceId| {
+            let shards = self.shards.iter().flat_map(Scheduler::resources);
+            let free: Fixed = shards
+                .filter(|part| part.id == id)
+                .map(|part| part.free)
+                .sum();
+            free + self.shards[0].bank_free(id)
+        };
+        for shard in &self.shards {
+            for load in shard.loads().filter(|load| load.ready > 0) {
+                // Of instances the sum says nothing; bundles are not shared between shards.
+                let plain = |(id, _): (ResourceId, Fixed)| [CPU, MEMORY, CUSTOM].contains(&id);
+                let fits = load.demand.iter().all(|(id, amount)| amount <= free(id));
+                if load.demand.iter().all(plain) && fits && !load.infeasible {
+                    return Err(format!("{load:?} waits for what is there"));
+                }
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn step(&mut self) -> Outcome {
         self.steps += 1;
         self.now += self.rng.below(100_000);
         if self.steps % CHECK_EVERY == 0 {
             self.check()?;
+        }
+        if self.steps % QUIET_EVERY == 0 {
+            self.flush()?;
+            self.check_nobody_waits_in_vain()?;
         }
         match self.rng.below(1000) {
             0..=299 => self.request(),
