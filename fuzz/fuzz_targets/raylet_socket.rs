@@ -3,8 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use raylet_uring::ray::wire::raylet::{decode, decode_reply};
-use raylet_uring::ray::wire::{frame, Encoder};
+use socket_protocols::ray::wire::raylet::{decode, decode_reply};
+use socket_protocols::ray::wire::{frame, Encoder};
 
 /// Longer inputs find nothing new and slow the fuzzer down.
 const LIMIT_BYTES: u64 = 1 << 16;
