@@ -5,6 +5,7 @@ pub mod closest;
 pub mod command_line;
 pub mod gflags;
 pub mod own;
+mod ray_flag_table;
 pub mod ray_flags;
 mod run;
 pub mod status;

@@ -1,3 +1,4 @@
+use super::super::gflags::BUILT_IN;
 use super::*;
 
 const ID: &str = "540ade94a7ad625d7ba123d8e26d778f2b88a0db882b5c17c764113c";
