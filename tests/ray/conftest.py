@@ -15,9 +15,12 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 
 @pytest.fixture(scope="module")
 def node(request):
-    """The module's node. A module says what it needs in its own NODE (keyword arguments of ray.init)."""
-    with harness.local_node(**getattr(request.module, "NODE", {})) as running:
-        yield running
+    """The module's node. A module says what it needs in NODE (keyword arguments of ray.init) and ENVIRONMENT."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in getattr(request.module, "ENVIRONMENT", {}).items():
+            patch.setenv(name, value)
+        with harness.local_node(**getattr(request.module, "NODE", {})) as running:
+            yield running
 
 
 @pytest.fixture(autouse=True)
