@@ -1,7 +1,5 @@
 //! Puts and gets in the steady state take no memory from the heap, and print what they cost.
 
-use std::alloc::{GlobalAlloc, Layout as Request, System};
-use std::cell::Cell;
 use std::time::Instant;
 
 use raylet_shard::ids::{ObjectId, WorkerId};
@@ -9,36 +7,6 @@ use raylet_shard::store::{
     BankConfig, Layout, NodeMemory, ObjectSource, SegmentSpec, SpanBank, Store, StoreConfig,
     StoreEvent,
 };
-
-/// The system's heap, with a count of the allocations of each thread.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is handed on to the system's allocator as it is; the counter is a plain thread-local cell.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, request: Request) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promises are the system allocator's.
-        unsafe { System.alloc(request) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, request: Request) {
-        // SAFETY: the caller's promises are the system allocator's.
-        unsafe { System.dealloc(at, request) }
-    }
-
-    unsafe fn realloc(&self, at: *mut u8, request: Request, bytes: usize) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promises are the system allocator's.
-        unsafe { System.realloc(at, request, bytes) }
-    }
-}
-
-#[global_allocator]
-static HEAP: Counting = Counting;
 
 /// Objects that live at the same time.
 const LIVE: u64 = 1000;
@@ -75,14 +43,15 @@ const PARTS: u64 = 20;
 /// Runs `step` for each number, first to warm up and then with allocations counted: (allocations, nanoseconds a step).
 fn measure(mut step: impl FnMut(u64)) -> (u64, f64) {
     (0..PUTS / 2).for_each(&mut step);
-    let before = ALLOCATIONS.get();
     let mut best = f64::INFINITY;
-    for part in 0..PARTS {
-        let (began, first) = (Instant::now(), PUTS / 2 + part * (PUTS / PARTS));
-        (first..first + PUTS / PARTS).for_each(&mut step);
-        best = best.min(began.elapsed().as_nanos() as f64 / (PUTS / PARTS) as f64);
-    }
-    (ALLOCATIONS.get() - before, best)
+    let allocations = allocation_counter::measure(|| {
+        for part in 0..PARTS {
+            let (began, first) = (Instant::now(), PUTS / 2 + part * (PUTS / PARTS));
+            (first..first + PUTS / PARTS).for_each(&mut step);
+            best = best.min(began.elapsed().as_nanos() as f64 / (PUTS / PARTS) as f64);
+        }
+    });
+    (allocations.count_total, best)
 }
 
 /// A put as a worker does it, the pin that the node adds, a get by another worker, and the end of an old object.
