@@ -299,19 +299,37 @@ fn waits_name_their_objects_owners_and_limits() {
         };
         assert_eq!((num_required, timeout_ms), (1, 0));
     });
-    raylet_request("raylet_wait_for_actor_call_args", |request| {
-        let raylet::Request::WaitForActorCallArgs { refs, task_id } = request else {
-            panic!("{request:?}")
-        };
-        assert_eq!(
-            refs.iter().collect::<Vec<_>>(),
-            [(put_by_driver(1), driver_address())]
-        );
-        assert_eq!(
-            task_id,
-            TaskId(id("82891771158d68c13f194ff2341611a5627713cd01000000"))
-        );
-    });
+    for (name, attempt, task, port) in [
+        (
+            "raylet_wait_for_actor_call_args",
+            0,
+            "82891771158d68c13f194ff2341611a5627713cd01000000",
+            40715,
+        ),
+        (
+            "raylet_wait_for_actor_call_args_retry",
+            1,
+            "16310a0f0a45af5cbff913e8e11cdc660488233a01000000",
+            35233,
+        ),
+    ] {
+        raylet_request(name, |request| {
+            let raylet::Request::WaitForActorCallArgs {
+                refs,
+                task_id,
+                attempt_number,
+            } = request
+            else {
+                panic!("{request:?}")
+            };
+            let owned: Vec<_> = refs
+                .iter()
+                .map(|(object_id, owner)| (object_id, owner.port))
+                .collect();
+            assert_eq!(owned, [(put_by_driver(1), port)]);
+            assert_eq!((task_id, attempt_number), (TaskId(id(task)), attempt));
+        });
+    }
     let bytes = bytes_of("raylet_wait_reply_two");
     let frame = only_frame(&bytes);
     let reply = raylet::decode_reply(frame.message_type, frame.body).expect("a reply");

@@ -274,7 +274,11 @@ proptest! {
             raylet_request(raylet::Request::AsyncGet { refs, request_id: number });
             raylet_request(raylet::Request::CancelGet { request_id: number });
             raylet_request(raylet::Request::Wait { refs, num_required, timeout_ms: number });
-            raylet_request(raylet::Request::WaitForActorCallArgs { refs, task_id: TaskId(task_id) });
+            raylet_request(raylet::Request::WaitForActorCallArgs {
+                refs,
+                task_id: TaskId(task_id),
+                attempt_number: num_required,
+            });
             if let Some((object_id, owner)) = refs.iter().next() {
                 raylet_request(raylet::Request::SubscribePlasmaReady { object_id, owner });
             }

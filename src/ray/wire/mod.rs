@@ -7,7 +7,7 @@
 //! | table | Ray 2.60.0 on the wire |
 //! |---|---|
 //! | `RegisterClientRequest` | has no `startup_token`: slot 3 is `job_id`, the later slots move up by one |
-//! | `WaitForActorCallArgsRequest` | slot 2 is the 24-byte id of the waiting task, not an integer tag |
+//! | `WaitForActorCallArgsRequest` | slot 2 is the 24-byte id of the waiting task instead of an integer tag, slot 3 its attempt |
 //! | `AsyncGetObjectsRequest`, `CancelGetRequest` | carry the request id that pairs them (slots 2 and 0) |
 //!
 //! # Decoding

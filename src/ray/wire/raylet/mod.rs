@@ -38,7 +38,7 @@
 //! | `CancelGetRequest` | 0 request_id long |
 //! | `WaitRequest` | 0 object_ids, 1 owner_addresses, 2 num_required_objects int, 3 timeout long (ms) |
 //! | `WaitReply` | 0 found, 1 remaining |
-//! | `WaitForActorCallArgsRequest` | 0 object_ids, 1 owner_addresses, 2 task_id id (24 bytes) |
+//! | `WaitForActorCallArgsRequest` | 0 object_ids, 1 owner_addresses, 2 task_id id (24 bytes), 3 attempt_number int |
 //! | `PushErrorRequest` | 0 job_id id, 1 type string, 2 error_message string, 3 timestamp double |
 //! | `FreeObjectsRequest` | 0 local_only bool, 1 object_ids |
 //! | `SubscribePlasmaReady` | 0 object_id id, 1 owner_address Address |

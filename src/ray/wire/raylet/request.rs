@@ -305,7 +305,11 @@ impl Request<'_> {
                 e.add_unless_default(TIMEOUT, timeout_ms);
                 e.add_unless_default(NUM_REQUIRED, num_required);
             }),
-            Self::WaitForActorCallArgs { ref refs, task_id, attempt_number } => {
+            Self::WaitForActorCallArgs {
+                ref refs,
+                task_id,
+                attempt_number,
+            } => {
                 let task_id = e.string(task_id.as_bytes());
                 with_written_refs(e, refs, |e| {
                     e.add(WAITING_TASK_ID, task_id);
