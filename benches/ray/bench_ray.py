@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
@@ -115,13 +114,15 @@ class Bench:
     def turn(self, alternation: int, side: str) -> None:
         for kind, measurements, environment in self.kinds(side):
             begin = time.monotonic()
+            huge_bytes = FIRST_TOUCH_STORE_BYTES + HUGE_PAGE_SLACK_BYTES if kind == "huge" else 0
             try:
-                with pages.reserved(FIRST_TOUCH_STORE_BYTES + HUGE_PAGE_SLACK_BYTES) if kind == "huge" else contextlib.nullcontext():
+                with pages.reserved(huge_bytes):
                     result = self.node(side, kind, measurements, environment)
             except (pages.NoHugePages, NodeFailed) as error:
                 result = {"measured": {}, "failed": {m: str(error) for m in measurements}}
             took_s = time.monotonic() - begin
-            print(f"  {side:5} {kind:5} {took_s:6.1f} s", *(["FAILED: " + ", ".join(result["failed"])] if result["failed"] else []), flush=True)
+            trouble = f"  FAILED: {', '.join(result['failed'])}" if result["failed"] else ""
+            print(f"  {side:5} {kind:5} {took_s:6.1f} s{trouble}", flush=True)
             self.raw.append({"alternation": alternation, "side": side, "kind": kind, "took_s": took_s, **result})
             self.take(alternation, side, kind, result)
 
@@ -172,9 +173,19 @@ class Bench:
         result = {"about": about(self.chosen, self.raylets), "rows": rows, "nodes": self.raw}
         (out / "bench-ray.json").write_text(json.dumps(result, indent=1))
         (out / "bench-ray.md").write_text(report.markdown(rows))
-        about_line = f"{result['about']['cpus']} CPUs, {self.chosen.alternations} alternations, Ray {result['about']['ray']}"
-        report.plot(rows, f"raylet-uring beside the stock raylet ({about_line})", out / "bench-ray.png")
+        run = f"{result['about']['cpus']} CPUs, {self.chosen.alternations} alternations, Ray {result['about']['ray']}"
+        report.plot(rows, f"raylet-uring beside the stock raylet ({run})", out / "bench-ray.png")
         return rows
+
+
+def failures(bench: Bench) -> dict[str, list[str]]:
+    """Each reason once, with the sides and rows that it befell."""
+    affected: dict[str, list[str]] = {}
+    for failure in bench.failures:
+        names = affected.setdefault(failure["why"], [])
+        if (name := f"{failure['row']} of {failure['side']}") not in names:
+            names.append(name)
+    return affected
 
 
 class NodeFailed(Exception):
@@ -230,8 +241,8 @@ def main() -> int:
         shutil.rmtree(links)
     print()
     print(report.table(rows))
-    for failure in bench.failures:
-        print(f"\n{failure['side']}, {failure['row']}: {failure['why'].rstrip()}", file=sys.stderr)
+    for why, affected in failures(bench).items():
+        print(f"\nFAILED: {', '.join(affected)}\n{why.rstrip()}", file=sys.stderr)
     print(f"\nwritten to {chosen.out}/bench-ray.{{json,md,png}}")
     missed = [entry for entry in rows if entry["reached"] is False]
     return 1 if bench.failures or (chosen.check and missed) else 0

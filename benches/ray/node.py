@@ -1,7 +1,7 @@
 """One Ray node on one raylet, measured from its driver.
 
 Started by bench_ray.py as a process of its own, so that each node gets a driver that has done nothing yet. Takes one
-JSON object on the command line and writes one to `out`: {"measured": {row: figures}, "failed": {row: why}, "node": ...}.
+JSON object on the command line and writes one to `out`: {"measured": {row: figures}, "failed": {row: why}, "node": {}}.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ GET_OBJECTS = 64
 REST_SHARE = 0.03
 REST_S = 1.0
 REST_TIMEOUT_S = 20.0
+
+# Of each log of the raylet, where its node fails.
+LOG_END_CHARACTERS = 1500
 
 # Work that the raylet does later for a burst that has ended, such as freeing, belongs to the burst.
 AFTERMATH_S = 0.3
@@ -271,13 +274,24 @@ def run(settings: dict, directory: str) -> dict:
         ray.shutdown()
 
 
+def tell_raylet_logs(directory: str) -> None:
+    """What the raylet said at the end, before its logs go with the directory."""
+    for log in sorted(Path(directory).glob("session_latest/logs/raylet.*")):
+        if text := log.read_text(errors="replace").strip():
+            print(f"end of {log.name}:\n{text[-LOG_END_CHARACTERS:]}\n", file=sys.stderr)
+
+
 def main() -> None:
     settings = json.loads(sys.argv[1])
     # The parent ends a node that takes too long this way; ray.shutdown must still run.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     # A short path: those of the sockets below it may have 107 bytes.
     with tempfile.TemporaryDirectory(prefix="rb", ignore_cleanup_errors=True) as directory:
-        result = run(settings, directory)
+        try:
+            result = run(settings, directory)
+        except Exception:
+            tell_raylet_logs(directory)
+            raise
     Path(settings["out"]).write_text(json.dumps(result))
 
 

@@ -31,6 +31,9 @@ def _free() -> int:
 @contextlib.contextmanager
 def reserved(size_bytes: int):
     """At least so many bytes of free 2 MiB pages; the pool has its old size afterwards."""
+    if size_bytes <= 0:
+        yield
+        return
     if not POOL.exists():
         raise NoHugePages(f"{POOL} is not there: this kernel has no huge pages")
     before, missing = int(POOL.read_text()), -(-size_bytes // PAGE_BYTES) - _free()

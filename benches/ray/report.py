@@ -31,7 +31,10 @@ def _improvement(row: Row, stock: float, ours: float) -> float | None:
     return better / worse if worse > 0 else None
 
 
-def summarise(samples: dict[str, dict[str, dict[int, float]]], failures: list[dict]) -> list[dict]:
+Samples = dict[str, dict[str, dict[int, float]]]
+
+
+def summarise(samples: Samples, failures: list[dict]) -> list[dict]:
     """One object per row that was measured; `samples` is row name -> side -> alternation -> figure."""
     rows = []
     for row in ROWS:
@@ -82,7 +85,7 @@ def _flat_shapes(by_name: dict[str, dict]) -> dict | None:
     sides = {}
     for side in ("stock", "ours"):
         pairs = _pairs(by_name[many][side], by_name[few][side])
-        sides[side] = _summary({alternation: top / bottom for alternation, (top, bottom) in pairs.items() if bottom > 0})
+        sides[side] = _summary({at: top / bottom for at, (top, bottom) in pairs.items() if bottom > 0})
     ours = sides["ours"]
     return {
         "name": "shapes_flat",

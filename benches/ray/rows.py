@@ -29,23 +29,27 @@ def _lower(name, text, measurement, figure, unit, **rest) -> Row:
 
 
 def _leases(in_flight: int, cpu_target: float | None = None, rate_target: float | None = None) -> list[Row]:
-    measurement, text = f"leases:{in_flight}", f"lease pairs, {in_flight} in flight"
+    name, text, of = f"lease{in_flight}", f"lease pairs, {in_flight} in flight", f"leases:{in_flight}"
     limit = 10.0 if in_flight == 64 else None
     return [
-        _lower(f"lease{in_flight}_cpu", f"{text}: raylet CPU per pair", measurement, "raylet_cpu_us", "us", target=cpu_target),
-        Row(f"lease{in_flight}_rate", f"{text}: pairs/s", measurement, "per_s", "/s", target=rate_target),
-        _lower(f"lease{in_flight}_p50", f"{text}: p50", measurement, "p50_us", "us"),
-        _lower(f"lease{in_flight}_p99", f"{text}: p99", measurement, "p99_us", "us"),
-        _lower(f"lease{in_flight}_starvation", f"{text}: p99 / p50", measurement, "p99_to_p50", "", limit=limit),
+        _lower(f"{name}_cpu", f"{text}: raylet CPU per pair", of, "raylet_cpu_us", "us", target=cpu_target),
+        Row(f"{name}_rate", f"{text}: pairs/s", of, "per_s", "/s", target=rate_target),
+        _lower(f"{name}_p50", f"{text}: p50", of, "p50_us", "us"),
+        _lower(f"{name}_p99", f"{text}: p99", of, "p99_us", "us"),
+        _lower(f"{name}_starvation", f"{text}: p99 / p50", of, "p99_to_p50", "", limit=limit),
     ]
 
 
 def _shapes(count: int, target: float | None = None) -> list[Row]:
-    measurement, text = f"shapes:{count}", f"{count} shapes queued"
+    name, text, of = f"shapes{count}", f"{count} shapes queued", f"shapes:{count}"
     return [
-        Row(f"shapes{count}_rate", f"{text}: leases/s", measurement, "per_s", "/s", target=target),
-        _lower(f"shapes{count}_cpu", f"{text}: raylet CPU per lease", measurement, "raylet_cpu_us", "us"),
+        Row(f"{name}_rate", f"{text}: leases/s", of, "per_s", "/s", target=target),
+        _lower(f"{name}_cpu", f"{text}: raylet CPU per lease", of, "raylet_cpu_us", "us"),
     ]
+
+
+def _first_put(name: str, text: str, kind: str, target: float) -> Row:
+    return Row(name, f"first put of 1 GiB, {text}", "first_touch", "gb_per_s", "GB/s", target=target, kind=kind)
 
 
 ROWS: list[Row] = [
@@ -63,8 +67,8 @@ ROWS: list[Row] = [
     *_shapes(500, target=4.0),
     _lower("task_cpu", "sync task: raylet CPU per task", "tasks", "raylet_cpu_us", "us", target=4.0),
     Row("task_rate", "sync task: tasks/s", "tasks", "per_s", "/s"),
-    Row("first_touch_huge", "first put of 1 GiB, ours with --hugepages", "first_touch", "gb_per_s", "GB/s", target=3.5, kind="huge"),
-    Row("first_touch", "first put of 1 GiB, ours without", "first_touch", "gb_per_s", "GB/s", target=1.7, kind="warm"),
+    _first_put("first_touch_huge", "ours with --hugepages", "huge", target=3.5),
+    _first_put("first_touch", "ours without", "warm", target=1.7),
     _lower("init", "ray.init()", "init", "s", "s", target=1.4),
     _lower("idle_cpu", "idle: CPU", "idle", "cpu_percent", "% of a core", target=1.0),
     _lower("idle_rss", "idle: RSS without arenas", "idle", "rss_mib", "MiB", target=1.0),
