@@ -5,7 +5,7 @@
 //!
 //! | event | shard |
 //! |---|---|
-//! | `AddResource`, `ResizeResource`, `RemoveResource`, `JobFinished`, `OwnerGone`, `OwnerNodeGone`, `CancelClasses`, `Drain`, `Tick` | every shard |
+//! | `AddResource`, `ResizeResource`, `JobFinished`, `OwnerGone`, `OwnerNodeGone`, `CancelClasses`, `Drain`, `Tick` | every shard |
 //! | `DefineClass`, `Request`, `Backlog` | the shard the caller chose for the class, always the same one. Classes that name bundle resources go to the home shard of the placement group |
 //! | `DepReady`, `DepLost`, `Return`, `Cancel`, `Withdraw` | the shard that got the `Request` |
 //! | `PrepareBundles`, `CommitBundles`, `ReturnBundles` | the home shard of the placement group, chosen by the caller, always the same one; one event never mixes groups of different homes |
@@ -41,7 +41,7 @@ pub struct LeaseRequest {
     pub actor: Option<ActorId>,
     /// True for an actor that outlives its owner: its worker survives `OwnerGone`.
     pub detached: bool,
-    /// The detached actor this work descends from; its worker serves no other and survives `JobFinished`.
+    /// The detached actor this work descends from; its worker serves no other detached actor and survives `JobFinished`.
     pub root_detached_actor: Option<ActorId>,
     /// True where a GPU is asked for: a worker that once had one never serves leases without, and the other way round.
     pub is_gpu: bool,

@@ -1,11 +1,11 @@
 //! What the rest of the node asks a scheduler.
 
 use super::api::*;
-use super::queue::{Class, ClassState, Stage};
+use super::queue::{Class, ClassState, Lease, Stage};
 use super::scheduler::Scheduler;
 use super::types::*;
 use super::workers::Doing;
-use crate::ids::{JobId, LeaseId, WorkerId};
+use crate::ids::{ActorId, JobId, LeaseId, WorkerId};
 
 /// One resource of the node, as a shard sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,6 +26,10 @@ pub struct ResourceUse {
 /// Who holds a granted lease.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LeaseInfo<'a> {
+    /// The lease.
+    pub lease: LeaseId,
+    /// The actor it created, if any.
+    pub actor: Option<ActorId>,
     /// Its class.
     pub class: ClassId,
     /// The worker that serves it.
@@ -153,19 +157,12 @@ impl Scheduler {
 
     /// A granted lease.
     pub fn lease(&self, id: LeaseId) -> Option<LeaseInfo<'_>> {
-        let lease = self.leases.get(self.leases.find(id)?);
-        let Stage::Granted(worker) = lease.stage else {
-            return None;
-        };
-        let (class, owner, job) = (lease.class, lease.owner, lease.job);
-        Some(LeaseInfo {
-            class,
-            worker,
-            owner,
-            job,
-            allocation: &lease.allocation,
-            blocked: lease.cpu_out,
-        })
+        info(self.leases.get(self.leases.find(id)?))
+    }
+
+    /// All granted leases, in no order.
+    pub fn granted_leases(&self) -> impl Iterator<Item = LeaseInfo<'_>> {
+        self.leases.slab.iter().filter_map(|(_, lease)| info(lease))
     }
 
     /// The lease that a worker serves.
@@ -210,4 +207,20 @@ impl Scheduler {
         debug_assert!(reserved.is_none_or(|id| self.leases.class(id).state == ClassState::Reserved));
         reserved
     }
+}
+
+fn info(lease: &Lease) -> Option<LeaseInfo<'_>> {
+    let Stage::Granted(worker) = lease.stage else {
+        return None;
+    };
+    Some(LeaseInfo {
+        lease: lease.id,
+        actor: lease.actor,
+        class: lease.class,
+        worker,
+        owner: lease.owner,
+        job: lease.job,
+        allocation: &lease.allocation,
+        blocked: lease.cpu_out,
+    })
 }

@@ -334,6 +334,7 @@ impl Scheduler {
 
     fn tick(&mut self, now: NowNs, out: &mut Vec<SchedEffect>) {
         self.reap_idle(now, out);
+        self.workers.tidy();
         if let Some(bank) = &mut self.bank {
             bank.tick(now, &mut self.bank_out);
             self.post(out);

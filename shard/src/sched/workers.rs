@@ -197,9 +197,6 @@ impl Workers {
                     if let Some(at) = ids.iter().rposition(|idle| *idle == id) {
                         ids.remove(at);
                     }
-                    if ids.is_empty() {
-                        self.idle.remove(&(worker.key, worker.job));
-                    }
                 }
                 self.staying -= 1;
             }
@@ -210,6 +207,12 @@ impl Workers {
             Doing::AskedToExit | Doing::Leaving => {}
         }
         Some(worker)
+    }
+
+    /// Forgets lists that are empty. Not done when they become so: the next return fills them again.
+    pub(crate) fn tidy(&mut self) {
+        self.idle.retain(|_, ids| !ids.is_empty());
+        self.waiting.retain(|_, leases| !leases.is_empty());
     }
 
     /// Takes a worker out of service; it stays known until it is gone.
@@ -236,9 +239,6 @@ impl Workers {
         let key = leases.class(lease.class).def.worker;
         if let Some(queue) = self.waiting.get_mut(&key) {
             queue.remove(&seq);
-            if queue.is_empty() {
-                self.waiting.remove(&key);
-            }
         }
         match process {
             Process::Queued(place) => drop(self.starts.remove(&place)),

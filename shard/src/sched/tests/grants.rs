@@ -125,6 +125,27 @@ fn a_class_is_served_in_order_and_classes_take_turns() {
 }
 
 #[test]
+fn all_that_fits_is_granted_when_much_is_freed_at_once() {
+    let mut node = Node::one(2);
+    let (total, kind) = (Fixed::units(2), ResourceKind::UnitInstances);
+    node.to(
+        0,
+        SchedEvent::AddResource {
+            id: GPU,
+            total,
+            kind,
+        },
+    );
+    node.define(1, ResourceSet::new([(GPU, Fixed::units(2))]));
+    node.define(2, ResourceSet::new([(CPU, Fixed::ONE), (GPU, Fixed::ONE)]));
+    node.granted([(0, request(1, 1))]);
+    (2..=3).for_each(|n| drop(node.ask(request(n, 2))));
+    node.give_back(0, 1);
+    node.bring_up();
+    assert_eq!(grants(&node.take()).len(), 2);
+}
+
+#[test]
 fn what_waits_for_its_objects_does_not_stop_those_behind_it() {
     let mut node = Node::one(1);
     node.define(1, cpus(1));
@@ -168,11 +189,9 @@ fn grants_before(node: &mut Node, big: LeaseRequest, limit: u32) -> Option<u32> 
         .map(|grant| grant.0)
         .collect();
     node.ask(big);
-    let mut next = 10;
-    for count in 0..limit {
+    for (count, next) in (0..limit).zip(10..) {
         node.now += MS;
         node.to(0, SchedEvent::Request(Box::new(request(next, 1))));
-        next += 1;
         if running.is_empty() {
             return None;
         }

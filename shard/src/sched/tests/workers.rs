@@ -128,6 +128,27 @@ fn the_process_of_a_cancelled_lease_becomes_idle() {
 }
 
 #[test]
+fn the_process_of_a_cancelled_lease_is_counted_on_by_the_next() {
+    let mut node = Node::new(1, 8, |config| config.startup_concurrency = 2);
+    node.define(1, cpus(1));
+    let tokens: Vec<_> = (1..=3)
+        .flat_map(|n| starts(&node.ask(request(n, 1))))
+        .collect();
+    node.send(SchedEvent::Cancel {
+        token: 9,
+        lease: lease(2),
+    });
+    let effects = ready(&mut node, 1, Some(tokens[0]), JOB);
+    assert_eq!(grants(&effects), vec![(1, worker(1))]);
+    assert!(
+        starts(&effects).is_empty(),
+        "lease 3 waits for what was started for lease 2"
+    );
+    let effects = ready(&mut node, 2, Some(tokens[1]), JOB);
+    assert_eq!(grants(&effects), vec![(3, worker(2))]);
+}
+
+#[test]
 fn a_start_that_fails_is_tried_again_a_few_times() {
     let mut node = Node::one(1);
     node.define(1, cpus(1));

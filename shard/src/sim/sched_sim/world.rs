@@ -105,7 +105,7 @@ impl World {
         let config = |shard| {
             let mut config = SchedConfig::new(shard, shards, cpus as u32);
             config.bypass_max = 8;
-            config.class_cap = seed % 2 == 0;
+            config.class_cap = seed.is_multiple_of(2);
             config
         };
         let mut world = Self {
@@ -123,7 +123,7 @@ impl World {
             steps: 0,
             messages: 0,
             draining: false,
-            capping: seed % 2 == 0,
+            capping: seed.is_multiple_of(2),
             effects: Vec::new(),
             rng,
         };
@@ -324,10 +324,10 @@ impl World {
     pub(super) fn step(&mut self) -> Outcome {
         self.steps += 1;
         self.now += self.rng.below(100_000);
-        if self.steps % CHECK_EVERY == 0 {
+        if self.steps.is_multiple_of(CHECK_EVERY) {
             self.check()?;
         }
-        if self.steps % QUIET_EVERY == 0 {
+        if self.steps.is_multiple_of(QUIET_EVERY) {
             self.flush()?;
             self.check_nobody_waits_in_vain()?;
         }
