@@ -12,6 +12,7 @@ use raylet_shard::store::{ObjectInfo, StoreEvent, StoreStats};
 
 use crate::observe::histogram::Snapshot;
 use crate::ray::messages::ClientMessage;
+use crate::ray::metrics::stock::SizeCounts;
 
 /// Most gRPC requests that wait for a core at once; one more is answered RESOURCE_EXHAUSTED.
 pub const MAX_RPCS_IN_FLIGHT: usize = 1 << 17;
@@ -176,6 +177,8 @@ pub struct CoreReport {
     pub touched_bytes: Vec<u64>,
     /// Its leases, workers and resources.
     pub sched: SchedReport,
+    /// Sizes of the objects that were ever sealed on it, by source.
+    pub sealed_sizes: SizeCounts,
     /// Connections to the two sockets.
     pub connections: usize,
     /// The objects, where they were asked for.
@@ -202,6 +205,8 @@ pub struct SchedReport {
 pub struct Load {
     /// What one lease asks for.
     pub demand: ResourceSet,
+    /// Requests that wait for objects.
+    pub waiting_deps: u32,
     /// Requests that wait for resources.
     pub ready: u32,
     /// Requests that hold resources and wait for a worker.

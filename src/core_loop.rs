@@ -14,12 +14,14 @@ use std::time::{Duration, Instant};
 use glommio::channels::local_channel::LocalSender;
 use raylet_shard::ids::{ClientId, NowNs, ObjectId, ShardId, Token, WorkerId};
 use raylet_shard::sched::{SchedEffect, SchedEvent, Scheduler};
-use raylet_shard::store::{BankEffect, BankEvent, NodeMemory, Store, StoreEffect, StoreEvent};
+use raylet_shard::store::{BankEffect, BankEvent, NodeMemory, ObjectSource, Store, StoreEffect, StoreEvent};
 use raylet_tuning::Segment;
 
 use crate::bridge::{shard_of_object, CoreReport, Load, Requester, SchedReport, Socket, ToControl, ToCore};
 use crate::deps::LeaseDeps;
 use crate::observe::histogram::Recorder;
+use crate::observe::metrics::Buckets;
+use crate::ray::metrics::stock::SIZE_BOUNDS_BYTES;
 use crate::ray::plasma_conn::{self, PlasmaClients};
 use crate::ray::raylet_conn::{self, RayletClients};
 
@@ -83,6 +85,7 @@ pub struct Core {
     pub raylet: RayletClients,
     /// Latencies of this core's operations.
     pub recorder: RefCell<Recorder>,
+    sealed_sizes: [Buckets<{ SIZE_BOUNDS_BYTES.len() + 1 }>; ObjectSource::COUNT],
     next_client: Cell<u64>,
     ticks: Cell<u64>,
 }
@@ -153,6 +156,7 @@ impl Core {
             plasma: PlasmaClients::default(),
             raylet: RayletClients::default(),
             recorder: RefCell::new(parts.recorder),
+            sealed_sizes: Default::default(),
             next_client: Cell::new(1),
             ticks: Cell::new(0),
         })
@@ -346,6 +350,7 @@ impl Core {
         });
         let loads = sched.loads().map(|load| Load {
             demand: load.demand.clone(),
+            waiting_deps: load.waiting_deps,
             ready: load.ready,
             waiting_worker: load.waiting_worker,
             granted: load.granted,
@@ -363,6 +368,7 @@ impl Core {
                 workers: sched.worker_counts(),
                 idle_since: sched.idle_since(),
             },
+            sealed_sizes: std::array::from_fn(|source| self.sealed_sizes[source].unreported()),
             connections: self.plasma.len() + self.raylet.len(),
             objects: if objects { store.objects().collect() } else { Vec::new() },
             latencies: self.recorder.borrow().snapshot(),
@@ -415,7 +421,11 @@ impl Core {
             StoreEffect::Watched { token, id } | StoreEffect::WatchRefused { token, id } => {
                 self.watched(token, id, effect)
             }
-            StoreEffect::ObjectSealed { .. } | StoreEffect::ObjectGone { .. } => {}
+            StoreEffect::ObjectSealed { data_bytes, metadata_bytes, source, .. } => {
+                let size_bytes = (data_bytes + metadata_bytes) as f64;
+                self.sealed_sizes[source as usize].record(&SIZE_BOUNDS_BYTES, size_bytes);
+            }
+            StoreEffect::ObjectGone { .. } => {}
             StoreEffect::SpansWanted { .. }
             | StoreEffect::SpansUnwanted
             | StoreEffect::SpansReturned { .. }

@@ -16,6 +16,7 @@ use crate::observe::status::{Door as DoorName, NodeStatus};
 use crate::ray::boot::Door;
 use crate::ray::proto::node_death_info::Reason;
 
+mod reports;
 mod status;
 
 /// Share of the machine's memory that a node of its own takes for objects where it is not told: 30 %, as Ray does.
@@ -50,6 +51,7 @@ pub fn run_ray(flags: RayFlags, config: Config, log: LogHandle) -> Result<i32, N
     on_control_thread(async move {
         let (door, engine) = Door::open(flags, &config).await?;
         let facts = status::Facts::of(&engine, vec![DoorName::Ray]);
+        reports::start(&door.control, &facts);
         match AdminServer::bind(&config.runtime_dir) {
             Ok(admin) => {
                 let control = door.control.clone();

@@ -43,6 +43,11 @@ impl Facts {
 
 /// The status of a node with Ray's door.
 pub async fn of_ray(control: &Rc<Control>, facts: &Facts) -> NodeStatus {
+    with_reports(control, facts).await.1
+}
+
+/// The same, with the accounts of the cores that it was made from.
+pub async fn with_reports(control: &Rc<Control>, facts: &Facts) -> (Vec<CoreReport>, NodeStatus) {
     let reports = control.core_reports(false).await;
     let mut status = assemble(facts, &reports);
     status.node_id = control.node_id.to_string();
@@ -56,7 +61,7 @@ pub async fn of_ray(control: &Rc<Control>, facts: &Facts) -> NodeStatus {
         .collect();
     status.workers.drivers = control.driver_count() as u64;
     status.sockets = control.addresses().into_iter().map(|(name, address)| SocketStatus { name, address }).collect();
-    status
+    (reports, status)
 }
 
 /// The status of a node of its own.

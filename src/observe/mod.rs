@@ -4,6 +4,7 @@ pub mod admin;
 pub mod client;
 pub mod histogram;
 pub mod log;
+pub mod metrics;
 pub mod print;
 pub mod runtime_dir;
 pub mod status;

@@ -125,7 +125,7 @@ impl Door {
         health.set(&node_id.to_string(), true);
         let (stop_servers, stopped) = watch::channel(false);
         for listener in listeners {
-            serve(health.serve_on(routes(&control)), &auth, listener, stopped.clone());
+            serve(health.serve_on(routes(&control)).measured(&control.counters.meters), &auth, listener, stopped.clone());
         }
         let transfers = listen(control.flags().node_ip_address, control.flags().object_manager_port).await?;
         let object_manager_port = transfers[0].local_addr().map_err(NodeError::Io)?.port();

@@ -2,6 +2,7 @@
 
 pub mod agents;
 pub mod memory_monitor;
+pub mod metrics;
 pub mod proto;
 pub mod runtime_env;
 pub mod rpc;

@@ -1,5 +1,7 @@
 //! Who is connected to the raylet socket: the workers and drivers of this node.
 
+use std::fmt;
+
 use raylet_shard::ids::{ActorId, ClientId, JobId, LeaseId, ShardId, WorkerId};
 use raylet_shard::sched::{StartToken, WorkerKey};
 use rustc_hash::FxHashMap;
@@ -65,6 +67,23 @@ impl Member {
             port: self.port,
             worker_id: self.worker.as_bytes().to_vec().into(),
         }
+    }
+}
+
+impl fmt::Display for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, pid, worker, job, shard, ip_address, port, .. } = self;
+        write!(f, "{kind:?} pid {pid}, id {worker}, job {job}, shard {shard}, {ip_address}:{port}")?;
+        if let Some(lease) = self.lease {
+            write!(f, ", lease {lease}")?;
+        }
+        if let Some(actor) = self.actor {
+            write!(f, ", actor {actor}")?;
+        }
+        if let Some(exit) = &self.doomed {
+            write!(f, ", leaving: {}", exit.detail)?;
+        }
+        Ok(())
     }
 }
 

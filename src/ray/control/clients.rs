@@ -9,6 +9,7 @@ use raylet_shard::sched::{SchedEvent, WorkerKey};
 use super::{unix_ms, Control};
 use crate::bridge::Requester;
 use crate::ray::messages::{ClientMessage, Register};
+use crate::ray::metrics::REGISTER_BOUNDS_MS;
 use crate::ray::proto::{self, WorkerExitType, WorkerType};
 use crate::ray::registry::{Exit, Member};
 use crate::ray::wire::raylet::{
@@ -91,6 +92,8 @@ impl Control {
                 register.worker
             ));
         };
+        let since_ms = started.since.elapsed().as_secs_f64() * 1000.0;
+        self.counters.register_times_ms.record(&REGISTER_BOUNDS_MS, since_ms);
         Ok(Member {
             process: Some(started.process),
             start: Some(started.start),

@@ -246,6 +246,9 @@ impl Control {
             }
         }
         self.objects.borrow_mut().lease_settled(lease);
+        if matches!(outcome, Outcome::Withdrawn) {
+            self.counters.leases_spilled.add_one();
+        }
         if let Some(worker) = granted {
             self.note_grant(lease, worker);
         }
@@ -259,6 +262,9 @@ impl Control {
         let leases = self.leases.borrow();
         let mut registry = self.registry.borrow_mut();
         if let (Some(entry), Some(member)) = (leases.live.get(&lease), registry.get_mut(&worker)) {
+            if member.granted_at_ms != 0 {
+                self.counters.grants_from_cache.add_one();
+            }
             member.lease = Some(lease);
             member.granted_at_ms = unix_ms();
             if member.job.is_nil() {

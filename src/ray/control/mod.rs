@@ -33,6 +33,7 @@ use crate::cli::ray_flags::RayFlags;
 use crate::config::ray::RayConfig;
 use crate::ray::agents::AgentManager;
 use crate::ray::classes::Classes;
+use crate::ray::metrics::NodeCounters;
 use crate::ray::proto;
 use crate::ray::registry::Registry;
 use crate::ray::resources::Names;
@@ -109,6 +110,8 @@ pub struct Control {
     pub(super) shutdown: Shutdown,
     pub(super) draining: RefCell<Option<proto::DrainRayletRequest>>,
     pub(super) gc: RefCell<reports::GcState>,
+    /// What is counted for reports.
+    pub counters: NodeCounters,
 }
 
 /// Answers that are on their way, by token.
@@ -221,6 +224,7 @@ impl Control {
             shutdown: Shutdown::default(),
             draining: RefCell::default(),
             gc: RefCell::default(),
+            counters: NodeCounters::default(),
         })
     }
 
@@ -232,6 +236,19 @@ impl Control {
     /// Ray's flags.
     pub fn flags(&self) -> &RayFlags {
         &self.flags
+    }
+
+    /// Ray's settings.
+    pub fn ray_config(&self) -> &RayConfig {
+        &self.ray_config
+    }
+
+    /// A line for each registered worker and driver.
+    pub fn describe_clients(&self) -> Vec<String> {
+        let registry = self.registry.borrow();
+        let mut members: Vec<_> = registry.iter().collect();
+        members.sort_by_key(|member| (!member.is_driver(), member.pid));
+        members.into_iter().map(ToString::to_string).collect()
     }
 
     /// Drivers connected.

@@ -1,7 +1,7 @@
 //! Worker processes that a shard asked for: environment, command line, start, registration in time.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use raylet_shard::ids::{JobId, LeaseId, WorkerId};
 use raylet_shard::sched::{SchedEvent, StartFailure, StartToken, WorkerKey};
@@ -27,6 +27,8 @@ pub struct Starting {
     pub process: ProcessKey,
     /// Its process id.
     pub pid: u32,
+    /// When its process was started.
+    pub since: Instant,
 }
 
 impl Control {
@@ -99,7 +101,9 @@ impl Control {
             job,
             process: started.key,
             pid: started.pid,
+            since: Instant::now(),
         };
+        self.counters.processes_started.add_one();
         self.starting.borrow_mut().insert(worker, entry);
         self.watch_registration(worker);
         Ok(())
@@ -135,7 +139,10 @@ impl Control {
             let changed = self.jobs.borrow().changed();
             tokio::select! {
                 () = changed.notified() => {}
-                () = tokio::time::sleep_until(deadline) => return Err(StartFailure::JobConfigMissing),
+                () = tokio::time::sleep_until(deadline) => {
+                    self.counters.starts_without_job.add_one();
+                    return Err(StartFailure::JobConfigMissing);
+                }
             }
         }
         Ok(())
@@ -149,6 +156,7 @@ impl Control {
             if let Some(late) = control.starting.borrow_mut().remove(&worker) {
                 tracing::warn!(pid = late.pid, limit_s, "a worker did not register in time (worker_register_timeout_seconds) and is killed");
                 control.processes.kill(late.process);
+                control.counters.starts_timed_out.add_one();
                 control.sched(
                     late.start.shard(),
                     SchedEvent::StartFailed { start: late.start, why: StartFailure::NotRegistered },

@@ -23,6 +23,7 @@ pub mod health;
 mod logging;
 mod node_manager;
 mod object_manager;
+pub mod otlp;
 mod pubsub;
 mod runtime_env;
 mod scheduling;

@@ -187,6 +187,14 @@ impl Channel {
         })))
     }
 
+    /// A channel to another server, with the settings of this one.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn to(&self, address: &str) -> Result<Self, AddressError> {
+        Self::new(self.0.context.clone(), address)
+    }
+
     /// `host:port`.
     pub fn address(&self) -> &str {
         self.0.authority.as_str()

@@ -11,6 +11,7 @@ mod exec;
 mod frame;
 pub mod gcs;
 pub mod health;
+pub mod meter;
 pub mod owners;
 pub mod pubsub;
 pub mod server;

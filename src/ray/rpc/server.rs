@@ -5,7 +5,7 @@
 
 use std::collections::hash_map::Entry;
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{poll_fn, Future};
 use std::io;
 use std::marker::PhantomData;
 use std::net::SocketAddr;
@@ -30,6 +30,7 @@ use tonic::{Code, Status};
 use super::auth::Auth;
 use super::exec::LocalExec;
 use super::frame::{encode, FrameReader};
+use super::meter::{Meter, Meters, Timing};
 
 /// Streams that one connection may have open; a client that wants more waits.
 pub const MAX_STREAMS_PER_CONNECTION: u32 = 65_536;
@@ -96,6 +97,7 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
 struct Route {
     handler: Handler,
     needs_auth: bool,
+    meter: Option<Rc<Meter>>,
 }
 
 /// The methods that a server serves, by path (`/package.Service/Method`).
@@ -190,9 +192,19 @@ impl Router {
             Entry::Vacant(slot) => slot.insert(Route {
                 handler,
                 needs_auth,
+                meter: None,
             }),
             Entry::Occupied(_) => panic!("two handlers for {path}"),
         };
+        self
+    }
+
+    /// Counts the calls of the methods added so far.
+    #[must_use]
+    pub fn measured(mut self, meters: &Meters) -> Self {
+        for (path, route) in &mut self.routes {
+            route.meter = meters.of_path(path);
+        }
         self
     }
 }
@@ -367,7 +379,24 @@ struct Shared {
     routes: FxHashMap<&'static str, Route>,
     auth: Auth,
     /// Calls whose client went away. At most as many as were in flight, so the queue needs no bound of its own.
-    orphans: mpsc::UnboundedSender<LocalFuture<Response<ReplyBody>>>,
+    orphans: mpsc::UnboundedSender<Running>,
+}
+
+/// A call that was let in.
+struct Running {
+    call: LocalFuture<Response<ReplyBody>>,
+    timing: Option<Timing>,
+}
+
+impl Running {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Response<ReplyBody>> {
+        let response = std::task::ready!(self.call.as_mut().poll(cx));
+        if let Some(timing) = self.timing.take() {
+            // A reply has its status behind its message, an error has it here.
+            timing.end(!response.headers().contains_key(Status::GRPC_STATUS));
+        }
+        Poll::Ready(response)
+    }
 }
 
 #[derive(Clone)]
@@ -393,7 +422,7 @@ impl Shared {
     fn begin(
         &self,
         request: Request<Incoming>,
-    ) -> Result<LocalFuture<Response<ReplyBody>>, Box<Status>> {
+    ) -> Result<Running, Box<Status>> {
         let path = request.uri().path();
         let Some(route) = self.routes.get(path) else {
             let text = format!("this server has no method {path}");
@@ -402,7 +431,8 @@ impl Shared {
         if route.needs_auth {
             self.auth.check(request.headers()).map_err(Box::new)?;
         }
-        Ok((route.handler)(request))
+        let timing = route.meter.as_ref().map(Timing::start);
+        Ok(Running { call: (route.handler)(request), timing })
     }
 }
 
@@ -410,7 +440,7 @@ impl Shared {
 enum Call {
     Refused(Option<Box<Status>>),
     Running {
-        running: Option<LocalFuture<Response<ReplyBody>>>,
+        running: Option<Running>,
         shared: Rc<Shared>,
     },
 }
@@ -423,7 +453,7 @@ impl Future for Call {
             Self::Refused(status) => status.take().map(|status| status.into_http()),
             Self::Running { running, .. } => match running {
                 Some(call) => {
-                    let response = std::task::ready!(call.as_mut().poll(cx));
+                    let response = std::task::ready!(call.poll(cx));
                     *running = None;
                     Some(response)
                 }
@@ -448,7 +478,7 @@ impl Drop for Call {
 /// A server, ready to serve.
 pub struct Server {
     shared: Rc<Shared>,
-    orphans: mpsc::UnboundedReceiver<LocalFuture<Response<ReplyBody>>>,
+    orphans: mpsc::UnboundedReceiver<Running>,
     config: ServerConfig,
 }
 
@@ -485,8 +515,8 @@ impl Server {
                     }
                 },
                 orphan = self.orphans.recv() => {
-                    if let Some(call) = orphan {
-                        tokio::task::spawn_local(call);
+                    if let Some(mut call) = orphan {
+                        tokio::task::spawn_local(poll_fn(move |cx| call.poll(cx)));
                     }
                 }
             }

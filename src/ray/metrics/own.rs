@@ -1,0 +1,148 @@
+//! Metrics that only this node service has, as `raylet_uring_*`: what each shard does, the pages under the object
+//! store, latencies.
+
+use crate::bridge::CoreReport;
+use crate::observe::metrics::Batch;
+use crate::observe::status::NodeStatus;
+
+/// The quantiles of a latency that are reported.
+const QUANTILES: [&str; 4] = ["0.5", "0.99", "0.999", "1"];
+
+/// Adds them all.
+pub(super) fn add(batch: &mut Batch, status: &NodeStatus, reports: &[CoreReport]) {
+    shards(batch, reports);
+    arenas(batch, status);
+    latencies(batch, status);
+}
+
+fn shards(batch: &mut Batch, reports: &[CoreReport]) {
+    let names: Vec<String> = reports.iter().map(|report| report.shard.to_string()).collect();
+    let mut by_shard = |metric: &str, description: &str, key: &str, of: fn(&CoreReport) -> Vec<(&'static str, f64)>| {
+        let values = names.iter().zip(reports).flat_map(|(shard, report)| {
+            of(report).into_iter().map(move |(text, value)| ([("Shard", shard.as_str()), (key, text)], value))
+        });
+        let values: Vec<_> = values.collect();
+        batch.gauge(metric, description, values.iter().map(|(labels, value)| (&labels[..], *value)));
+    };
+    by_shard("raylet_uring_shard_queue_depth", "Entries of a shard's queue", "Queue", queues);
+    by_shard("raylet_uring_shard_workers", "Workers of a shard, by state", "State", |report| {
+        let workers = report.sched.workers;
+        [
+            ("idle", workers.idle),
+            ("leased", workers.leased),
+            ("starting", workers.starting),
+            ("leaving", workers.leaving),
+        ]
+        .map(|(state, count)| (state, f64::from(count)))
+        .to_vec()
+    });
+    by_shard("raylet_uring_shard_store_bytes", "Bytes of the object store in a shard's hands, by state", "State", |report| {
+        let store = &report.store;
+        [
+            ("held", store.held_bytes),
+            ("allocated", store.allocated_bytes),
+            ("free", store.free_bytes),
+            ("pinned", store.counters.pinned.bytes),
+            ("in_use", store.counters.in_use.bytes),
+            ("evictable", store.evictable_bytes),
+        ]
+        .map(|(state, bytes)| (state, bytes as f64))
+        .to_vec()
+    });
+    by_shard("raylet_uring_shard_store_total", "Events of a shard's object store since the start", "Event", |report| {
+        let counters = &report.store.counters;
+        [
+            ("created", counters.created.objects),
+            ("evicted", counters.evicted.objects),
+            ("out_of_memory", counters.out_of_memory),
+            ("queue_full", counters.queue_full),
+        ]
+        .map(|(event, count)| (event, count as f64))
+        .to_vec()
+    });
+}
+
+fn queues(report: &CoreReport) -> Vec<(&'static str, f64)> {
+    let loads = &report.sched.loads;
+    let sum = |of: fn(&crate::bridge::Load) -> u32| loads.iter().map(|load| f64::from(of(load))).sum();
+    vec![
+        ("leases_wait_for_objects", sum(|load| load.waiting_deps)),
+        ("leases_wait_for_resources", sum(|load| load.ready)),
+        ("leases_wait_for_worker", sum(|load| load.waiting_worker)),
+        ("creates", report.store.queued_creates as f64),
+        ("object_waiters", report.store.waiters as f64),
+        ("connections", report.connections as f64),
+    ]
+}
+
+fn arenas(batch: &mut Batch, status: &NodeStatus) {
+    let names: Vec<(String, String)> = status
+        .arenas
+        .iter()
+        .map(|arena| (arena.segment.to_string(), arena.numa_node.map_or_else(|| "any".to_owned(), |node| node.to_string())))
+        .collect();
+    let values = names.iter().zip(&status.arenas).flat_map(|((segment, node), arena)| {
+        let sizes = [("size", arena.size_bytes), ("touched", arena.touched_bytes), ("used", arena.used_bytes)];
+        sizes.map(|(kind, bytes)| {
+            let labels =
+                [("Segment", segment.as_str()), ("NumaNode", node.as_str()), ("Pages", arena.page_kind.as_str()), ("Kind", kind)];
+            (labels, bytes as f64)
+        })
+    });
+    let values: Vec<_> = values.collect();
+    let description = "Bytes of a shared-memory segment under the object store, with the pages that it got";
+    batch.gauge("raylet_uring_arena_bytes", description, values.iter().map(|(labels, value)| (&labels[..], *value)));
+}
+
+fn latencies(batch: &mut Batch, status: &NodeStatus) {
+    let mut values = Vec::with_capacity(QUANTILES.len() * status.operations.len());
+    let mut counts = Vec::with_capacity(status.operations.len());
+    for operation in &status.operations {
+        let name = ("Operation", operation.name.as_str());
+        counts.push(([name], operation.count as f64));
+        let at = [operation.p50_us, operation.p99_us, operation.p999_us, operation.max_us];
+        values.extend(QUANTILES.into_iter().zip(at).map(|(quantile, us)| ([name, ("Quantile", quantile)], us)));
+    }
+    let values = values.iter().map(|(labels, value)| (&labels[..], *value));
+    batch.gauge("raylet_uring_latency_us", "Latency of an operation since the start, in microseconds", values);
+    let counts = counts.iter().map(|(labels, value)| (&labels[..], *value));
+    batch.gauge("raylet_uring_operations_total", "Operations since the start", counts);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::status::{ArenaStatus, OperationStatus};
+    use crate::ray::proto::otlp::{Metric, MetricData, NumberDataPoint};
+
+    fn values(metric: &Metric) -> Vec<(Vec<String>, f64)> {
+        let text = |point: &NumberDataPoint| {
+            let of = |label: &crate::ray::proto::otlp::KeyValue| label.value.clone().and_then(|v| v.string_value).unwrap();
+            (point.attributes.iter().map(of).collect(), point.as_double.unwrap())
+        };
+        match &metric.data {
+            Some(MetricData::Gauge(gauge)) => gauge.data_points.iter().map(text).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn arenas_and_latencies_are_told_with_their_labels() {
+        let arena = ArenaStatus { page_kind: "hugetlb-2M".into(), size_bytes: 64, touched_bytes: 32, ..Default::default() };
+        let operation = OperationStatus { name: "plasma.get".into(), count: 3, p50_us: 7.5, max_us: 9.0, ..Default::default() };
+        let status = NodeStatus { arenas: vec![arena], operations: vec![operation], ..Default::default() };
+        let mut batch = Batch::new(&[], 0, 0);
+        add(&mut batch, &status, &[]);
+        let request = batch.into_request("raylet");
+        let metrics = &request.resource_metrics[0].scope_metrics[0].metrics;
+        let names: Vec<&str> = metrics.iter().map(|metric| metric.name.as_str()).collect();
+        assert_eq!(names, ["raylet_uring_arena_bytes", "raylet_uring_latency_us", "raylet_uring_operations_total"]);
+        let arenas = values(&metrics[0]);
+        assert_eq!(arenas[0], (["0", "any", "hugetlb-2M", "size"].map(str::to_owned).to_vec(), 64.0));
+        assert_eq!(arenas.len(), 3);
+        let latencies = values(&metrics[1]);
+        assert_eq!(latencies[0], (["plasma.get", "0.5"].map(str::to_owned).to_vec(), 7.5));
+        assert_eq!(latencies[3], (["plasma.get", "1"].map(str::to_owned).to_vec(), 9.0));
+        assert_eq!(values(&metrics[2]), [(vec!["plasma.get".to_owned()], 3.0)]);
+    }
+}
