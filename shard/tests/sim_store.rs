@@ -4,7 +4,7 @@
 
 use raylet_shard::sim::store_sim::{run, run_world, STEPS_PER_WORLD};
 
-/// Steps without `RAYLET_SIM_STEPS`: seconds with optimisation, about a minute without.
+/// Steps without `RAYLET_SIM_STEPS`: seconds with optimisation.
 const DEFAULT_STEPS: u64 = if cfg!(debug_assertions) {
     500_000
 } else {

@@ -6,6 +6,7 @@
 //! Shard 0 has both, as a [`NodeMemory`]: its own requests to the bank are answered within the call, so a node of one shard sees
 //! neither requests nor answers. Any other shard sends those of its effects that have a [`StoreEffect::for_bank`] to shard 0, which gives them to
 //! [`NodeMemory::handle_bank`], and hands the [`BankEffect`]s that come back to its own [`Store::handle`]. Both ways must keep their order.
+//! A [`StoreEvent::Tick`] when a shard starts fetches its reserve of spans before the first create needs it.
 //!
 //! ```
 //! use raylet_shard::ids::{ObjectId, WorkerId};
