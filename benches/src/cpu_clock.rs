@@ -7,6 +7,9 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::time::Duration;
 
+/// The highest process id that Linux gives on any machine (PID_MAX_LIMIT).
+const PID_MAX: i32 = 4 << 20;
+
 /// The CPU clock of a process.
 #[derive(Debug, Clone, Copy)]
 pub struct CpuClock {
@@ -16,6 +19,10 @@ pub struct CpuClock {
 impl CpuClock {
     /// The clock of the process with this id; fails where there is none.
     pub fn of(pid: i32) -> io::Result<Self> {
+        // 0 would mean this process, and the high bits of an impossible id would not fit into the clock's.
+        if !(1..=PID_MAX).contains(&pid) {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
         let mut clock = MaybeUninit::uninit();
         // SAFETY: `clock` is valid for a write of one `clockid_t`, which is all that the call does with it.
         let error = unsafe { libc::clock_getcpuclockid(pid, clock.as_mut_ptr()) };
@@ -75,6 +82,8 @@ mod tests {
 
     #[test]
     fn a_process_that_is_not_there_has_no_clock() {
-        assert!(CpuClock::of(i32::MAX).is_err());
+        for pid in [i32::MIN, -1, 0, PID_MAX, PID_MAX + 1, i32::MAX] {
+            assert!(CpuClock::of(pid).is_err(), "{pid}");
+        }
     }
 }
