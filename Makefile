@@ -1,0 +1,60 @@
+# raylet-uring: see README.md. `make help` lists what there is.
+
+PY := .venv/bin/python
+BIN := target/release/raylet-uring
+CARGO ?= cargo
+# What `make fuzz` gives to each target.
+FUZZ_SECONDS ?= 60
+# Passed on to pytest, such as PYTEST="-k fairness".
+PYTEST ?=
+
+export RAYLET_TEST_PYTHON := $(abspath $(PY))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build attach detach run test lint test-rust test-ray test-ray-stock fuzz bench-ray clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
+
+setup: ## install what is missing: system packages, .venv with Ray
+	@./scripts/setup.sh
+
+build: setup ## build the release executables
+	$(CARGO) build --locked --release --workspace --bins
+
+attach: build ## make the Ray in .venv use raylet-uring
+	@$(BIN) attach --status $(PY) >/dev/null 2>&1 || $(BIN) attach $(PY)
+
+detach: ## give the Ray in .venv its own raylet back
+	@$(BIN) detach $(PY)
+
+run: attach ## start Ray on raylet-uring, run the programs in tests/programs, print a table
+	@$(PY) scripts/run.py
+
+test: lint test-rust test-ray ## everything that CI runs
+
+lint: setup ## formatting and clippy, warnings as errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+test-rust: setup ## tests of the crates, simulators included
+	$(CARGO) test --locked --workspace
+
+test-ray: attach ## the end-to-end suite on raylet-uring
+	RAYLET_UNDER_TEST=ours $(PY) -m pytest tests/ray $(PYTEST)
+
+test-ray-stock: setup ## the same suite on Ray's own raylet: what the suite may ask for
+	@if [ -x $(BIN) ] && $(BIN) attach --status $(PY) >/dev/null 2>&1; then $(BIN) detach $(PY); fi
+	RAYLET_UNDER_TEST=stock $(PY) -m pytest tests/ray $(PYTEST)
+
+fuzz: setup ## fuzz the socket protocols, FUZZ_SECONDS each (needs rustup)
+	@./scripts/fuzz_tools.sh
+	./fuzz/run.sh $(FUZZ_SECONDS)
+
+bench-ray: build ## the stock raylet beside ours: table, JSON and plot in bench-results/
+	$(PY) benches/ray/bench_ray.py --out bench-results/
+
+clean: ## remove what was built; the stock raylet is put back first
+	@if [ -x $(BIN) ] && [ -x $(PY) ] && $(BIN) attach --status $(PY) >/dev/null 2>&1; then $(BIN) detach $(PY); fi
+	$(CARGO) clean
+	rm -rf .venv bench-results fuzz/target fuzz/corpus fuzz/artifacts
