@@ -222,7 +222,7 @@ impl PlasmaClients {
             &id,
             StoreEvent::Create {
                 client,
-                token: 0,
+                token: request,
                 id,
                 data_bytes: create.data_size_bytes,
                 metadata_bytes: create.metadata_size_bytes,
