@@ -141,7 +141,9 @@ impl Door {
         door.watch_agents(failures);
         door.register(port, object_manager_port).await?;
         door.subscribe()?;
+        door.control.prestart_at_boot();
         door.keep_house();
+        door.control.watch_memory().map_err(|e| NodeError::Ray(e.to_string()))?;
         tracing::info!(%node_id, port, "the node is registered with the GCS");
         Ok((door, engine))
     }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
-use raylet_shard::ids::{ActorId, JobId, LeaseId, NodeId, ObjectId, PlacementGroupId, ShardId, WorkerId};
+use raylet_shard::ids::{ActorId, JobId, LeaseId, NodeId, ObjectId, PlacementGroupId, ShardId, TaskId, WorkerId};
 use raylet_shard::sched::{
     Allocation, CancelReason, ClassId, FailReason, LeaseRequest, RejectReason, SchedEvent, WorkerFate, WorkerKey,
 };
@@ -46,6 +46,8 @@ pub struct Lease {
     pub bundle: Option<(PlacementGroupId, i64)>,
     /// The environment that its worker needs.
     pub runtime_env: Option<proto::RuntimeEnvInfo>,
+    /// The task that asked for it.
+    pub parent_task: TaskId,
     /// Name of the task or actor class, for messages.
     pub name: String,
     /// Whether the task is tried again when its worker dies.
@@ -178,6 +180,7 @@ impl Control {
             actor,
             bundle,
             runtime_env: spec.runtime_env_info,
+            parent_task: TaskId::from_slice(&spec.parent_task_id).unwrap_or_default(),
             name: spec.task_name,
             retriable: if creates_actor { spec.max_actor_restarts != 0 } else { spec.max_retries != 0 },
             worker: None,
@@ -402,6 +405,20 @@ impl Control {
             self.sched(shard, SchedEvent::Backlog { owner, class, size: 0 });
         }
         Ok(())
+    }
+
+    /// The workers that Ray wants started with the node, before there is a job.
+    pub fn prestart_at_boot(&self) {
+        let key = WorkerKey { language: proto::Language::Python as u8, ..WorkerKey::default() };
+        let shards = u32::from(self.shards());
+        let count = self.flags.num_prestart_python_workers;
+        for shard in 0..self.shards() {
+            let share = (count + shards - 1 - u32::from(shard)) / shards;
+            if share > 0 {
+                let count = raylet_shard::sched::PrestartCount::New(share);
+                self.sched(shard, SchedEvent::Prestart { key, job: None, count, keep_alive_ns: 0 });
+            }
+        }
     }
 
     /// Workers ahead of need, for an owner that knows what comes.

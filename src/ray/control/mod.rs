@@ -11,6 +11,7 @@ mod cluster;
 mod dispatch;
 mod jobs;
 mod leases;
+mod memory;
 mod objects;
 mod pool;
 mod reports;
@@ -292,6 +293,8 @@ impl Control {
     }
 
     pub(super) fn sched(&self, shard: ShardId, event: SchedEvent) {
+        // A returned lease frees resources without an answer.
+        self.mark_resources_changed();
         self.to_core(shard, ToCore::Sched(event));
     }
 

@@ -8,6 +8,7 @@ use raylet_shard::sched::{ExitReason, KillReason, SchedEvent};
 
 use super::Control;
 use crate::ray::proto::{self, WorkerExitType};
+use crate::ray::metrics::Occupation;
 use crate::ray::registry::{Exit, Member};
 use crate::workers::exit::unexpected_exit_text;
 use crate::workers::process::ProcessExit;
@@ -152,14 +153,15 @@ impl Control {
         self.core_workers.forget(&member.ip_address, member.port);
         self.report_failure(&member, &exit, exception);
         self.objects.borrow_mut().member_gone(&member.worker);
+        let lease = member.lease.and_then(|lease| self.leases.borrow_mut().remove(&lease));
+        if exit.kind == WorkerExitType::SystemError {
+            self.counters.failures.add(Occupation::of(&member), lease.map_or_else(String::new, |lease| lease.name));
+        }
         if member.is_driver() {
             self.finish_driver_job(&member);
         } else {
             if exit.kind == WorkerExitType::SystemError && (member.lease.is_some() || member.actor.is_some()) {
                 self.push_worker_died(&member, &exit);
-            }
-            if let Some(lease) = member.lease {
-                self.leases.borrow_mut().remove(&lease);
             }
             self.sched(member.shard, SchedEvent::WorkerGone { worker: member.worker });
         }

@@ -168,6 +168,18 @@ impl MemoryMonitor {
         })
     }
 
+    /// True as long as one chosen before is alive, which `alive` tells of a process id.
+    pub fn waits(&mut self, alive: impl Fn(u32) -> bool) -> bool {
+        self.condemned.retain(|pid| alive(*pid));
+        let waiting = self.condemned.len();
+        if waiting > 0 {
+            self.log_sometimes(|| {
+                tracing::info!(waiting, "still waiting for workers to end and free memory")
+            });
+        }
+        waiting > 0
+    }
+
     /// Chooses workers to end. Nobody, as long as one chosen before is alive, which `alive` tells of a process id.
     pub fn choose(
         &mut self,
@@ -175,12 +187,7 @@ impl MemoryMonitor {
         candidates: &[Candidate],
         alive: impl Fn(u32) -> bool,
     ) -> Vec<Victim> {
-        self.condemned.retain(|pid| alive(*pid));
-        if !self.condemned.is_empty() {
-            let waiting = self.condemned.len();
-            self.log_sometimes(|| {
-                tracing::info!(waiting, "still waiting for workers to end and free memory")
-            });
+        if self.waits(alive) {
             return Vec::new();
         }
         let MemorySettings {

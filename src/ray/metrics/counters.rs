@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::observe::metrics::{Buckets, Counter};
+use crate::ray::registry::Member;
 use crate::ray::rpc::meter::Meters;
 
 /// Upper bounds in milliseconds of the times from a worker's start to its registration (Ray 2.60:
 /// `worker_register_time_ms`).
 pub const REGISTER_BOUNDS_MS: [f64; 5] = [1.0, 10.0, 100.0, 1_000.0, 10_000.0];
 
-/// Most names under which ended workers are counted; what comes beyond is counted without its name.
-const MAX_EVICTION_NAMES: usize = 1_000;
+/// Most names under which lost workers are counted; what comes beyond is counted without its name.
+const MAX_LOSS_NAMES: usize = 1_000;
 
 /// What the control thread counts.
 #[derive(Default)]
@@ -31,31 +32,56 @@ pub struct NodeCounters {
     pub register_times_ms: Buckets<{ REGISTER_BOUNDS_MS.len() + 1 }>,
     /// Calls of the node's gRPC servers.
     pub meters: Meters,
-    evictions: RefCell<BTreeMap<Eviction, Rc<Counter>>>,
+    /// Workers ended because the node ran short of memory.
+    pub evictions: Losses,
+    /// Workers that ended without having been meant to.
+    pub failures: Losses,
 }
 
-/// Workers ended for want of memory that were of one kind and name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Eviction {
-    /// What they were, in the words of Ray 2.60: `MemoryManager.TaskEviction.Total` and the like.
-    pub kind: &'static str,
-    /// Name of the task or actor; empty for idle workers.
-    pub name: String,
+/// What a lost worker did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Occupation {
+    /// It was an actor.
+    Actor,
+    /// It ran tasks.
+    Task,
+    /// It was a driver.
+    Driver,
+    /// Nothing.
+    Idle,
 }
 
-impl NodeCounters {
-    /// A worker was ended because memory ran short.
-    pub fn evicted(&self, mut eviction: Eviction) {
-        let mut evictions = self.evictions.borrow_mut();
-        if evictions.len() >= MAX_EVICTION_NAMES && !evictions.contains_key(&eviction) {
-            eviction.name.clear();
+impl Occupation {
+    /// What a registered worker or driver does.
+    pub fn of(member: &Member) -> Self {
+        if member.is_driver() {
+            return Self::Driver;
         }
-        evictions.entry(eviction).or_default().add_one();
+        match (member.actor, member.lease) {
+            (Some(_), _) => Self::Actor,
+            (None, Some(_)) => Self::Task,
+            (None, None) => Self::Idle,
+        }
+    }
+}
+
+/// Workers that were lost, by what they did and the name of the task or actor.
+#[derive(Debug, Default)]
+pub struct Losses(RefCell<BTreeMap<(Occupation, String), Rc<Counter>>>);
+
+impl Losses {
+    /// Counts one; `name` is that of its task or actor, empty for an idle worker.
+    pub fn add(&self, occupation: Occupation, mut name: String) {
+        let mut losses = self.0.borrow_mut();
+        if losses.len() >= MAX_LOSS_NAMES && !losses.contains_key(&(occupation, name.clone())) {
+            name.clear();
+        }
+        losses.entry((occupation, name)).or_default().add_one();
     }
 
-    /// The kinds of ended workers, with their counts.
-    pub fn evictions(&self) -> Vec<(Eviction, Rc<Counter>)> {
-        self.evictions.borrow().iter().map(|(eviction, counter)| (eviction.clone(), counter.clone())).collect()
+    /// All that there were.
+    pub fn counts(&self) -> Vec<((Occupation, String), Rc<Counter>)> {
+        self.0.borrow().iter().map(|(loss, counter)| (loss.clone(), counter.clone())).collect()
     }
 }
 
@@ -64,14 +90,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn evictions_are_counted_by_name_up_to_a_bound() {
-        let counters = NodeCounters::default();
-        let of = |n: usize| Eviction { kind: "MemoryManager.TaskEviction.Total", name: format!("f{n}") };
-        (0..MAX_EVICTION_NAMES + 5).for_each(|n| counters.evicted(of(n)));
-        counters.evicted(of(0));
-        let evictions = counters.evictions();
-        assert_eq!(evictions.len(), MAX_EVICTION_NAMES + 1);
-        let total = |name: &str| evictions.iter().find(|(e, _)| e.name == name).map(|(_, count)| count.total());
+    fn losses_are_counted_by_name_up_to_a_bound() {
+        let losses = Losses::default();
+        (0..MAX_LOSS_NAMES + 5).for_each(|n| losses.add(Occupation::Task, format!("f{n}")));
+        losses.add(Occupation::Task, "f0".to_owned());
+        let counts = losses.counts();
+        assert_eq!(counts.len(), MAX_LOSS_NAMES + 1);
+        let total = |name: &str| counts.iter().find(|((_, n), _)| n == name).map(|(_, count)| count.total());
         assert_eq!((total("f0"), total("f1"), total("")), (Some(2), Some(1), Some(5)));
     }
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tonic::Status;
 
-pub use self::counters::{NodeCounters, REGISTER_BOUNDS_MS};
+pub use self::counters::{Losses, NodeCounters, Occupation, REGISTER_BOUNDS_MS};
 use self::stock::SealedSizes;
 use crate::bridge::CoreReport;
 use crate::observe::metrics::{Added, Batch, Counter};
@@ -30,6 +30,9 @@ const EXPORT: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/E
 
 /// Longest wait for the agent to take a report; the counts of one that it did not take go with the next.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often is looked whether the agent serves, until it does.
+const AGENT_POLL: Duration = Duration::from_millis(500);
 
 /// Shortest time between two reports, as in Ray 2.60.
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
@@ -100,7 +103,11 @@ async fn agent(control: &Control) -> Option<Channel> {
         tracing::info!("metrics are not collected (enable_metrics_collection)");
         return None;
     }
-    if control.agents.settled(Agent::Dashboard).await != AgentState::Ready {
+    // Whoever awaits an agent hurries its start; metrics are not worth that.
+    while control.agents.state(Agent::Dashboard) == AgentState::Starting {
+        tokio::time::sleep(AGENT_POLL).await;
+    }
+    if control.agents.state(Agent::Dashboard) != AgentState::Ready {
         return None;
     }
     let ports = control.agents.ports();

@@ -2,7 +2,7 @@
 
 use raylet_shard::store::ObjectSource;
 
-use super::{is_empty, Receipts, View, REGISTER_BOUNDS_MS};
+use super::{is_empty, Losses, Occupation, Receipts, View, REGISTER_BOUNDS_MS};
 use crate::observe::metrics::{Added, Batch, Labels};
 use crate::ray::rpc::meter::TIME_BOUNDS_MS;
 
@@ -57,7 +57,7 @@ fn labelled<const N: usize>(batch: &mut Batch, name: &str, description: &str, ke
 
 fn resources(batch: &mut Batch, view: &View<'_>) {
     let mut values = Vec::with_capacity(2 * view.status.resources.len());
-    for (name, resource) in &view.status.resources {
+    for (name, resource) in view.status.resources.iter().filter(|(name, _)| is_of_users(name)) {
         let used = match name.as_str() {
             // As in Ray 2.60 (scheduler_report_pinned_bytes_only): what can't be dropped is what is used.
             STORE_RESOURCE => pinned(view).1,
@@ -68,6 +68,12 @@ fn resources(batch: &mut Batch, view: &View<'_>) {
     }
     let values = values.iter().map(|(labels, value)| (&labels[..], *value));
     batch.gauge("resources", "Logical resources of the node, by state: AVAILABLE or USED", values);
+}
+
+/// As in Ray 2.60: neither the names of nodes, which serve affinity, nor the shares of placement groups, which are part of
+/// the resource that they were taken from.
+fn is_of_users(name: &str) -> bool {
+    !name.starts_with("node:") && !name.contains("_group_")
 }
 
 /// Objects pinned for their owners: how many, and their bytes.
@@ -174,17 +180,49 @@ fn workers(batch: &mut Batch, view: &View<'_>, receipts: &mut Receipts) {
         );
         receipts.push(move |control| control.counters.register_times_ms.note_reported(&times));
     }
-    let evictions = control.counters.evictions();
-    let evictions: Vec<_> = evictions.iter().map(|(eviction, counter)| (eviction, counter, counter.unreported())).collect();
-    let labels: Vec<_> = evictions.iter().map(|(e, ..)| [("Type", e.kind), ("Name", e.name.as_str())]).collect();
-    let values = labels.iter().zip(&evictions).filter(|(_, (.., events))| *events > 0);
-    batch.count(
+    losses(
+        batch,
+        receipts,
         "memory_manager_worker_eviction",
         "Workers ended because the node ran short of memory, by kind and name",
-        values.map(|(labels, (.., events))| (&labels[..], *events)),
+        &control.counters.evictions,
+        |occupation| match occupation {
+            Occupation::Actor => "MemoryManager.ActorEviction.Total",
+            Occupation::Task => "MemoryManager.TaskEviction.Total",
+            Occupation::Driver => "MemoryManager.DriverEviction.Total",
+            Occupation::Idle => "MemoryManager.IdleWorkerEviction.Total",
+        },
     );
-    for (_, counter, events) in evictions {
-        let counter = counter.clone();
+    losses(
+        batch,
+        receipts,
+        "node_manager_unexpected_worker_failure",
+        "Workers that ended without having been meant to (exit type SYSTEM_ERROR), by kind and name",
+        &control.counters.failures,
+        |occupation| match occupation {
+            Occupation::Actor => "Raylet.UnexpectedActorFailure.Total",
+            Occupation::Task => "Raylet.UnexpectedTaskFailure.Total",
+            Occupation::Driver => "Raylet.UnexpectedDriverFailure.Total",
+            Occupation::Idle => "Raylet.UnexpectedIdleWorkerFailure.Total",
+        },
+    );
+}
+
+/// `kind` gives the label `Type`.
+fn losses(
+    batch: &mut Batch,
+    receipts: &mut Receipts,
+    name: &str,
+    description: &str,
+    losses: &Losses,
+    kind: fn(Occupation) -> &'static str,
+) {
+    let new: Vec<_> = losses.counts().into_iter().filter(|(_, counter)| counter.unreported() > 0).collect();
+    let labels: Vec<_> = new.iter().map(|((what, name), _)| [("Type", kind(*what)), ("Name", name.as_str())]).collect();
+    let values = labels.iter().zip(&new).map(|(labels, (_, counter))| (&labels[..], counter.unreported()));
+    batch.count(name, description, values);
+    for (_, counter) in new {
+        let events = counter.unreported();
         receipts.push(move |_| counter.note_reported(events));
     }
 }
@@ -261,6 +299,13 @@ fn minus<const N: usize>(now: &Added<N>, told: Option<&Added<N>>) -> Added<N> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_nodes_and_shares_of_groups_are_left_out() {
+        let left_out = ["node:192.0.2.2", "node:__internal_head__", "CPU_group_0_0123abcd", "bundle_group_0123abcd"];
+        assert!(left_out.iter().all(|name| !is_of_users(name)));
+        assert!(["CPU", "object_store_memory", "slot"].iter().all(|name| is_of_users(name)));
+    }
 
     #[test]
     fn the_size_bounds_are_those_of_ray() {
