@@ -93,9 +93,9 @@ pub struct Core {
 /// The object table of a shard; shard 0 has the bank of spans beside it.
 pub enum Memory {
     /// Of shard 0.
-    Home(NodeMemory),
+    Home(Box<NodeMemory>),
     /// Of every other shard.
-    Away(Store),
+    Away(Box<Store>),
 }
 
 impl Memory {
@@ -397,7 +397,7 @@ impl Core {
                     self.run(Work::Bank(BankEvent::Tick));
                 }
             }
-            if sched || self.ticks.get() % SLOW_TICKS == 0 {
+            if sched || self.ticks.get().is_multiple_of(SLOW_TICKS) {
                 self.run(Work::Sched(SchedEvent::Tick));
             }
         }

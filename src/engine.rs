@@ -301,9 +301,9 @@ async fn core_main(seed: CoreSeed) -> Result<(), String> {
         0 => {
             let bank = SpanBank::new(BankConfig::new(seed.store.segments.clone(), seed.home));
             let bank = bank.ok_or_else(|| format!("{} shards are more than a node can have", seed.shards))?;
-            Memory::Home(NodeMemory::new(store, bank, 0))
+            Memory::Home(Box::new(NodeMemory::new(store, bank, 0)))
         }
-        _ => Memory::Away(store),
+        _ => Memory::Away(Box::new(store)),
     };
     let core = Core::new(CoreParts {
         shard: seed.shard,

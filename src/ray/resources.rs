@@ -193,7 +193,7 @@ fn fixed(name: &str, amount: f64) -> Result<Fixed, ResourceError> {
 
 /// Bytes written as hexadecimal digits; `None` for anything else.
 pub fn unhex(hex: &str) -> Option<Vec<u8>> {
-    if hex.len() % 2 != 0 || !hex.is_ascii() {
+    if !hex.len().is_multiple_of(2) || !hex.is_ascii() {
         return None;
     }
     let digits = hex.as_bytes().chunks_exact(2);

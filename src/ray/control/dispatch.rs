@@ -48,7 +48,7 @@ impl Control {
             SchedEffect::Granted { token, lease, worker, allocation, .. } => {
                 self.lease_outcome(token, lease, Outcome::Granted(worker, allocation));
             }
-            SchedEffect::Rejected { token, lease, why } => self.lease_outcome(token, lease, Outcome::Rejected(why)),
+            SchedEffect::Rejected { token, lease, .. } => self.lease_outcome(token, lease, Outcome::Rejected),
             SchedEffect::Cancelled { token, lease, why } => self.lease_outcome(token, lease, Outcome::Cancelled(why)),
             SchedEffect::Failed { token, lease, why } => self.lease_outcome(token, lease, Outcome::Failed(why)),
             SchedEffect::Withdrawn { token, lease } => self.lease_outcome(token, lease, Outcome::Withdrawn),

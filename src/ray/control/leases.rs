@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use raylet_shard::ids::{ActorId, JobId, LeaseId, NodeId, ObjectId, PlacementGroupId, ShardId, TaskId, WorkerId};
 use raylet_shard::sched::{
-    Allocation, CancelReason, ClassId, FailReason, LeaseRequest, RejectReason, SchedEvent, WorkerFate, WorkerKey,
+    Allocation, CancelReason, ClassId, FailReason, LeaseRequest, SchedEvent, WorkerFate, WorkerKey,
 };
 use rustc_hash::FxHashMap;
 use tokio::sync::oneshot;
@@ -73,7 +73,7 @@ pub enum Outcome {
     /// It has its lease.
     Granted(WorkerId, Allocation),
     /// It was turned away.
-    Rejected(RejectReason),
+    Rejected,
     /// It was cancelled.
     Cancelled(CancelReason),
     /// It failed.
@@ -282,7 +282,7 @@ impl Control {
     fn reply(&self, lease: LeaseId, _shard: ShardId, outcome: Outcome) -> RequestWorkerLeaseReply {
         match outcome {
             Outcome::Granted(worker, allocation) => self.granted(lease, &worker, &allocation),
-            Outcome::Rejected(_) => RequestWorkerLeaseReply {
+            Outcome::Rejected => RequestWorkerLeaseReply {
                 rejected: true,
                 resources_data: Some(proto::ResourcesData {
                     node_id: self.node_id.as_bytes().to_vec().into(),
