@@ -6,6 +6,7 @@
 //! At the end of a world leases are returned until everything that can be granted was.
 
 mod model;
+mod rest;
 mod world;
 
 pub use world::Report;
@@ -32,9 +33,7 @@ pub fn run(seed: u64, steps: u64) -> Result<Report, Failure> {
 /// Runs the world of one seed.
 pub fn run_world(seed: u64, steps: u64) -> Result<Report, Failure> {
     let mut world = World::new(seed);
-    let run = (0..steps)
-        .try_for_each(|_| world.step())
-        .and_then(|()| world.rest());
+    let run = (0..steps).try_for_each(|_| world.step()).and_then(|()| world.rest());
     let step = world.steps();
     run.map_err(|what| Failure { seed, step, what })?;
     Ok(world.into_report())

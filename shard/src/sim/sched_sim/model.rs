@@ -151,39 +151,18 @@ macro_rules! ensure {
 }
 
 impl Model {
-    pub(super) fn new_lease(
-        &mut self,
-        request: LeaseRequest,
-        class: u32,
-        shard: ShardId,
-        deps: u32,
-    ) {
+    pub(super) fn new_lease(&mut self, request: LeaseRequest, class: u32, shard: ShardId, deps: u32) {
         let n = number(&request.lease.0);
         self.asked.insert(request.token, Asked::Request(n));
         let tokens = vec![request.token];
         let (state, allocation) = (LeaseState::Queued, Allocation::default());
-        self.leases.push(LeaseModel {
-            class,
-            shard,
-            state,
-            tokens,
-            deps,
-            watched: false,
-            request,
-            allocation,
-        });
+        self.leases.push(LeaseModel { class, shard, state, tokens, deps, watched: false, request, allocation });
         self.queued.insert(n);
     }
 
     pub(super) fn new_worker(&mut self, shard: ShardId) -> u32 {
         let n = self.workers.len() as u32;
-        self.workers.push(WorkerModel {
-            shard,
-            alive: true,
-            retired: false,
-            lease: None,
-            blocked: false,
-        });
+        self.workers.push(WorkerModel { shard, alive: true, retired: false, lease: None, blocked: false });
         self.alive.insert(n);
         n
     }
@@ -205,16 +184,9 @@ impl Model {
         }
         let lease = &mut self.leases[n as usize];
         lease.state = LeaseState::Done;
-        for part in std::mem::take(&mut lease.allocation)
-            .0
-            .iter()
-            .filter(|part| !part.mirror)
-        {
+        for part in std::mem::take(&mut lease.allocation).0.iter().filter(|part| !part.mirror) {
             for (index, amount) in &part.instances {
-                *self
-                    .instances
-                    .entry((physical(part.id), *index))
-                    .or_default() -= *amount;
+                *self.instances.entry((physical(part.id), *index)).or_default() -= *amount;
             }
         }
         self.queued.remove(n);
@@ -231,26 +203,12 @@ impl Model {
     }
 
     /// Follows one effect of a shard. `ToShard` is the world's business.
-    pub(super) fn apply(
-        &mut self,
-        shard: ShardId,
-        effect: &SchedEffect,
-        alone: bool,
-    ) -> Result<(), String> {
+    pub(super) fn apply(&mut self, shard: ShardId, effect: &SchedEffect, alone: bool) -> Result<(), String> {
         use SchedEffect as F;
         match effect {
-            F::Granted {
-                token,
-                lease,
-                class,
-                worker,
-                allocation,
-            } => {
+            F::Granted { token, lease, class, worker, allocation } => {
                 let n = self.answer_request(*token, *lease)?;
-                ensure!(
-                    self.leases[n as usize].class == class.0,
-                    "{lease:?} was granted as of {class:?}"
-                );
+                ensure!(self.leases[n as usize].class == class.0, "{lease:?} was granted as of {class:?}");
                 self.grant(n, number(&worker.0), allocation, shard, alone)
             }
             F::Rejected { token, lease, .. } => {
@@ -262,26 +220,17 @@ impl Model {
                 self.turned_away(*token, *lease)
             }
             F::Withdrawn { token, lease } => self.turned_away(*token, *lease),
-            F::Failed {
-                token,
-                lease,
-                why: FailReason::TooManyRetries,
-            } => self.answer_request(*token, *lease).map(drop),
+            F::Failed { token, lease, why: FailReason::TooManyRetries } => {
+                self.answer_request(*token, *lease).map(drop)
+            }
             F::Failed { token, lease, .. } => {
                 self.seen.failed += 1;
                 self.turned_away(*token, *lease)
             }
-            F::CancelDone {
-                token,
-                lease,
-                cancelled,
-            } => {
+            F::CancelDone { token, lease, cancelled } => {
                 self.answer(*token, Asked::Cancel)?;
                 let state = self.leases[number(&lease.0) as usize].state;
-                ensure!(
-                    !cancelled || state == LeaseState::Done,
-                    "{lease:?} is {state:?} after its cancel"
-                );
+                ensure!(!cancelled || state == LeaseState::Done, "{lease:?} is {state:?} after its cancel");
                 Ok(())
             }
             F::CancelledMany { token, .. } => self.answer(*token, Asked::CancelClasses),
@@ -291,15 +240,10 @@ impl Model {
             }
             F::UnwatchDeps { lease } => {
                 let lease = &mut self.leases[number(&lease.0) as usize];
-                ensure!(
-                    std::mem::replace(&mut lease.watched, false),
-                    "{lease:?} was not watched"
-                );
+                ensure!(std::mem::replace(&mut lease.watched, false), "{lease:?} was not watched");
                 Ok(())
             }
-            F::StartWorker {
-                start, key, job, ..
-            } => {
+            F::StartWorker { start, key, job, .. } => {
                 ensure!(start.shard() == shard, "shard {shard} starts {start:?}");
                 ensure!(self.starts.insert(*start, ()).is_none(), "{start:?} twice");
                 self.starting.push((*start, *key, *job));
@@ -318,14 +262,8 @@ impl Model {
                 self.seen.lost += 1;
                 let (n, w) = (number(&lease.0), number(&worker.0));
                 let state = self.leases[n as usize].state;
-                ensure!(
-                    state == LeaseState::Granted(w),
-                    "{lease:?} was lost while {state:?}"
-                );
-                ensure!(
-                    !self.workers[w as usize].alive,
-                    "{lease:?} was lost, but {worker:?} lives"
-                );
+                ensure!(state == LeaseState::Granted(w), "{lease:?} was lost while {state:?}");
+                ensure!(!self.workers[w as usize].alive, "{lease:?} was lost, but {worker:?} lives");
                 self.workers[w as usize].lease = None;
                 self.end(n);
                 Ok(())
@@ -353,75 +291,41 @@ impl Model {
 
     fn answer(&mut self, token: Token, asked: Asked) -> Result<(), String> {
         let was = self.asked.remove(&token);
-        ensure!(
-            was == Some(asked),
-            "token {token} was answered as {asked:?}, it was for {was:?}"
-        );
+        ensure!(was == Some(asked), "token {token} was answered as {asked:?}, it was for {was:?}");
         Ok(())
     }
 
     fn answer_request(&mut self, token: Token, lease: LeaseId) -> Result<u32, String> {
         let n = number(&lease.0);
         self.answer(token, Asked::Request(n))?;
-        self.leases[n as usize]
-            .tokens
-            .retain(|asked| *asked != token);
+        self.leases[n as usize].tokens.retain(|asked| *asked != token);
         Ok(n)
     }
 
     fn turned_away(&mut self, token: Token, lease: LeaseId) -> Result<(), String> {
         let n = self.answer_request(token, lease)?;
         let entry = &self.leases[n as usize];
-        ensure!(
-            !matches!(entry.state, LeaseState::Granted(_)),
-            "{lease:?} was granted and then turned away"
-        );
-        ensure!(
-            !entry.watched,
-            "{lease:?} was turned away, but its objects are still watched"
-        );
+        ensure!(!matches!(entry.state, LeaseState::Granted(_)), "{lease:?} was granted and then turned away");
+        ensure!(!entry.watched, "{lease:?} was turned away, but its objects are still watched");
         self.end(n);
         Ok(())
     }
 
-    fn grant(
-        &mut self,
-        n: u32,
-        w: u32,
-        allocation: &Allocation,
-        shard: ShardId,
-        alone: bool,
-    ) -> Result<(), String> {
+    fn grant(&mut self, n: u32, w: u32, allocation: &Allocation, shard: ShardId, alone: bool) -> Result<(), String> {
         let lease = &mut self.leases[n as usize];
         match lease.state {
             LeaseState::Done => return Err(format!("lease {n} was granted after it was over")),
             LeaseState::Granted(before) => {
-                ensure!(
-                    before == w && lease.allocation == *allocation,
-                    "lease {n} was granted twice, differently"
-                );
+                ensure!(before == w && lease.allocation == *allocation, "lease {n} was granted twice, differently");
                 return Ok(());
             }
             LeaseState::Queued => {}
         }
-        ensure!(
-            !lease.watched && lease.deps == 0,
-            "lease {n} was granted without its objects"
-        );
+        ensure!(!lease.watched && lease.deps == 0, "lease {n} was granted without its objects");
         let worker = &mut self.workers[w as usize];
-        ensure!(
-            worker.alive || !alone,
-            "lease {n} was granted to worker {w}, which is gone"
-        );
-        ensure!(
-            worker.shard == shard && !worker.retired,
-            "lease {n} was granted to {worker:?} by shard {shard}"
-        );
-        ensure!(
-            worker.lease.is_none(),
-            "lease {n} was granted to worker {w}, which serves {:?}",
-            worker.lease
-        );
+        ensure!(worker.alive || !alone, "lease {n} was granted to worker {w}, which is gone");
+        ensure!(worker.shard == shard && !worker.retired, "lease {n} was granted to {worker:?} by shard {shard}");
+        ensure!(worker.lease.is_none(), "lease {n} was granted to worker {w}, which serves {:?}", worker.lease);
         worker.lease = Some(n);
         lease.state = LeaseState::Granted(w);
         lease.allocation = allocation.clone();
@@ -430,16 +334,9 @@ impl Model {
         self.seen.granted += 1;
         for part in allocation.0.iter().filter(|part| !part.mirror) {
             for (index, amount) in &part.instances {
-                let used = self
-                    .instances
-                    .entry((physical(part.id), *index))
-                    .or_default();
+                let used = self.instances.entry((physical(part.id), *index)).or_default();
                 *used += *amount;
-                ensure!(
-                    *used <= Fixed::ONE,
-                    "instance {index} of {:?} is given {used:?} times",
-                    part.id
-                );
+                ensure!(*used <= Fixed::ONE, "instance {index} of {:?} is given {used:?} times", part.id);
             }
         }
         Ok(())
@@ -447,11 +344,7 @@ impl Model {
 
     fn exit(&mut self, n: u32, why: ExitReason) -> Result<(), String> {
         let worker = &mut self.workers[n as usize];
-        ensure!(
-            worker.lease.is_none(),
-            "worker {n} is asked to exit while it serves {:?}",
-            worker.lease
-        );
+        ensure!(worker.lease.is_none(), "worker {n} is asked to exit while it serves {:?}", worker.lease);
         if worker.alive {
             match why {
                 ExitReason::Idle => self.asked_to_exit.insert(n),

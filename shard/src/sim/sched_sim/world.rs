@@ -18,8 +18,8 @@ const NOWHERE: ResourceId = ResourceId(4);
 /// The `bundle` label of a bundle.
 const LABEL: u32 = 9;
 
-const GROUPS: u32 = 3;
-const BUNDLES_PER_GROUP: u32 = 2;
+pub(super) const GROUPS: u32 = 3;
+pub(super) const BUNDLES_PER_GROUP: u32 = 2;
 const JOBS: u64 = 3;
 const OWNERS: u64 = 6;
 const QUEUED_MAX: usize = 60;
@@ -27,8 +27,6 @@ const QUEUED_MAX: usize = 60;
 const CHECK_EVERY: u64 = 512;
 /// Messages are all delivered this often, to see that nobody waits for what idles elsewhere.
 const QUIET_EVERY: u64 = 96;
-/// Rounds of returning leases at the end; far more than any world needs.
-const REST_ROUNDS: u32 = 4_000;
 
 /// What happened in a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -77,25 +75,25 @@ struct Kind {
 }
 
 pub(super) struct World {
-    rng: Rng,
-    now: NowNs,
-    shards: Vec<Scheduler>,
-    links: Vec<VecDeque<SchedMsg>>,
+    pub(super) rng: Rng,
+    pub(super) now: NowNs,
+    pub(super) shards: Vec<Scheduler>,
+    pub(super) links: Vec<VecDeque<SchedMsg>>,
     /// Credit of base resources in messages.
     travelling: [Fixed; 4],
     totals: [Fixed; 4],
     kinds: Vec<Kind>,
-    homes: [ShardId; GROUPS as usize],
-    model: Model,
+    pub(super) homes: [ShardId; GROUPS as usize],
+    pub(super) model: Model,
     tokens: Token,
     steps: u64,
     messages: u64,
-    draining: bool,
+    pub(super) draining: bool,
     capping: bool,
     effects: Vec<SchedEffect>,
 }
 
-type Outcome = Result<(), String>;
+pub(super) type Outcome = Result<(), String>;
 
 impl World {
     pub(super) fn new(seed: u64) -> Self {
@@ -109,9 +107,7 @@ impl World {
             config
         };
         let mut world = Self {
-            shards: (0..shards)
-                .map(|shard| Scheduler::new(config(shard)))
-                .collect(),
+            shards: (0..shards).map(|shard| Scheduler::new(config(shard))).collect(),
             links: (0..shards * shards).map(|_| VecDeque::new()).collect(),
             now: 0,
             travelling: [Fixed::ZERO; 4],
@@ -137,9 +133,7 @@ impl World {
             let total = Fixed::units(total as i64);
             world.totals[id.0 as usize] = total;
             let add = SchedEvent::AddResource { id, total, kind };
-            world
-                .everywhere(add)
-                .expect("adding a resource answers nothing");
+            world.everywhere(add).expect("adding a resource answers nothing");
         }
         let classes = 4 + world.rng.below(12) as u32;
         (0..classes).for_each(|class| world.define(ClassId(class), cpus));
@@ -156,50 +150,32 @@ impl World {
         let mut demand: Vec<(ResourceId, Fixed)> = match rng.below(10) {
             0 => vec![],
             1 => vec![(CPU, Fixed::units(cpus as i64))],
-            2 => vec![
-                (GPU, tenths(1 + rng.below(10))),
-                (CPU, tenths(rng.below(11))),
-            ],
+            2 => vec![(GPU, tenths(1 + rng.below(10))), (CPU, tenths(rng.below(11)))],
             3 => vec![(GPU, Fixed::units(1 + rng.below(3) as i64))],
             4 => vec![(MEMORY, tenths(1 + rng.below(120))), (CPU, Fixed::ONE)],
-            5 => vec![
-                (CUSTOM, Fixed::units(1 + rng.below(4) as i64)),
-                (MEMORY, Fixed::ONE),
-            ],
+            5 => vec![(CUSTOM, Fixed::units(1 + rng.below(4) as i64)), (MEMORY, Fixed::ONE)],
             6 if rng.permille(300) => vec![(NOWHERE, Fixed::ONE)],
             _ => vec![(CPU, tenths(5 * (1 + rng.below(4))))],
         };
         let mut shard = rng.below(self.shards.len() as u64) as ShardId;
         if rng.permille(300) {
             let group = rng.below(u64::from(GROUPS)) as u32;
-            let indexed = rng
-                .permille(500)
-                .then(|| rng.below(u64::from(BUNDLES_PER_GROUP)) as u32);
+            let indexed = rng.permille(500).then(|| rng.below(u64::from(BUNDLES_PER_GROUP)) as u32);
             let amount = tenths(1 + rng.below(15));
             let original = if rng.permille(600) { CPU.0 } else { GPU.0 };
-            demand = vec![
-                (wildcard(group, original), amount),
-                (wildcard(group, LABEL), Fixed(10)),
-            ];
+            demand = vec![(wildcard(group, original), amount), (wildcard(group, LABEL), Fixed(10))];
             if let Some(index) = indexed {
-                demand.extend([
-                    (in_bundle(group, index, original), amount),
-                    (in_bundle(group, index, LABEL), Fixed(10)),
-                ]);
+                demand
+                    .extend([(in_bundle(group, index, original), amount), (in_bundle(group, index, LABEL), Fixed(10))]);
             }
             shard = self.homes[group as usize];
         }
         let demand = ResourceSet::new(demand);
         let is_gpu = demand.get(GPU) > Fixed::ZERO;
-        let worker = WorkerKey {
-            language: 0,
-            runtime_env_hash: (rng.below(8) / 6) as i32,
-            dynamic_options: 0,
-        };
+        let worker = WorkerKey { language: 0, runtime_env_hash: (rng.below(8) / 6) as i32, dynamic_options: 0 };
         self.kinds.push(Kind { shard, is_gpu });
         let def = Box::new(ClassDef { demand, worker });
-        self.send(shard, SchedEvent::DefineClass { class, def })
-            .expect("defining a class answers nothing");
+        self.send(shard, SchedEvent::DefineClass { class, def }).expect("defining a class answers nothing");
     }
 
     pub(super) fn steps(&self) -> u64 {
@@ -222,14 +198,14 @@ impl World {
         }
     }
 
-    fn token(&mut self, asked: Asked) -> Token {
+    pub(super) fn token(&mut self, asked: Asked) -> Token {
         self.tokens += 1;
         self.model.asked.insert(self.tokens, asked);
         self.tokens
     }
 
     /// One event for one shard, and everything that must hold after it.
-    fn send(&mut self, to: ShardId, event: SchedEvent) -> Outcome {
+    pub(super) fn send(&mut self, to: ShardId, event: SchedEvent) -> Outcome {
         let mut effects = std::mem::take(&mut self.effects);
         self.shards[usize::from(to)].handle(event, self.now, &mut effects);
         for effect in effects.drain(..) {
@@ -250,17 +226,14 @@ impl World {
         self.check_totals()
     }
 
-    fn everywhere(&mut self, event: SchedEvent) -> Outcome {
+    pub(super) fn everywhere(&mut self, event: SchedEvent) -> Outcome {
         (0..self.shards.len()).try_for_each(|shard| self.send(shard as ShardId, event.clone()))
     }
 
     fn travel(&mut self, msg: &SchedMsg, sign: i64) {
         let credit = match msg {
             SchedMsg::Credit { credit, .. } | SchedMsg::Grant { credit, .. } => credit,
-            SchedMsg::Taken {
-                credit: Some(credit),
-                ..
-            } => credit,
+            SchedMsg::Taken { credit: Some(credit), .. } => credit,
             _ => return,
         };
         for part in &credit.0 {
@@ -283,29 +256,22 @@ impl World {
         Ok(())
     }
 
-    fn check(&self) -> Outcome {
+    pub(super) fn check(&self) -> Outcome {
         for (at, shard) in self.shards.iter().enumerate() {
-            shard
-                .check()
-                .map_err(|what| format!("shard {at}: {what}"))?;
+            shard.check().map_err(|what| format!("shard {at}: {what}"))?;
         }
         Ok(())
     }
 
     /// With no message on its way, nothing that a request waits for lies idle on another shard.
     fn check_nobody_waits_in_vain(&self) -> Outcome {
-        let behind = |shard: &Scheduler| {
-            shard.wants_tick() || shard.reserved_for().is_some() || shard.bank_holds()
-        };
+        let behind = |shard: &Scheduler| shard.wants_tick() || shard.reserved_for().is_some() || shard.bank_holds();
         if self.capping || self.draining || self.shards.iter().any(behind) {
             return Ok(());
         }
         let free = |id: ResourceId| {
             let shards = self.shards.iter().flat_map(Scheduler::resources);
-            let free: Fixed = shards
-                .filter(|part| part.id == id)
-                .map(|part| part.free)
-                .sum();
+            let free: Fixed = shards.filter(|part| part.id == id).map(|part| part.free).sum();
             free + self.shards[0].bank_free(id)
         };
         for shard in &self.shards {
@@ -382,10 +348,7 @@ impl World {
             deps,
         };
         self.tokens += 1;
-        let request = LeaseRequest {
-            token: self.tokens,
-            ..request
-        };
+        let request = LeaseRequest { token: self.tokens, ..request };
         let deps = request.deps.len() as u32;
         self.model.new_lease(request.clone(), class, shard, deps);
         self.send(shard, SchedEvent::Request(Box::new(request)))
@@ -428,11 +391,8 @@ impl World {
         self.return_lease(n, fate)
     }
 
-    fn return_lease(&mut self, n: u32, fate: WorkerFate) -> Outcome {
-        let (lease, shard) = (
-            &self.model.leases[n as usize],
-            self.model.leases[n as usize].shard,
-        );
+    pub(super) fn return_lease(&mut self, n: u32, fate: WorkerFate) -> Outcome {
+        let (lease, shard) = (&self.model.leases[n as usize], self.model.leases[n as usize].shard);
         let LeaseState::Granted(worker) = lease.state else {
             return Ok(());
         };
@@ -441,27 +401,15 @@ impl World {
         if fate == WorkerFate::Exiting && self.model.workers[worker as usize].alive {
             self.model.dying.insert(worker);
         }
-        self.send(
-            shard,
-            SchedEvent::Return {
-                lease: lease_id(n),
-                fate,
-            },
-        )?;
+        self.send(shard, SchedEvent::Return { lease: lease_id(n), fate })?;
         if self.rng.permille(50) {
-            self.send(
-                shard,
-                SchedEvent::Return {
-                    lease: lease_id(n),
-                    fate,
-                },
-            )?;
+            self.send(shard, SchedEvent::Return { lease: lease_id(n), fate })?;
         }
         Ok(())
     }
 
     /// Delivers the first message of a random pair that has some.
-    fn deliver(&mut self) -> Outcome {
+    pub(super) fn deliver(&mut self) -> Outcome {
         let links = self.links.len();
         let first = self.rng.below(links as u64) as usize;
         for link in (0..links).map(|at| (first + at) % links) {
@@ -482,35 +430,17 @@ impl World {
         let at = self.rng.below(self.model.starting.len() as u64) as usize;
         let (start, key, job) = self.model.starting.swap_remove(at);
         match self.rng.below(40) {
-            0 => self.send(
-                start.shard(),
-                SchedEvent::StartFailed {
-                    start,
-                    why: StartFailure::RuntimeEnv("no".into()),
-                },
-            ),
-            1 | 2 => self.send(
-                start.shard(),
-                SchedEvent::StartFailed {
-                    start,
-                    why: StartFailure::NotRegistered,
-                },
-            ),
+            0 => {
+                self.send(start.shard(), SchedEvent::StartFailed { start, why: StartFailure::RuntimeEnv("no".into()) })
+            }
+            1 | 2 => self.send(start.shard(), SchedEvent::StartFailed { start, why: StartFailure::NotRegistered }),
             _ => self.came_up(start, key, job),
         }
     }
 
-    fn came_up(&mut self, start: StartToken, key: WorkerKey, job: Option<JobId>) -> Outcome {
+    pub(super) fn came_up(&mut self, start: StartToken, key: WorkerKey, job: Option<JobId>) -> Outcome {
         let worker = worker_id(self.model.new_worker(start.shard()));
-        self.send(
-            start.shard(),
-            SchedEvent::WorkerReady {
-                worker,
-                start: Some(start),
-                key,
-                job,
-            },
-        )
+        self.send(start.shard(), SchedEvent::WorkerReady { worker, start: Some(start), key, job })
     }
 
     fn cancel(&mut self) -> Outcome {
@@ -522,13 +452,7 @@ impl World {
             return self.send(shard, SchedEvent::Withdraw { lease: lease_id(n) });
         }
         let token = self.token(Asked::Cancel);
-        self.send(
-            shard,
-            SchedEvent::Cancel {
-                token,
-                lease: lease_id(n),
-            },
-        )
+        self.send(shard, SchedEvent::Cancel { token, lease: lease_id(n) })
     }
 
     fn dep(&mut self) -> Outcome {
@@ -546,27 +470,13 @@ impl World {
             // Lost before the grant, which may be on its way: only a lease still watched waits again.
             if self.model.leases[n as usize].watched && !self.holds(n) {
                 self.model.leases[n as usize].deps = 1;
-                return self.send(
-                    shard,
-                    SchedEvent::DepLost {
-                        lease: lease_id(n),
-                        object: deps[0],
-                    },
-                );
+                return self.send(shard, SchedEvent::DepLost { lease: lease_id(n), object: deps[0] });
             }
             return Ok(());
         }
         self.model.leases[n as usize].deps = 0;
         // The model's ensure! on a grant needs the watch to end with it.
-        deps.into_iter().try_for_each(|object| {
-            self.send(
-                shard,
-                SchedEvent::DepReady {
-                    lease: lease_id(n),
-                    object,
-                },
-            )
-        })
+        deps.into_iter().try_for_each(|object| self.send(shard, SchedEvent::DepReady { lease: lease_id(n), object }))
     }
 
     /// True where a lease already holds resources: it waits for a worker, not for objects.
@@ -581,9 +491,7 @@ impl World {
             return Ok(());
         }
         let at = self.rng.below(granted as u64) as usize;
-        let LeaseState::Granted(worker) =
-            self.model.leases[self.model.granted.nth(at) as usize].state
-        else {
+        let LeaseState::Granted(worker) = self.model.leases[self.model.granted.nth(at) as usize].state else {
             return Ok(());
         };
         if !self.model.workers[worker as usize].alive {
@@ -591,12 +499,7 @@ impl World {
         }
         self.model.workers[worker as usize].blocked = true;
         self.model.blocked.insert(worker);
-        self.send(
-            self.model.workers[worker as usize].shard,
-            SchedEvent::Blocked {
-                worker: worker_id(worker),
-            },
-        )
+        self.send(self.model.workers[worker as usize].shard, SchedEvent::Blocked { worker: worker_id(worker) })
     }
 
     fn unblock(&mut self) -> Outcome {
@@ -607,15 +510,10 @@ impl World {
         self.unblock_one(self.model.blocked.nth(at))
     }
 
-    fn unblock_one(&mut self, worker: u32) -> Outcome {
+    pub(super) fn unblock_one(&mut self, worker: u32) -> Outcome {
         self.model.blocked.remove(worker);
         self.model.workers[worker as usize].blocked = false;
-        self.send(
-            self.model.workers[worker as usize].shard,
-            SchedEvent::Unblocked {
-                worker: worker_id(worker),
-            },
-        )
+        self.send(self.model.workers[worker as usize].shard, SchedEvent::Unblocked { worker: worker_id(worker) })
     }
 
     fn worker_dies(&mut self) -> Outcome {
@@ -630,14 +528,9 @@ impl World {
         self.kill(self.model.alive.nth(at))
     }
 
-    fn kill(&mut self, worker: u32) -> Outcome {
+    pub(super) fn kill(&mut self, worker: u32) -> Outcome {
         self.model.worker_died(worker);
-        self.send(
-            self.model.workers[worker as usize].shard,
-            SchedEvent::WorkerGone {
-                worker: worker_id(worker),
-            },
-        )
+        self.send(self.model.workers[worker as usize].shard, SchedEvent::WorkerGone { worker: worker_id(worker) })
     }
 
     fn exit(&mut self) -> Outcome {
@@ -650,12 +543,7 @@ impl World {
             return self.kill(worker);
         }
         self.model.asked_to_exit.remove(worker);
-        self.send(
-            self.model.workers[worker as usize].shard,
-            SchedEvent::ExitRefused {
-                worker: worker_id(worker),
-            },
-        )
+        self.send(self.model.workers[worker as usize].shard, SchedEvent::ExitRefused { worker: worker_id(worker) })
     }
 
     fn bundles(&mut self) -> Outcome {
@@ -663,13 +551,8 @@ impl World {
         let shard = self.homes[group as usize];
         if let Some(group) = self.model.prepared.pop() {
             let token = self.token(Asked::Commit);
-            let bundles = (0..BUNDLES_PER_GROUP)
-                .map(|index| bundle_id(group, index))
-                .collect();
-            return self.send(
-                self.homes[group as usize],
-                SchedEvent::CommitBundles { token, bundles },
-            );
+            let bundles = (0..BUNDLES_PER_GROUP).map(|index| bundle_id(group, index)).collect();
+            return self.send(self.homes[group as usize], SchedEvent::CommitBundles { token, bundles });
         }
         match self.rng.below(10) {
             0..=5 => {
@@ -680,25 +563,15 @@ impl World {
             }
             6..=8 => {
                 let token = self.token(Asked::Return);
-                let bundles = (0..BUNDLES_PER_GROUP)
-                    .map(|index| bundle_id(group, index))
-                    .collect();
+                let bundles = (0..BUNDLES_PER_GROUP).map(|index| bundle_id(group, index)).collect();
                 self.send(shard, SchedEvent::ReturnBundles { token, bundles })
             }
             _ => {
-                let in_use: Vec<BundleId> = (0..GROUPS)
-                    .filter(|_| self.rng.permille(700))
-                    .map(|group| bundle_id(group, 0))
-                    .collect();
+                let in_use: Vec<BundleId> =
+                    (0..GROUPS).filter(|_| self.rng.permille(700)).map(|group| bundle_id(group, 0)).collect();
                 (0..self.shards.len()).try_for_each(|shard| {
                     let token = self.token(Asked::Return);
-                    self.send(
-                        shard as ShardId,
-                        SchedEvent::ReleaseUnusedBundles {
-                            token,
-                            in_use: in_use.clone(),
-                        },
-                    )
+                    self.send(shard as ShardId, SchedEvent::ReleaseUnusedBundles { token, in_use: in_use.clone() })
                 })
             }
         }
@@ -715,17 +588,10 @@ impl World {
         resources.push(part(LABEL, BUNDLE_LABEL_UNITS));
         resources.push(part(CPU.0, Fixed((500 * (1 + self.rng.below(40))) as i64)));
         if self.rng.permille(400) {
-            let amount = if self.rng.permille(500) {
-                Fixed::ONE
-            } else {
-                Fixed(5000)
-            };
+            let amount = if self.rng.permille(500) { Fixed::ONE } else { Fixed(5000) };
             resources.push(part(GPU.0, amount));
         }
-        BundleSpec {
-            id: bundle_id(group, index),
-            resources,
-        }
+        BundleSpec { id: bundle_id(group, index), resources }
     }
 
     fn tick(&mut self) -> Outcome {
@@ -736,11 +602,7 @@ impl World {
     }
 
     fn resize(&mut self) -> Outcome {
-        let (id, units) = if self.rng.permille(500) {
-            (CPU, self.rng.below(8))
-        } else {
-            (MEMORY, self.rng.below(24))
-        };
+        let (id, units) = if self.rng.permille(500) { (CPU, self.rng.below(8)) } else { (MEMORY, self.rng.below(24)) };
         let total = Fixed::units(units as i64);
         self.totals[id.0 as usize] = total;
         // The bank's shard first: it alone books the change.
@@ -756,15 +618,7 @@ impl World {
         };
         let job = rng.permille(500).then(|| JobId([rng.below(JOBS) as u8; 4]));
         let keep_alive_ns = rng.below(2) * 1_000_000_000;
-        self.send(
-            shard,
-            SchedEvent::Prestart {
-                key: WorkerKey::default(),
-                job,
-                count,
-                keep_alive_ns,
-            },
-        )
+        self.send(shard, SchedEvent::Prestart { key: WorkerKey::default(), job, count, keep_alive_ns })
     }
 
     fn rare(&mut self) -> Outcome {
@@ -789,13 +643,7 @@ impl World {
                 let classes = vec![ClassId(self.rng.below(self.kinds.len() as u64) as u32)];
                 (0..self.shards.len()).try_for_each(|shard| {
                     let token = self.token(Asked::CancelClasses);
-                    self.send(
-                        shard as ShardId,
-                        SchedEvent::CancelClasses {
-                            token,
-                            classes: classes.clone(),
-                        },
-                    )
+                    self.send(shard as ShardId, SchedEvent::CancelClasses { token, classes: classes.clone() })
                 })
             }
             8 => {
@@ -805,183 +653,14 @@ impl World {
             _ => {
                 let class = self.rng.below(self.kinds.len() as u64) as u32;
                 let (owner, size) = (worker_id(1_000_000), self.rng.below(3) as u32);
-                self.send(
-                    self.kinds[class as usize].shard,
-                    SchedEvent::Backlog {
-                        owner,
-                        class: ClassId(class),
-                        size,
-                    },
-                )
+                self.send(self.kinds[class as usize].shard, SchedEvent::Backlog { owner, class: ClassId(class), size })
             }
         }
-    }
-
-    /// Brings the world to rest: whatever can still be granted is, and in the end the node is as it was.
-    pub(super) fn rest(&mut self) -> Outcome {
-        self.draining = false;
-        self.everywhere(SchedEvent::Drain { on: false })?;
-        for group in 0..GROUPS {
-            let token = self.token(Asked::Return);
-            let bundles = (0..BUNDLES_PER_GROUP)
-                .map(|index| bundle_id(group, index))
-                .collect();
-            self.send(
-                self.homes[group as usize],
-                SchedEvent::ReturnBundles { token, bundles },
-            )?;
-        }
-        for round in 0..REST_ROUNDS {
-            self.rest_round(round)?;
-            if self.resting() {
-                break;
-            }
-        }
-        self.check_rest()?;
-        for n in self.model.queued.all() {
-            let token = self.token(Asked::Cancel);
-            self.send(
-                self.model.leases[n as usize].shard,
-                SchedEvent::Cancel {
-                    token,
-                    lease: lease_id(n),
-                },
-            )?;
-        }
-        for _ in 0..8 {
-            self.flush()?;
-            self.everywhere(SchedEvent::Tick)?;
-        }
-        self.check()?;
-        self.check_empty()
-    }
-
-    fn flush(&mut self) -> Outcome {
-        while self.links.iter().any(|link| !link.is_empty()) {
-            self.deliver()?;
-        }
-        Ok(())
-    }
-
-    /// Everybody does what is expected of them, and leases end.
-    fn rest_round(&mut self, round: u32) -> Outcome {
-        self.now += TICK_NS;
-        if round % 16 == 15 {
-            // Far enough for what waits for a time: reservations let go, classes held back.
-            self.now += 20_000_000_000;
-        }
-        self.flush()?;
-        for (start, key, job) in std::mem::take(&mut self.model.starting) {
-            self.came_up(start, key, job)?;
-        }
-        for worker in self
-            .model
-            .asked_to_exit
-            .all()
-            .into_iter()
-            .chain(self.model.dying.all())
-        {
-            if self.model.workers[worker as usize].alive {
-                self.kill(worker)?;
-            }
-        }
-        for worker in self.model.blocked.all() {
-            self.unblock_one(worker)?;
-        }
-        for n in self.model.queued.all() {
-            let deps = self.model.leases[n as usize].request.deps.clone();
-            let shard = self.model.leases[n as usize].shard;
-            self.model.leases[n as usize].deps = 0;
-            for object in deps {
-                self.send(
-                    shard,
-                    SchedEvent::DepReady {
-                        lease: lease_id(n),
-                        object,
-                    },
-                )?;
-            }
-        }
-        self.flush()?;
-        for n in self.model.granted.all() {
-            let LeaseState::Granted(worker) = self.model.leases[n as usize].state else {
-                continue;
-            };
-            if self.model.workers[worker as usize].alive {
-                self.return_lease(n, WorkerFate::Keep)?;
-            }
-        }
-        self.flush()?;
-        self.everywhere(SchedEvent::Tick)
-    }
-
-    /// Nothing is left but requests that no total of the node can hold.
-    fn resting(&self) -> bool {
-        let quiet = self.model.granted.len() == 0
-            && self.model.starting.is_empty()
-            && self.links.iter().all(VecDeque::is_empty);
-        quiet && self.model.queued.all().iter().all(|n| !self.feasible(*n))
-    }
-
-    fn feasible(&self, n: u32) -> bool {
-        let lease = &self.model.leases[n as usize];
-        let load = self.shards[usize::from(lease.shard)].class_load(ClassId(lease.class));
-        load.is_some_and(|load| !load.infeasible)
-    }
-
-    fn check_rest(&self) -> Outcome {
-        let stuck: Vec<u32> = self
-            .model
-            .queued
-            .all()
-            .into_iter()
-            .filter(|n| self.feasible(*n))
-            .collect();
-        if let Some(n) = stuck.first() {
-            let lease = &self.model.leases[*n as usize];
-            let load = self.shards[usize::from(lease.shard)].class_load(ClassId(lease.class));
-            return Err(format!(
-                "{} requests that fit are never granted, such as {n} of shard {}: {load:?}",
-                stuck.len(),
-                lease.shard
-            ));
-        }
-        if let Some(n) = self.model.granted.all().first() {
-            return Err(format!(
-                "lease {n} never ends: {:?}",
-                self.model.leases[*n as usize].state
-            ));
-        }
-        Ok(())
-    }
-
-    /// The node is as it was in the beginning.
-    fn check_empty(&self) -> Outcome {
-        if let Some((token, asked)) = self.model.asked.iter().next() {
-            return Err(format!("token {token} for {asked:?} was never answered"));
-        }
-        for (at, shard) in self.shards.iter().enumerate() {
-            if shard.lease_count() > 0
-                || shard.worker_counts().leased > 0
-                || shard.bundle_counts() != (0, 0, 0)
-            {
-                return Err(format!("shard {at} still has leases or bundles"));
-            }
-            for part in shard.resources() {
-                if part.free != shard.credit(part.id) {
-                    return Err(format!("shard {at} still holds {part:?}"));
-                }
-            }
-        }
-        Ok(())
     }
 }
 
-fn bundle_id(group: u32, index: u32) -> BundleId {
-    BundleId {
-        group: PlacementGroupId([group as u8; 18]),
-        index,
-    }
+pub(super) fn bundle_id(group: u32, index: u32) -> BundleId {
+    BundleId { group: PlacementGroupId([group as u8; 18]), index }
 }
 
 fn in_bundle(group: u32, index: u32, original: u32) -> ResourceId {
