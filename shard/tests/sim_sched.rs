@@ -5,18 +5,11 @@
 use raylet_shard::sim::sched_sim::{run, run_world, STEPS_PER_WORLD};
 
 /// Steps without `RAYLET_SIM_STEPS`: seconds with optimisation, about a minute without.
-const DEFAULT_STEPS: u64 = if cfg!(debug_assertions) {
-    300_000
-} else {
-    5_000_000
-};
+const DEFAULT_STEPS: u64 = if cfg!(debug_assertions) { 300_000 } else { 5_000_000 };
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{name}: expected a number, got {text:?}")),
-    )
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}: expected a number, got {text:?}")))
 }
 
 #[test]
@@ -25,10 +18,7 @@ fn every_request_is_answered_once_and_nothing_is_given_twice_whatever_happens() 
     let steps = number("RAYLET_SIM_STEPS").unwrap_or(DEFAULT_STEPS);
     let began = std::time::Instant::now();
     let report = run(seed, steps).unwrap_or_else(|failure| {
-        panic!(
-            "{failure}\nagain with RAYLET_SIM_SEED={} RAYLET_SIM_STEPS={STEPS_PER_WORLD}",
-            failure.seed
-        )
+        panic!("{failure}\nagain with RAYLET_SIM_SEED={} RAYLET_SIM_STEPS={STEPS_PER_WORLD}", failure.seed)
     });
     let rate = report.steps as f64 / began.elapsed().as_secs_f64() / 1e6;
     println!("seed {seed}: {report:?}, {rate:.2} M steps/s");
@@ -44,10 +34,7 @@ fn every_request_is_answered_once_and_nothing_is_given_twice_whatever_happens() 
         report.prepared,
         report.killed,
     ];
-    assert!(
-        tried.iter().all(|count| *count > steps / 20_000),
-        "{report:?}"
-    );
+    assert!(tried.iter().all(|count| *count > steps / 20_000), "{report:?}");
 }
 
 #[test]

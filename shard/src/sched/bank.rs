@@ -225,13 +225,7 @@ impl Bank {
         !self.dirty.is_empty() && self.gathering.is_none()
     }
 
-    pub(crate) fn add(
-        &mut self,
-        id: ResourceId,
-        total: Fixed,
-        kind: ResourceKind,
-        out: &mut BankOut,
-    ) {
+    pub(crate) fn add(&mut self, id: ResourceId, total: Fixed, kind: ResourceKind, out: &mut BankOut) {
         if self.ledger.add(id, total, kind) {
             self.ledger.credit(&full_credit(id, total, kind));
             self.soil(id);
@@ -251,13 +245,7 @@ impl Bank {
     /// Takes a shard's message.
     pub(crate) fn handle(&mut self, from: ShardId, msg: SchedMsg, now: NowNs, out: &mut BankOut) {
         match msg {
-            SchedMsg::Want {
-                class,
-                want,
-                demand,
-                count,
-                since,
-            } => {
+            SchedMsg::Want { class, want, demand, count, since } => {
                 self.want((from, class), want, demand.clone(), count, since);
                 self.pump(out);
                 if self.wants.contains_key(&(from, class)) {
@@ -273,13 +261,9 @@ impl Bank {
                 self.ledger.credit(&credit);
                 credit.0.iter().for_each(|part| self.soil(part.id));
                 if let Some(hold) = &mut self.hold {
-                    hold.pinned
-                        .extend(pinned.iter().map(|(id, amount)| ((from, *id), *amount)));
+                    hold.pinned.extend(pinned.iter().map(|(id, amount)| ((from, *id), *amount)));
                 }
-                self.set_modes(
-                    &ResourceSet::new(credit.0.iter().map(|part| (part.id, part.amount))),
-                    out,
-                );
+                self.set_modes(&ResourceSet::new(credit.0.iter().map(|part| (part.id, part.amount))), out);
                 self.drop_hopeless(now, out);
             }
             SchedMsg::Gathered { round } => self.gathered(round, out),
@@ -295,8 +279,7 @@ impl Bank {
             self.let_go(now, out);
         }
         while self.hold.is_none() {
-            let Some(&(at, ticket, key)) = self.eligible.first().filter(|first| first.0 <= now)
-            else {
+            let Some(&(at, ticket, key)) = self.eligible.first().filter(|first| first.0 <= now) else {
                 break;
             };
             self.eligible.remove(&(at, ticket, key));
@@ -309,15 +292,9 @@ impl Bank {
                 continue;
             }
             let demand = want.demand.clone();
-            self.waiters
-                .unpark(want.parked.0, want.parked.1, want.ticket);
+            self.waiters.unpark(want.parked.0, want.parked.1, want.ticket);
             let until_ns = now + want.hold_ns;
-            self.hold = Some(Hold {
-                key,
-                demand: demand.clone(),
-                until_ns,
-                pinned: FxHashMap::default(),
-            });
+            self.hold = Some(Hold { key, demand: demand.clone(), until_ns, pinned: FxHashMap::default() });
             self.set_modes(&demand, out);
         }
         self.pump(out);
@@ -355,9 +332,7 @@ impl Bank {
     /// Parks a want under what it lacks, or under anything where it lacks nothing: the pump then finds it.
     fn park(&mut self, key: WantKey) {
         let demand = self.wants[&key].demand.clone();
-        let lacks = demand
-            .iter()
-            .find(|(id, amount)| self.ledger.need(*id, *amount) > self.limit(*id));
+        let lacks = demand.iter().find(|(id, amount)| self.ledger.need(*id, *amount) > self.limit(*id));
         let Some((id, amount)) = lacks.or_else(|| demand.iter().next()) else {
             return;
         };
@@ -375,8 +350,7 @@ impl Bank {
         let Some(want) = self.wants.remove(&key) else {
             return;
         };
-        self.waiters
-            .unpark(want.parked.0, want.parked.1, want.ticket);
+        self.waiters.unpark(want.parked.0, want.parked.1, want.ticket);
         self.eligible.remove(&(want.eligible_ns, want.ticket, key));
         for (id, _) in want.demand.iter() {
             if let Some(count) = self.wanted.get_mut(&id) {
@@ -393,17 +367,11 @@ impl Bank {
     /// What may be given of a resource without breaking into what is held.
     fn limit(&self, id: ResourceId) -> Fixed {
         let free = self.ledger.grantable(id);
-        let held = self
-            .hold
-            .as_ref()
-            .map_or(Fixed::ZERO, |hold| hold.demand.get(id));
+        let held = self.hold.as_ref().map_or(Fixed::ZERO, |hold| hold.demand.get(id));
         if held == Fixed::ZERO {
             return free;
         }
-        let unit = self
-            .ledger
-            .pool(id)
-            .is_some_and(|pool| pool.kind == ResourceKind::UnitInstances);
+        let unit = self.ledger.pool(id).is_some_and(|pool| pool.kind == ResourceKind::UnitInstances);
         if unit {
             Fixed::ZERO
         } else {
@@ -416,11 +384,7 @@ impl Bank {
         if self.gathering.is_some() {
             return;
         }
-        let ready = self
-            .hold
-            .as_ref()
-            .filter(|hold| self.ledger.fits(&hold.demand))
-            .map(|hold| hold.key);
+        let ready = self.hold.as_ref().filter(|hold| self.ledger.fits(&hold.demand)).map(|hold| hold.key);
         if let Some(key) = ready {
             self.give(key, out);
         }
@@ -439,10 +403,7 @@ impl Bank {
             }
             let Some((_, key)) = best else { break };
             let want = &self.wants[&key];
-            let fits = want
-                .demand
-                .iter()
-                .all(|(id, amount)| self.ledger.need(id, amount) <= self.limit(id));
+            let fits = want.demand.iter().all(|(id, amount)| self.ledger.need(id, amount) <= self.limit(id));
             if fits {
                 self.give(key, out);
             } else {
@@ -460,38 +421,20 @@ impl Bank {
         let mut credit = self.ledger.withdraw(&demand);
         self.unwant(key, out);
         let mut given = 1;
-        let free_for_all = |bank: &Self| {
-            demand
-                .iter()
-                .all(|(id, _)| bank.wanted.get(&id).is_none_or(|wants| *wants == 0))
-        };
-        while given < count
-            && free_for_all(self)
-            && self.ledger.fits(&demand)
-            && self.hold.is_none()
-        {
+        let free_for_all =
+            |bank: &Self| demand.iter().all(|(id, _)| bank.wanted.get(&id).is_none_or(|wants| *wants == 0));
+        while given < count && free_for_all(self) && self.ledger.fits(&demand) && self.hold.is_none() {
             credit.0.extend(self.ledger.withdraw(&demand).0);
             given += 1;
         }
-        out.push((
-            key.0,
-            SchedMsg::Grant {
-                class: key.1,
-                want,
-                credit,
-            },
-        ));
+        out.push((key.0, SchedMsg::Grant { class: key.1, want, credit }));
     }
 
     /// Tells the shards how to treat the resources of a demand, where that has changed.
     fn set_modes(&mut self, demand: &ResourceSet, out: &mut BankOut) {
         for (id, _) in demand.iter() {
-            let held = self
-                .hold
-                .as_ref()
-                .is_some_and(|hold| hold.demand.get(id) > Fixed::ZERO);
-            let wanted =
-                self.wanted.get(&id).is_some_and(|count| *count > 0) || self.free(id) < Fixed::ZERO;
+            let held = self.hold.as_ref().is_some_and(|hold| hold.demand.get(id) > Fixed::ZERO);
+            let wanted = self.wanted.get(&id).is_some_and(|count| *count > 0) || self.free(id) < Fixed::ZERO;
             let mode = match (held, wanted) {
                 (true, _) => Mode::All,
                 (false, true) => Mode::Idle,
@@ -507,15 +450,9 @@ impl Bank {
     fn drop_hopeless(&mut self, now: NowNs, out: &mut BankOut) {
         let Some(hold) = &self.hold else { return };
         let pinned = |id: ResourceId| -> Fixed {
-            (0..self.shards)
-                .filter_map(|shard| hold.pinned.get(&(shard, id)).copied())
-                .sum()
+            (0..self.shards).filter_map(|shard| hold.pinned.get(&(shard, id)).copied()).sum()
         };
-        if hold
-            .demand
-            .iter()
-            .any(|(id, amount)| amount + pinned(id) > self.ledger.ceiling(id))
-        {
+        if hold.demand.iter().any(|(id, amount)| amount + pinned(id) > self.ledger.ceiling(id)) {
             self.let_go(now, out);
         }
     }
@@ -527,8 +464,7 @@ impl Bank {
             want.hold_ns = (want.hold_ns * 2).min(self.reserve_max_ns);
             self.tickets += 1;
             want.ticket = self.tickets;
-            self.eligible
-                .insert((want.eligible_ns, want.ticket, hold.key));
+            self.eligible.insert((want.eligible_ns, want.ticket, hold.key));
             self.park(hold.key);
         }
         hold.demand.iter().for_each(|(id, _)| self.soil(id));
@@ -546,30 +482,14 @@ impl Bank {
             }
             self.rounds += 1;
             let ids: SmallVec<[ResourceId; 4]> = demand.iter().map(|(id, _)| id).collect();
-            let gather = |shard| {
-                (
-                    shard,
-                    SchedMsg::Gather {
-                        round: self.rounds,
-                        ids: ids.clone(),
-                    },
-                )
-            };
+            let gather = |shard| (shard, SchedMsg::Gather { round: self.rounds, ids: ids.clone() });
             out.extend((0..self.shards).map(gather));
-            self.gathering = Some(Gathering {
-                from,
-                take,
-                demand,
-                round: self.rounds,
-                missing: self.shards,
-            });
+            self.gathering = Some(Gathering { from, take, demand, round: self.rounds, missing: self.shards });
         }
     }
 
     fn can_take(&self, demand: &ResourceSet) -> bool {
-        demand
-            .iter()
-            .all(|(id, amount)| self.ledger.need(id, amount) <= self.limit(id))
+        demand.iter().all(|(id, amount)| self.ledger.need(id, amount) <= self.limit(id))
     }
 
     fn answer_take(&mut self, from: ShardId, take: u64, demand: &ResourceSet, out: &mut BankOut) {
@@ -578,21 +498,14 @@ impl Bank {
     }
 
     fn gathered(&mut self, round: u64, out: &mut BankOut) {
-        let Some(gathering) = self
-            .gathering
-            .as_mut()
-            .filter(|gathering| gathering.round == round)
-        else {
+        let Some(gathering) = self.gathering.as_mut().filter(|gathering| gathering.round == round) else {
             return;
         };
         gathering.missing -= 1;
         if gathering.missing > 0 {
             return;
         }
-        if let Some(Gathering {
-            from, take, demand, ..
-        }) = self.gathering.take()
-        {
+        if let Some(Gathering { from, take, demand, .. }) = self.gathering.take() {
             self.answer_take(from, take, &demand, out);
         }
         self.next_take(out);
@@ -603,25 +516,13 @@ impl Bank {
         self.ledger.check()?;
         let parked = self.wants.len() - usize::from(self.hold.is_some());
         if self.waiters.len() != parked {
-            return Err(format!(
-                "{} wants are parked, of {}",
-                self.waiters.len(),
-                parked
-            ));
+            return Err(format!("{} wants are parked, of {}", self.waiters.len(), parked));
         }
         if self.eligible.len() != parked {
-            return Err(format!(
-                "{} wants grow old, of {}",
-                self.eligible.len(),
-                parked
-            ));
+            return Err(format!("{} wants grow old, of {}", self.eligible.len(), parked));
         }
         for (id, count) in &self.wanted {
-            let real = self
-                .wants
-                .values()
-                .filter(|want| want.demand.get(*id) > Fixed::ZERO)
-                .count();
+            let real = self.wants.values().filter(|want| want.demand.get(*id) > Fixed::ZERO).count();
             if real != *count as usize {
                 return Err(format!("{id:?} is wanted {real} times, not {count}"));
             }

@@ -49,30 +49,14 @@ impl Scheduler {
         match self.try_prepare(&bundles, false) {
             Prepared::Done => out.push(SchedEffect::BundlesPrepared { token, ok: true }),
             Prepared::Lacks(demand) if !self.alone() && self.ledger.feasible(&demand) => {
-                self.take(
-                    demand,
-                    TakeFor::Prepare {
-                        token,
-                        bundles,
-                        given_up: false,
-                    },
-                    now,
-                    out,
-                );
+                self.take(demand, TakeFor::Prepare { token, bundles, given_up: false }, now, out);
             }
-            Prepared::Lacks(_) | Prepared::Refused => {
-                out.push(SchedEffect::BundlesPrepared { token, ok: false })
-            }
+            Prepared::Lacks(_) | Prepared::Refused => out.push(SchedEffect::BundlesPrepared { token, ok: false }),
         }
     }
 
     /// The bank has answered: now or never.
-    pub(crate) fn prepare_taken(
-        &mut self,
-        token: Token,
-        bundles: &[BundleSpec],
-        out: &mut Vec<SchedEffect>,
-    ) {
+    pub(crate) fn prepare_taken(&mut self, token: Token, bundles: &[BundleSpec], out: &mut Vec<SchedEffect>) {
         let ok = matches!(self.try_prepare(bundles, true), Prepared::Done);
         out.push(SchedEffect::BundlesPrepared { token, ok });
     }
@@ -80,10 +64,7 @@ impl Scheduler {
     /// All or nothing. `earmarked`: what is here was given for this and may all be used.
     fn try_prepare(&mut self, bundles: &[BundleSpec], earmarked: bool) -> Prepared {
         let state = |bundle: &BundleSpec| self.bundles.get(&bundle.id).map(|bundle| bundle.state);
-        if bundles
-            .iter()
-            .any(|bundle| state(bundle) == Some(BundleState::Returning))
-        {
+        if bundles.iter().any(|bundle| state(bundle) == Some(BundleState::Returning)) {
             return Prepared::Refused;
         }
         let mut wanted: Vec<&BundleSpec> = Vec::new();
@@ -93,20 +74,12 @@ impl Scheduler {
                 wanted.push(bundle);
             }
         }
-        wanted
-            .iter()
-            .for_each(|bundle| self.drop_prepared(bundle.id));
+        wanted.iter().for_each(|bundle| self.drop_prepared(bundle.id));
         for (done, bundle) in wanted.iter().enumerate() {
             let demand = bundle.demand();
-            let room = if earmarked {
-                self.ledger.fits(&demand)
-            } else {
-                self.may_take(&demand)
-            };
+            let room = if earmarked { self.ledger.fits(&demand) } else { self.may_take(&demand) };
             if !room {
-                wanted[..done]
-                    .iter()
-                    .for_each(|bundle| self.drop_prepared(bundle.id));
+                wanted[..done].iter().for_each(|bundle| self.drop_prepared(bundle.id));
                 return Prepared::Lacks(ResourceSet::new(wanted.iter().flat_map(|bundle| {
                     let parts: SmallVec<[_; 4]> = bundle.demand().iter().collect();
                     parts
@@ -114,42 +87,21 @@ impl Scheduler {
             }
             let held = self.ledger.allocate(&demand, Account::Bundle);
             let (spec, state) = ((*bundle).clone(), BundleState::Prepared);
-            self.bundles.insert(
-                bundle.id,
-                Bundle {
-                    spec,
-                    held,
-                    state,
-                    users: FxHashSet::default(),
-                },
-            );
+            self.bundles.insert(bundle.id, Bundle { spec, held, state, users: FxHashSet::default() });
         }
         Prepared::Done
     }
 
     fn drop_prepared(&mut self, id: BundleId) {
-        if self
-            .bundles
-            .get(&id)
-            .is_some_and(|bundle| bundle.state == BundleState::Prepared)
-        {
+        if self.bundles.get(&id).is_some_and(|bundle| bundle.state == BundleState::Prepared) {
             self.close(id);
         }
     }
 
-    pub(crate) fn commit_bundles(
-        &mut self,
-        token: Token,
-        ids: &[BundleId],
-        out: &mut Vec<SchedEffect>,
-    ) {
+    pub(crate) fn commit_bundles(&mut self, token: Token, ids: &[BundleId], out: &mut Vec<SchedEffect>) {
         let mut unknown = SmallVec::new();
         for id in ids {
-            let Some(bundle) = self
-                .bundles
-                .get_mut(id)
-                .filter(|bundle| bundle.state != BundleState::Returning)
-            else {
+            let Some(bundle) = self.bundles.get_mut(id).filter(|bundle| bundle.state != BundleState::Returning) else {
                 unknown.push(*id);
                 continue;
             };
@@ -160,29 +112,16 @@ impl Scheduler {
             for resource in &bundle.spec.resources {
                 self.ledger.open_bundle(*id, resource, &bundle.held);
             }
-            let opened: SmallVec<[ResourceId; 4]> = bundle
-                .spec
-                .resources
-                .iter()
-                .map(|resource| resource.indexed)
-                .collect();
+            let opened: SmallVec<[ResourceId; 4]> =
+                bundle.spec.resources.iter().map(|resource| resource.indexed).collect();
             opened.into_iter().for_each(|id| self.soil(id));
         }
         out.push(SchedEffect::BundlesCommitted { token, unknown });
     }
 
-    pub(crate) fn return_bundles(
-        &mut self,
-        token: Token,
-        ids: Vec<BundleId>,
-        now: NowNs,
-        out: &mut Vec<SchedEffect>,
-    ) {
+    pub(crate) fn return_bundles(&mut self, token: Token, ids: Vec<BundleId>, now: NowNs, out: &mut Vec<SchedEffect>) {
         for take in self.takes.values_mut() {
-            if let TakeFor::Prepare {
-                bundles, given_up, ..
-            } = take
-            {
+            if let TakeFor::Prepare { bundles, given_up, .. } = take {
                 *given_up |= bundles.iter().any(|bundle| ids.contains(&bundle.id));
             }
         }
@@ -226,49 +165,32 @@ impl Scheduler {
         let resources = bundle.spec.resources.clone();
         let mut users: Vec<LeaseIdx> = bundle.users.iter().copied().collect();
         users.sort_unstable();
-        resources
-            .iter()
-            .for_each(|resource| self.ledger.seal_bundle(resource));
+        resources.iter().for_each(|resource| self.ledger.seal_bundle(resource));
         for at in users {
             match self.leases.get(at).stage {
                 Stage::Granted(worker) => {
                     let lease = self.leases.get_mut(at);
                     if !std::mem::replace(&mut lease.killed, true) {
                         let lease = Some(lease.id);
-                        out.push(SchedEffect::KillWorker {
-                            worker,
-                            lease,
-                            why: KillReason::BundleRemoved,
-                        });
+                        out.push(SchedEffect::KillWorker { worker, lease, why: KillReason::BundleRemoved });
                     }
                 }
                 _ => self.cancel_one(at, CancelReason::BundleRemoved, now, out),
             }
         }
         let gone = |id: &ResourceId| self.ledger.ceiling(*id) == Fixed::ZERO;
-        let named = resources
-            .iter()
-            .flat_map(|resource| [resource.indexed, resource.wildcard])
-            .filter(gone);
-        let classes = named
-            .filter_map(|id| self.classes_by_resource.get(&id))
-            .flatten()
-            .copied();
-        let classes: FxHashSet<ClassId> = classes
-            .filter(|class| !self.leases.class(*class).is_unused())
-            .collect();
+        let named = resources.iter().flat_map(|resource| [resource.indexed, resource.wildcard]).filter(gone);
+        let classes = named.filter_map(|id| self.classes_by_resource.get(&id)).flatten().copied();
+        let classes: FxHashSet<ClassId> = classes.filter(|class| !self.leases.class(*class).is_unused()).collect();
         if !classes.is_empty() {
-            let waits = |lease: &super::queue::Lease| {
-                classes.contains(&lease.class) && lease.allocation.is_empty()
-            };
+            let waits = |lease: &super::queue::Lease| classes.contains(&lease.class) && lease.allocation.is_empty();
             self.cancel_queued(CancelReason::BundleRemoved, waits, now, out);
         }
         self.close_if_empty(id);
     }
 
     fn close_if_empty(&mut self, id: BundleId) {
-        let empty =
-            |bundle: &Bundle| bundle.state == BundleState::Returning && bundle.users.is_empty();
+        let empty = |bundle: &Bundle| bundle.state == BundleState::Returning && bundle.users.is_empty();
         if self.bundles.get(&id).is_some_and(empty) {
             self.close(id);
         }
@@ -280,26 +202,16 @@ impl Scheduler {
             return;
         };
         if bundle.state != BundleState::Prepared {
-            bundle
-                .spec
-                .resources
-                .iter()
-                .for_each(|resource| self.ledger.close_bundle(resource));
+            bundle.spec.resources.iter().for_each(|resource| self.ledger.close_bundle(resource));
         }
-        self.ledger
-            .give_back(&bundle.held, Account::Bundle, |_| true);
+        self.ledger.give_back(&bundle.held, Account::Bundle, |_| true);
         self.soil_all(&bundle.held);
     }
 
     /// Bundles that an allocation draws from.
     fn bundles_of(&self, allocation: &Allocation) -> SmallVec<[BundleId; 1]> {
         let parts = allocation.0.iter().filter(|part| !part.mirror);
-        let bundle = |id: ResourceId| {
-            self.ledger
-                .pool(id)
-                .and_then(|pool| pool.bundle)
-                .map(|(bundle, _)| bundle)
-        };
+        let bundle = |id: ResourceId| self.ledger.pool(id).and_then(|pool| pool.bundle).map(|(bundle, _)| bundle);
         let mut ids: SmallVec<[BundleId; 1]> = parts.filter_map(|part| bundle(part.id)).collect();
         ids.dedup();
         ids
@@ -337,10 +249,6 @@ impl Scheduler {
             *counts.entry(bundle.state as u8).or_default() += 1;
         }
         let of = |state: BundleState| counts.get(&(state as u8)).copied().unwrap_or(0);
-        (
-            of(BundleState::Prepared),
-            of(BundleState::Committed),
-            of(BundleState::Returning),
-        )
+        (of(BundleState::Prepared), of(BundleState::Committed), of(BundleState::Returning))
     }
 }

@@ -15,19 +15,13 @@ const TOUCH_MAX: u32 = 256;
 
 /// The account of a lease.
 pub(crate) fn account(lease: &Lease) -> Account {
-    Account::Lease {
-        pinned: lease.actor.is_some(),
-    }
+    Account::Lease { pinned: lease.actor.is_some() }
 }
 
 impl Scheduler {
     /// Lets go of what its time is up for: reservations and classes held back.
     pub(crate) fn timers(&mut self, now: NowNs, out: &mut Vec<SchedEffect>) {
-        if self
-            .reservation
-            .as_ref()
-            .is_some_and(|reservation| reservation.until_ns <= now)
-        {
+        if self.reservation.as_ref().is_some_and(|reservation| reservation.until_ns <= now) {
             self.lapse(now);
         }
         while let Some((at, class)) = self.capped.first().copied().filter(|first| first.0 <= now) {
@@ -66,20 +60,14 @@ impl Scheduler {
 
     /// A resource of which there is too little, and how much must be free.
     pub(crate) fn lacking(&self, demand: &ResourceSet) -> Option<(ResourceId, Fixed)> {
-        let needs = demand
-            .iter()
-            .map(|(id, amount)| (id, self.ledger.need(id, amount)));
+        let needs = demand.iter().map(|(id, amount)| (id, self.ledger.need(id, amount)));
         needs.into_iter().find(|(id, need)| *need > self.limit(*id))
     }
 
     /// Looks at the classes that what was freed can serve, longest waiting first.
     pub(crate) fn pump(&mut self, now: NowNs, out: &mut Vec<SchedEffect>) {
         for _ in 0..TOUCH_MAX {
-            if let Some(class) = self
-                .reservation
-                .as_ref()
-                .map(|reservation| reservation.class)
-            {
+            if let Some(class) = self.reservation.as_ref().map(|reservation| reservation.class) {
                 if self.ledger.fits(&self.leases.class(class).def.demand) {
                     self.end_reservation(class);
                     self.turn(class, now, out);
@@ -136,12 +124,7 @@ impl Scheduler {
         let class = self.leases.class(id);
         if class.ready > 0 {
             let lack = self.lacking(&class.def.demand);
-            let first = class
-                .def
-                .demand
-                .iter()
-                .next()
-                .map(|(id, amount)| (id, self.ledger.need(id, amount)));
+            let first = class.def.demand.iter().next().map(|(id, amount)| (id, self.ledger.need(id, amount)));
             if let Some(place) = lack.or(first) {
                 self.park(id, place);
             }
@@ -187,10 +170,7 @@ impl Scheduler {
             return false;
         }
         let cpu = class.def.demand.iter().find_map(|(id, amount)| {
-            let pool = self
-                .ledger
-                .pool(id)
-                .filter(|pool| pool.kind == ResourceKind::Cpu && pool.bundle.is_none())?;
+            let pool = self.ledger.pool(id).filter(|pool| pool.kind == ResourceKind::Cpu && pool.bundle.is_none())?;
             Some(((pool.total.0 + amount.0 / 2) / amount.0).max(1) as u32)
         });
         let Some(above) = cpu.and_then(|cap| class.holding().checked_sub(cap)) else {
@@ -201,11 +181,7 @@ impl Scheduler {
             self.leases.class_mut(id).cap_next_ns = None;
             return false;
         }
-        let wait = self
-            .config
-            .class_cap_ns
-            .saturating_mul(1 << above.min(20))
-            .min(self.config.class_cap_max_ns);
+        let wait = self.config.class_cap_ns.saturating_mul(1 << above.min(20)).min(self.config.class_cap_max_ns);
         let next = next.min(now + wait);
         let class = self.leases.class_mut(id);
         class.cap_next_ns = Some(next);
@@ -236,12 +212,9 @@ impl Scheduler {
     /// Makes the reservation, unless it would be in vain: then the class goes to the end of its list and others get a look.
     fn reserve(&mut self, id: ClassId, now: NowNs) {
         let hopeless = |class: &Class| {
-            let pinned =
-                |id: ResourceId| self.ledger.pool(id).map_or(Fixed::ZERO, |pool| pool.pinned);
+            let pinned = |id: ResourceId| self.ledger.pool(id).map_or(Fixed::ZERO, |pool| pool.pinned);
             let mut demand = class.def.demand.iter();
-            demand.any(|(id, amount)| {
-                self.ledger.need(id, amount) + pinned(id) > self.ledger.ceiling(id)
-            })
+            demand.any(|(id, amount)| self.ledger.need(id, amount) + pinned(id) > self.ledger.ceiling(id))
         };
         let class = self.leases.class(id);
         let in_vain = now < class.reserve_after_ns || hopeless(class);
@@ -261,10 +234,7 @@ impl Scheduler {
             class.reserve_ns = first;
         }
         class.state = ClassState::Reserved;
-        self.reservation = Some(Reservation {
-            class: id,
-            until_ns: now + class.reserve_ns,
-        });
+        self.reservation = Some(Reservation { class: id, until_ns: now + class.reserve_ns });
     }
 
     /// The reservation was in vain: everybody else may go on, and the next one lasts longer.
@@ -309,9 +279,7 @@ impl Scheduler {
     pub(crate) fn start(&mut self, at: LeaseIdx, now: NowNs, out: &mut Vec<SchedEffect>) {
         let lease = self.leases.get(at);
         let (id, account) = (lease.id, account(lease));
-        let allocation = self
-            .ledger
-            .allocate(&self.leases.class(lease.class).def.demand, account);
+        let allocation = self.ledger.allocate(&self.leases.class(lease.class).def.demand, account);
         self.use_bundles(at, &allocation);
         self.leases.get_mut(at).allocation = allocation;
         let fit = self.fit_of(at);
@@ -319,14 +287,7 @@ impl Scheduler {
             Some(worker) => self.grant(at, worker, out),
             None => {
                 let seq = self.workers.wait(fit.key, at);
-                self.leases.set_stage(
-                    at,
-                    Stage::Worker {
-                        seq,
-                        process: Process::None,
-                    },
-                    false,
-                );
+                self.leases.set_stage(at, Stage::Worker { seq, process: Process::None }, false);
                 self.get_process(at, true, now, out);
             }
         }
@@ -343,13 +304,7 @@ impl Scheduler {
         }
         for token in tokens {
             let (lease, class, allocation) = (lease.id, lease.class, lease.allocation.clone());
-            out.push(SchedEffect::Granted {
-                token,
-                lease,
-                class,
-                worker,
-                allocation,
-            });
+            out.push(SchedEffect::Granted { token, lease, class, worker, allocation });
         }
     }
 
@@ -371,9 +326,7 @@ impl Scheduler {
         let allocation = std::mem::take(&mut lease.allocation);
         let cpu_out = std::mem::take(&mut lease.cpu_out);
         let account = account(lease);
-        self.ledger.give_back(&allocation, account, |kind| {
-            !(cpu_out && kind == ResourceKind::Cpu)
-        });
+        self.ledger.give_back(&allocation, account, |kind| !(cpu_out && kind == ResourceKind::Cpu));
         self.soil_all(&allocation);
         self.leave_bundles(at, &allocation);
     }

@@ -8,40 +8,19 @@ use super::workers::Doing;
 use crate::ids::{JobId, LeaseId, NowNs, ObjectId, Token};
 
 impl Scheduler {
-    pub(crate) fn request(
-        &mut self,
-        request: LeaseRequest,
-        now: NowNs,
-        out: &mut Vec<SchedEffect>,
-    ) {
+    pub(crate) fn request(&mut self, request: LeaseRequest, now: NowNs, out: &mut Vec<SchedEffect>) {
         let (token, lease) = (request.token, request.lease);
         if let Some(at) = self.leases.find(lease) {
             return self.retry(at, token, out);
         }
         if !self.leases.classes.contains_key(&request.class) {
-            out.push(SchedEffect::Failed {
-                token,
-                lease,
-                why: FailReason::UnknownClass,
-            });
+            out.push(SchedEffect::Failed { token, lease, why: FailReason::UnknownClass });
         } else if self.draining {
-            out.push(SchedEffect::Rejected {
-                token,
-                lease,
-                why: RejectReason::Draining,
-            });
+            out.push(SchedEffect::Rejected { token, lease, why: RejectReason::Draining });
         } else if self.is_finished(request.job) && request.root_detached_actor.is_none() {
-            out.push(SchedEffect::Cancelled {
-                token,
-                lease,
-                why: CancelReason::JobFinished,
-            });
+            out.push(SchedEffect::Cancelled { token, lease, why: CancelReason::JobFinished });
         } else if self.leases.slab.len() >= self.config.leases_max as usize {
-            out.push(SchedEffect::Failed {
-                token,
-                lease,
-                why: FailReason::QueueFull,
-            });
+            out.push(SchedEffect::Failed { token, lease, why: FailReason::QueueFull });
         } else {
             let deps = request.deps.clone();
             let at = self.leases.insert(request, now);
@@ -59,32 +38,16 @@ impl Scheduler {
         let lease = self.leases.get_mut(at);
         if let Stage::Granted(worker) = lease.stage {
             let (lease, class, allocation) = (lease.id, lease.class, lease.allocation.clone());
-            out.push(SchedEffect::Granted {
-                token,
-                lease,
-                class,
-                worker,
-                allocation,
-            });
+            out.push(SchedEffect::Granted { token, lease, class, worker, allocation });
         } else if lease.tokens.len() < TOKENS_PER_LEASE_MAX {
             lease.tokens.push(token);
         } else {
-            out.push(SchedEffect::Failed {
-                token,
-                lease: lease.id,
-                why: FailReason::TooManyRetries,
-            });
+            out.push(SchedEffect::Failed { token, lease: lease.id, why: FailReason::TooManyRetries });
         }
     }
 
     /// A lease whose objects are here joins its class's queue.
-    pub(crate) fn ready(
-        &mut self,
-        at: LeaseIdx,
-        front: bool,
-        now: NowNs,
-        out: &mut Vec<SchedEffect>,
-    ) {
+    pub(crate) fn ready(&mut self, at: LeaseIdx, front: bool, now: NowNs, out: &mut Vec<SchedEffect>) {
         let (id, class) = (self.leases.get(at).id, self.leases.get(at).class);
         self.leases.set_stage(at, Stage::Ready, front);
         if self.leases.class(class).state == ClassState::Idle {
@@ -93,11 +56,7 @@ impl Scheduler {
             (entry.ticket, entry.bypassed) = (ticket, 0);
             self.turn(class, now, out);
         }
-        let Some(at) = self
-            .leases
-            .find(id)
-            .filter(|at| self.leases.get(*at).grant_or_reject)
-        else {
+        let Some(at) = self.leases.find(id).filter(|at| self.leases.get(*at).grant_or_reject) else {
             return;
         };
         if self.leases.get(at).stage != Stage::Ready {
@@ -108,35 +67,15 @@ impl Scheduler {
         }
     }
 
-    pub(crate) fn reject(
-        &mut self,
-        at: LeaseIdx,
-        why: RejectReason,
-        now: NowNs,
-        out: &mut Vec<SchedEffect>,
-    ) {
+    pub(crate) fn reject(&mut self, at: LeaseIdx, why: RejectReason, now: NowNs, out: &mut Vec<SchedEffect>) {
         let lease = self.drop_queued(at, now, out);
-        let answer = |token: &Token| SchedEffect::Rejected {
-            token: *token,
-            lease: lease.id,
-            why,
-        };
+        let answer = |token: &Token| SchedEffect::Rejected { token: *token, lease: lease.id, why };
         out.extend(lease.tokens.iter().map(answer));
     }
 
-    pub(crate) fn fail(
-        &mut self,
-        at: LeaseIdx,
-        why: FailReason,
-        now: NowNs,
-        out: &mut Vec<SchedEffect>,
-    ) {
+    pub(crate) fn fail(&mut self, at: LeaseIdx, why: FailReason, now: NowNs, out: &mut Vec<SchedEffect>) {
         let lease = self.drop_queued(at, now, out);
-        let answer = |token: &Token| SchedEffect::Failed {
-            token: *token,
-            lease: lease.id,
-            why: why.clone(),
-        };
+        let answer = |token: &Token| SchedEffect::Failed { token: *token, lease: lease.id, why: why.clone() };
         out.extend(lease.tokens.iter().map(answer));
     }
 
@@ -145,9 +84,7 @@ impl Scheduler {
         self.workers.stop_waiting(&mut self.leases, at);
         self.free_resources(at);
         if self.leases.get(at).watched {
-            out.push(SchedEffect::UnwatchDeps {
-                lease: self.leases.get(at).id,
-            });
+            out.push(SchedEffect::UnwatchDeps { lease: self.leases.get(at).id });
         }
         let lease = self.leases.remove(at);
         self.left(lease.class, now, out);
@@ -163,13 +100,7 @@ impl Scheduler {
         self.uncap(class, now, out);
     }
 
-    pub(crate) fn dep_ready(
-        &mut self,
-        lease: LeaseId,
-        object: ObjectId,
-        now: NowNs,
-        out: &mut Vec<SchedEffect>,
-    ) {
+    pub(crate) fn dep_ready(&mut self, lease: LeaseId, object: ObjectId, now: NowNs, out: &mut Vec<SchedEffect>) {
         let Some(at) = self.leases.find(lease) else {
             return;
         };
@@ -183,13 +114,7 @@ impl Scheduler {
         }
     }
 
-    pub(crate) fn dep_lost(
-        &mut self,
-        lease: LeaseId,
-        object: ObjectId,
-        now: NowNs,
-        out: &mut Vec<SchedEffect>,
-    ) {
+    pub(crate) fn dep_lost(&mut self, lease: LeaseId, object: ObjectId, now: NowNs, out: &mut Vec<SchedEffect>) {
         let Some(at) = self.leases.find(lease) else {
             return;
         };
@@ -199,10 +124,7 @@ impl Scheduler {
         }
         if !entry.missing.contains(&object) {
             entry.missing.push(object);
-            out.push(SchedEffect::WatchDeps {
-                lease,
-                deps: smallvec::smallvec![object],
-            });
+            out.push(SchedEffect::WatchDeps { lease, deps: smallvec::smallvec![object] });
         }
         if entry.stage == Stage::Ready {
             let class = entry.class;
@@ -211,13 +133,7 @@ impl Scheduler {
         }
     }
 
-    pub(crate) fn give_back(
-        &mut self,
-        lease: LeaseId,
-        fate: WorkerFate,
-        now: NowNs,
-        out: &mut Vec<SchedEffect>,
-    ) {
+    pub(crate) fn give_back(&mut self, lease: LeaseId, fate: WorkerFate, now: NowNs, out: &mut Vec<SchedEffect>) {
         let Some(at) = self.leases.find(lease) else {
             return;
         };
@@ -237,11 +153,7 @@ impl Scheduler {
                 self.workers.retire(worker, Doing::Leaving);
                 if !killed {
                     let lease = Some(lease);
-                    out.push(SchedEffect::KillWorker {
-                        worker,
-                        lease,
-                        why: KillReason::Disconnected,
-                    });
+                    out.push(SchedEffect::KillWorker { worker, lease, why: KillReason::Disconnected });
                 }
             }
         }
@@ -254,38 +166,18 @@ impl Scheduler {
         self.left(lease.class, now, out);
     }
 
-    pub(crate) fn cancel(
-        &mut self,
-        token: Token,
-        lease: LeaseId,
-        now: NowNs,
-        out: &mut Vec<SchedEffect>,
-    ) {
+    pub(crate) fn cancel(&mut self, token: Token, lease: LeaseId, now: NowNs, out: &mut Vec<SchedEffect>) {
         let queued = |at: &LeaseIdx| !matches!(self.leases.get(*at).stage, Stage::Granted(_));
         let at = self.leases.find(lease).filter(queued);
         if let Some(at) = at {
             self.cancel_one(at, CancelReason::Asked, now, out);
         }
-        out.push(SchedEffect::CancelDone {
-            token,
-            lease,
-            cancelled: at.is_some(),
-        });
+        out.push(SchedEffect::CancelDone { token, lease, cancelled: at.is_some() });
     }
 
-    pub(crate) fn cancel_one(
-        &mut self,
-        at: LeaseIdx,
-        why: CancelReason,
-        now: NowNs,
-        out: &mut Vec<SchedEffect>,
-    ) {
+    pub(crate) fn cancel_one(&mut self, at: LeaseIdx, why: CancelReason, now: NowNs, out: &mut Vec<SchedEffect>) {
         let lease = self.drop_queued(at, now, out);
-        let answer = |token: &Token| SchedEffect::Cancelled {
-            token: *token,
-            lease: lease.id,
-            why,
-        };
+        let answer = |token: &Token| SchedEffect::Cancelled { token: *token, lease: lease.id, why };
         out.extend(lease.tokens.iter().map(answer));
     }
 
@@ -295,10 +187,7 @@ impl Scheduler {
         };
         if matches!(self.leases.get(at).stage, Stage::Deps | Stage::Ready) {
             let lease = self.drop_queued(at, now, out);
-            let answer = |token: &Token| SchedEffect::Withdrawn {
-                token: *token,
-                lease: lease.id,
-            };
+            let answer = |token: &Token| SchedEffect::Withdrawn { token: *token, lease: lease.id };
             out.extend(lease.tokens.iter().map(answer));
         }
     }
@@ -306,13 +195,7 @@ impl Scheduler {
     /// Leases that are not granted and meet a condition, in order of arrival.
     fn queued_where(&self, test: impl Fn(&Lease) -> bool) -> Vec<LeaseId> {
         let queued = |lease: &&Lease| !matches!(lease.stage, Stage::Granted(_)) && test(lease);
-        let mut found: Vec<_> = self
-            .leases
-            .slab
-            .iter()
-            .map(|(_, lease)| lease)
-            .filter(queued)
-            .collect();
+        let mut found: Vec<_> = self.leases.slab.iter().map(|(_, lease)| lease).filter(queued).collect();
         found.sort_by_key(|lease| (lease.since, lease.id));
         found.into_iter().map(|lease| lease.id).collect()
     }
@@ -332,9 +215,7 @@ impl Scheduler {
                     continue;
                 };
                 let lease = self.leases.get(at);
-                if matches!(lease.stage, Stage::Worker { .. }) == holding
-                    && !matches!(lease.stage, Stage::Granted(_))
-                {
+                if matches!(lease.stage, Stage::Worker { .. }) == holding && !matches!(lease.stage, Stage::Granted(_)) {
                     self.cancel_one(at, why, now, out);
                     count += 1;
                 }
@@ -344,44 +225,21 @@ impl Scheduler {
     }
 
     /// Kills the workers of granted leases that meet a condition.
-    pub(crate) fn kill_where(
-        &mut self,
-        why: KillReason,
-        test: impl Fn(&Lease) -> bool,
-        out: &mut Vec<SchedEffect>,
-    ) {
+    pub(crate) fn kill_where(&mut self, why: KillReason, test: impl Fn(&Lease) -> bool, out: &mut Vec<SchedEffect>) {
         for (_, lease) in &mut self.leases.slab {
             let Stage::Granted(worker) = lease.stage else {
                 continue;
             };
             if !lease.killed && test(lease) {
                 lease.killed = true;
-                out.push(SchedEffect::KillWorker {
-                    worker,
-                    lease: Some(lease.id),
-                    why,
-                });
+                out.push(SchedEffect::KillWorker { worker, lease: Some(lease.id), why });
             }
         }
     }
 
-    pub(crate) fn owners_gone(
-        &mut self,
-        test: impl Fn(&Lease) -> bool,
-        now: NowNs,
-        out: &mut Vec<SchedEffect>,
-    ) {
-        self.cancel_queued(
-            CancelReason::OwnerGone,
-            |lease| !lease.detached && test(lease),
-            now,
-            out,
-        );
-        self.kill_where(
-            KillReason::OwnerGone,
-            |lease| !lease.detached && test(lease),
-            out,
-        );
+    pub(crate) fn owners_gone(&mut self, test: impl Fn(&Lease) -> bool, now: NowNs, out: &mut Vec<SchedEffect>) {
+        self.cancel_queued(CancelReason::OwnerGone, |lease| !lease.detached && test(lease), now, out);
+        self.kill_where(KillReason::OwnerGone, |lease| !lease.detached && test(lease), out);
     }
 
     pub(crate) fn job_finished(&mut self, job: JobId, now: NowNs, out: &mut Vec<SchedEffect>) {
@@ -389,14 +247,8 @@ impl Scheduler {
         let below = move |lease: &Lease| lease.job == job && lease.root.is_none();
         self.cancel_queued(CancelReason::JobFinished, below, now, out);
         self.kill_where(KillReason::JobFinished, below, out);
-        self.workers
-            .prestarts
-            .retain(|start| start.job != Some(job));
-        let idle = self
-            .workers
-            .map
-            .values()
-            .filter(|worker| worker.job == Some(job) && worker.root.is_none());
+        self.workers.prestarts.retain(|start| start.job != Some(job));
+        let idle = self.workers.map.values().filter(|worker| worker.job == Some(job) && worker.root.is_none());
         let mut idle: Vec<_> = idle
             .filter(|worker| matches!(worker.doing, Doing::Idle(..) | Doing::AskedToExit))
             .map(|worker| worker.id)
@@ -404,10 +256,7 @@ impl Scheduler {
         idle.sort_unstable();
         for worker in idle {
             self.workers.retire(worker, Doing::Leaving);
-            out.push(SchedEffect::ExitWorker {
-                worker,
-                why: ExitReason::JobFinished,
-            });
+            out.push(SchedEffect::ExitWorker { worker, why: ExitReason::JobFinished });
         }
     }
 
@@ -420,10 +269,7 @@ impl Scheduler {
             let Some(at) = self.leases.find(lease) else {
                 continue;
             };
-            if matches!(
-                self.leases.get(at).stage,
-                Stage::Deps | Stage::Ready | Stage::Taking
-            ) {
+            if matches!(self.leases.get(at).stage, Stage::Deps | Stage::Ready | Stage::Taking) {
                 self.reject(at, RejectReason::Draining, now, out);
             }
         }

@@ -55,11 +55,7 @@ impl Pool {
         if self.kind != ResourceKind::UnitInstances {
             return self.free;
         }
-        let whole = self
-            .slots
-            .iter()
-            .filter(|slot| **slot == Fixed::ONE)
-            .count() as i64;
+        let whole = self.slots.iter().filter(|slot| **slot == Fixed::ONE).count() as i64;
         if whole > 0 {
             return Fixed::units(whole);
         }
@@ -89,12 +85,8 @@ impl Pool {
             }
         }
         if rest > Fixed::ZERO {
-            let best = self
-                .slots
-                .iter_mut()
-                .enumerate()
-                .filter(|(_, slot)| **slot >= rest)
-                .min_by_key(|(_, slot)| **slot);
+            let best =
+                self.slots.iter_mut().enumerate().filter(|(_, slot)| **slot >= rest).min_by_key(|(_, slot)| **slot);
             if let Some((index, slot)) = best {
                 *slot -= rest;
                 picked.push((index as u16, rest));
@@ -128,12 +120,7 @@ impl Pool {
             .enumerate()
             .filter(|(_, slot)| **slot > Fixed::ZERO)
             .map(|(index, slot)| (index as u16, *slot));
-        let part = Allocated {
-            id,
-            amount: self.free,
-            instances: instances.collect(),
-            mirror: false,
-        };
+        let part = Allocated { id, amount: self.free, instances: instances.collect(), mirror: false };
         self.sub(&part);
         Some(part)
     }
@@ -167,9 +154,7 @@ impl Ledger {
 
     /// Wildcard resources, each with the indexed ones behind it.
     pub(crate) fn wildcards(&self) -> impl Iterator<Item = (ResourceId, &[ResourceId])> {
-        self.wild
-            .iter()
-            .map(|(id, indexed)| (*id, indexed.as_slice()))
+        self.wild.iter().map(|(id, indexed)| (*id, indexed.as_slice()))
     }
 
     /// A new resource of the node, of which this shard holds nothing yet. False where the id is taken.
@@ -184,8 +169,7 @@ impl Ledger {
     /// A new total; the change that it makes. `None` for what can't be resized.
     pub(crate) fn resize(&mut self, id: ResourceId, total: Fixed) -> Option<Fixed> {
         let pool = self.pools.get_mut(&id)?;
-        if pool.kind == ResourceKind::UnitInstances || pool.bundle.is_some() || total < Fixed::ZERO
-        {
+        if pool.kind == ResourceKind::UnitInstances || pool.bundle.is_some() || total < Fixed::ZERO {
             return None;
         }
         let change = total - pool.total;
@@ -218,51 +202,26 @@ impl Ledger {
     }
 
     fn largest(&self, wildcard: ResourceId, of: impl Fn(&Pool) -> Fixed) -> Fixed {
-        let indexed = self
-            .wild
-            .get(&wildcard)
-            .map(SmallVec::as_slice)
-            .unwrap_or_default();
-        indexed
-            .iter()
-            .filter_map(|id| self.pools.get(id))
-            .map(of)
-            .max()
-            .unwrap_or(Fixed::ZERO)
+        let indexed = self.wild.get(&wildcard).map(SmallVec::as_slice).unwrap_or_default();
+        indexed.iter().filter_map(|id| self.pools.get(id)).map(of).max().unwrap_or(Fixed::ZERO)
     }
 
     /// Allocations that drew from a resource, ever.
     pub(crate) fn clock(&self, id: ResourceId) -> u64 {
         let draws = |id: &ResourceId| self.pools.get(id).map_or(0, |pool| pool.draws);
-        draws(&id)
-            + self
-                .wild
-                .get(&id)
-                .map_or(0, |indexed| indexed.iter().map(draws).sum())
+        draws(&id) + self.wild.get(&id).map_or(0, |indexed| indexed.iter().map(draws).sum())
     }
 
     /// CPUs of the node that are free here, in whole units.
     pub(crate) fn free_cpus(&self) -> u32 {
         let cpu = |pool: &&Pool| pool.kind == ResourceKind::Cpu && pool.bundle.is_none();
-        self.pools
-            .values()
-            .filter(cpu)
-            .map(|pool| (pool.free.0 / Fixed::ONE.0).max(0) as u32)
-            .sum()
+        self.pools.values().filter(cpu).map(|pool| (pool.free.0 / Fixed::ONE.0).max(0) as u32).sum()
     }
 
     /// What must be [`Self::grantable`] for a demand of `amount`: beyond one instance, whole ones.
     pub(crate) fn need(&self, id: ResourceId, amount: Fixed) -> Fixed {
-        let unit = |id: &ResourceId| {
-            self.pools
-                .get(id)
-                .is_some_and(|pool| pool.kind == ResourceKind::UnitInstances)
-        };
-        let is_unit = unit(&id)
-            || self
-                .wild
-                .get(&id)
-                .is_some_and(|indexed| indexed.iter().any(unit));
+        let unit = |id: &ResourceId| self.pools.get(id).is_some_and(|pool| pool.kind == ResourceKind::UnitInstances);
+        let is_unit = unit(&id) || self.wild.get(&id).is_some_and(|indexed| indexed.iter().any(unit));
         if is_unit && amount > Fixed::ONE {
             return Fixed::units(amount.ceil_units());
         }
@@ -271,16 +230,12 @@ impl Ledger {
 
     /// True where the node's totals can hold the demand.
     pub(crate) fn feasible(&self, demand: &ResourceSet) -> bool {
-        demand
-            .iter()
-            .all(|(id, amount)| self.need(id, amount) <= self.ceiling(id))
+        demand.iter().all(|(id, amount)| self.need(id, amount) <= self.ceiling(id))
     }
 
     /// True where the demand fits now.
     pub(crate) fn fits(&self, demand: &ResourceSet) -> bool {
-        demand
-            .iter()
-            .all(|(id, amount)| self.need(id, amount) <= self.grantable(id))
+        demand.iter().all(|(id, amount)| self.need(id, amount) <= self.grantable(id))
     }
 
     /// Takes a demand that [`Self::fits`].
@@ -294,10 +249,7 @@ impl Ledger {
             }
         }
         for (id, amount) in demand.iter().filter(|(id, _)| self.wild.contains_key(id)) {
-            let named = |part: &&Allocated| {
-                self.bundle_of(part.id)
-                    .is_some_and(|(_, wildcard)| wildcard == id)
-            };
+            let named = |part: &&Allocated| self.bundle_of(part.id).is_some_and(|(_, wildcard)| wildcard == id);
             let instances = match parts.iter().find(named) {
                 Some(part) => part.instances.clone(),
                 None => {
@@ -314,12 +266,7 @@ impl Ledger {
                     instances
                 }
             };
-            parts.push(Allocated {
-                id,
-                amount,
-                instances,
-                mirror: true,
-            });
+            parts.push(Allocated { id, amount, instances, mirror: true });
         }
         Allocation(parts)
     }
@@ -330,38 +277,16 @@ impl Ledger {
     }
 
     /// The indexed resource from which a wildcard demand is served: of the bundle already used, else the first with room.
-    fn choose(
-        &self,
-        wildcard: ResourceId,
-        amount: Fixed,
-        bundle: Option<BundleId>,
-    ) -> Option<ResourceId> {
+    fn choose(&self, wildcard: ResourceId, amount: Fixed, bundle: Option<BundleId>) -> Option<ResourceId> {
         let need = self.need(wildcard, amount);
-        let has_room = |id: &&ResourceId| {
-            self.pools
-                .get(id)
-                .is_some_and(|pool| pool.grantable() >= need)
-        };
+        let has_room = |id: &&ResourceId| self.pools.get(id).is_some_and(|pool| pool.grantable() >= need);
         let indexed = self.wild.get(&wildcard)?;
-        let same = |id: &&ResourceId| {
-            self.bundle_of(**id)
-                .is_some_and(|(of, _)| Some(of) == bundle)
-        };
-        indexed
-            .iter()
-            .filter(has_room)
-            .find(same)
-            .or_else(|| indexed.iter().find(has_room))
-            .copied()
+        let same = |id: &&ResourceId| self.bundle_of(**id).is_some_and(|(of, _)| Some(of) == bundle);
+        indexed.iter().filter(has_room).find(same).or_else(|| indexed.iter().find(has_room)).copied()
     }
 
     /// Books an allocation's parts of some kind back as free.
-    pub(crate) fn give_back(
-        &mut self,
-        allocation: &Allocation,
-        account: Account,
-        only: impl Fn(ResourceKind) -> bool,
-    ) {
+    pub(crate) fn give_back(&mut self, allocation: &Allocation, account: Account, only: impl Fn(ResourceKind) -> bool) {
         for part in allocation.0.iter().filter(|part| !part.mirror) {
             if let Some(pool) = self.pools.get_mut(&part.id).filter(|pool| only(pool.kind)) {
                 pool.add(part);
@@ -373,11 +298,7 @@ impl Ledger {
     /// Takes an allocation's CPU again, even where it is not free.
     pub(crate) fn retake_cpu(&mut self, allocation: &Allocation, account: Account) {
         for part in allocation.0.iter().filter(|part| !part.mirror) {
-            if let Some(pool) = self
-                .pools
-                .get_mut(&part.id)
-                .filter(|pool| pool.kind == ResourceKind::Cpu)
-            {
+            if let Some(pool) = self.pools.get_mut(&part.id).filter(|pool| pool.kind == ResourceKind::Cpu) {
                 pool.sub(part);
                 book(pool, account, part.amount);
             }
@@ -422,31 +343,14 @@ impl Ledger {
     }
 
     /// Opens the pool of a committed bundle's resource, with the instances that the bundle holds.
-    pub(crate) fn open_bundle(
-        &mut self,
-        bundle: BundleId,
-        resource: &BundleResource,
-        held: &Allocation,
-    ) {
-        let original = resource
-            .original
-            .and_then(|id| held.0.iter().find(|part| part.id == id));
-        let kind = resource
-            .original
-            .and_then(|id| self.pools.get(&id))
-            .map_or(ResourceKind::Plain, |pool| pool.kind);
+    pub(crate) fn open_bundle(&mut self, bundle: BundleId, resource: &BundleResource, held: &Allocation) {
+        let original = resource.original.and_then(|id| held.0.iter().find(|part| part.id == id));
+        let kind = resource.original.and_then(|id| self.pools.get(&id)).map_or(ResourceKind::Plain, |pool| pool.kind);
         let mut pool = Pool::new(kind, resource.amount);
         pool.bundle = Some((bundle, resource.wildcard));
         pool.credit = resource.amount;
-        let instances = original
-            .map(|part| part.instances.clone())
-            .unwrap_or_default();
-        pool.add(&Allocated {
-            id: resource.indexed,
-            amount: resource.amount,
-            instances,
-            mirror: false,
-        });
+        let instances = original.map(|part| part.instances.clone()).unwrap_or_default();
+        pool.add(&Allocated { id: resource.indexed, amount: resource.amount, instances, mirror: false });
         self.pools.insert(resource.indexed, pool);
         let indexed = self.wild.entry(resource.wildcard).or_default();
         indexed.push(resource.indexed);
@@ -474,22 +378,13 @@ impl Ledger {
 
     /// True for an id that a bundle uses.
     pub(crate) fn is_bundle(&self, id: ResourceId) -> bool {
-        self.wild.contains_key(&id)
-            || self
-                .pools
-                .get(&id)
-                .is_some_and(|pool| pool.bundle.is_some())
+        self.wild.contains_key(&id) || self.pools.get(&id).is_some_and(|pool| pool.bundle.is_some())
     }
 
     /// The resource's own id and, for an indexed one, its wildcard: both can run more when it is freed.
     pub(crate) fn wakes(&self, id: ResourceId) -> SmallVec<[ResourceId; 2]> {
         let mut ids = SmallVec::from_slice(&[id]);
-        ids.extend(
-            self.pools
-                .get(&id)
-                .and_then(|pool| pool.bundle)
-                .map(|(_, wildcard)| wildcard),
-        );
+        ids.extend(self.pools.get(&id).and_then(|pool| pool.bundle).map(|(_, wildcard)| wildcard));
         ids
     }
 
@@ -497,22 +392,16 @@ impl Ledger {
     pub(crate) fn check(&self) -> Result<(), String> {
         for (id, pool) in &self.pools {
             if pool.free + pool.leased + pool.bundled != pool.credit {
-                return Err(format!(
-                    "{id:?}: free, leased and bundled don't add up to the credit: {pool:?}"
-                ));
+                return Err(format!("{id:?}: free, leased and bundled don't add up to the credit: {pool:?}"));
             }
             if pool.kind == ResourceKind::UnitInstances {
                 let sum: Fixed = pool.slots.iter().copied().sum();
-                let bad = pool
-                    .slots
-                    .iter()
-                    .any(|slot| *slot < Fixed::ZERO || *slot > Fixed::ONE);
+                let bad = pool.slots.iter().any(|slot| *slot < Fixed::ZERO || *slot > Fixed::ONE);
                 if sum != pool.free || bad {
                     return Err(format!("{id:?}: its instances don't add up: {pool:?}"));
                 }
             }
-            if pool.leased < Fixed::ZERO || pool.bundled < Fixed::ZERO || pool.pinned < Fixed::ZERO
-            {
+            if pool.leased < Fixed::ZERO || pool.bundled < Fixed::ZERO || pool.pinned < Fixed::ZERO {
                 return Err(format!("{id:?}: more was given back than taken: {pool:?}"));
             }
         }
@@ -544,12 +433,7 @@ fn draw(pool: &mut Pool, id: ResourceId, amount: Fixed, account: Account) -> All
     pool.free -= amount;
     pool.draws += 1;
     book(pool, account, amount);
-    Allocated {
-        id,
-        amount,
-        instances,
-        mirror: false,
-    }
+    Allocated { id, amount, instances, mirror: false }
 }
 
 /// Unit instances come whole.
@@ -564,17 +448,10 @@ fn whole(kind: ResourceKind, total: Fixed) -> Fixed {
 pub(crate) fn full_credit(id: ResourceId, total: Fixed, kind: ResourceKind) -> Allocation {
     let total = whole(kind, total);
     let instances = match kind {
-        ResourceKind::UnitInstances => (0..total.ceil_units())
-            .map(|index| (index as u16, Fixed::ONE))
-            .collect(),
+        ResourceKind::UnitInstances => (0..total.ceil_units()).map(|index| (index as u16, Fixed::ONE)).collect(),
         ResourceKind::Plain | ResourceKind::Cpu => SmallVec::new(),
     };
-    Allocation(SmallVec::from_iter([Allocated {
-        id,
-        amount: total,
-        instances,
-        mirror: false,
-    }]))
+    Allocation(SmallVec::from_iter([Allocated { id, amount: total, instances, mirror: false }]))
 }
 
 #[cfg(test)]
@@ -588,10 +465,7 @@ mod tests {
 
     fn node() -> Ledger {
         let mut ledger = Ledger::default();
-        for (id, total, kind) in [
-            (CPU, 4, ResourceKind::Cpu),
-            (GPU, 3, ResourceKind::UnitInstances),
-        ] {
+        for (id, total, kind) in [(CPU, 4, ResourceKind::Cpu), (GPU, 3, ResourceKind::UnitInstances)] {
             ledger.add(id, Fixed::units(total), kind);
             ledger.credit(&full_credit(id, Fixed::units(total), kind));
         }
@@ -607,21 +481,12 @@ mod tests {
         let mut ledger = node();
         let a = ledger.allocate(&gpus(0.3), LEASE);
         let b = ledger.allocate(&gpus(0.5), LEASE);
-        assert_eq!(
-            a.0[0].instances[0].0, b.0[0].instances[0].0,
-            "the second fraction fits beside the first"
-        );
+        assert_eq!(a.0[0].instances[0].0, b.0[0].instances[0].0, "the second fraction fits beside the first");
         let c = ledger.allocate(&gpus(0.4), LEASE);
         assert_ne!(c.0[0].instances[0].0, a.0[0].instances[0].0);
-        assert_eq!(
-            ledger.pool(GPU).unwrap().free,
-            Fixed::from_f64(1.8).unwrap()
-        );
+        assert_eq!(ledger.pool(GPU).unwrap().free, Fixed::from_f64(1.8).unwrap());
         assert!(ledger.fits(&gpus(1.0)));
-        assert!(
-            !ledger.fits(&gpus(2.0)),
-            "1.8 are free, but only one whole instance"
-        );
+        assert!(!ledger.fits(&gpus(2.0)), "1.8 are free, but only one whole instance");
         ledger.give_back(&c, LEASE, |_| true);
         let whole = ledger.allocate(&gpus(2.0), LEASE);
         assert_eq!(whole.0[0].instances.len(), 2);
@@ -634,10 +499,7 @@ mod tests {
         let both = ResourceSet::new([(CPU, Fixed::units(4)), (GPU, Fixed::ONE)]);
         let held = ledger.allocate(&both, LEASE);
         ledger.give_back(&held, LEASE, |kind| kind == ResourceKind::Cpu);
-        assert_eq!(
-            (ledger.grantable(CPU), ledger.grantable(GPU)),
-            (Fixed::units(4), Fixed::units(2))
-        );
+        assert_eq!((ledger.grantable(CPU), ledger.grantable(GPU)), (Fixed::units(4), Fixed::units(2)));
         ledger.allocate(&ResourceSet::new([(CPU, Fixed::ONE)]), LEASE);
         ledger.retake_cpu(&held, LEASE);
         assert_eq!(ledger.grantable(CPU), -Fixed::ONE);
@@ -652,28 +514,16 @@ mod tests {
         for (index, indexed, amount) in [(0, ResourceId(10), 1), (1, ResourceId(11), 2)] {
             let held = ledger.allocate(&gpus(f64::from(amount)), Account::Bundle);
             let amount = Fixed::units(i64::from(amount));
-            let resource = BundleResource {
-                original: Some(GPU),
-                indexed,
-                wildcard,
-                amount,
-            };
+            let resource = BundleResource { original: Some(GPU), indexed, wildcard, amount };
             ledger.open_bundle(BundleId { group, index }, &resource, &held);
         }
         assert_eq!(ledger.grantable(wildcard), Fixed::units(2));
         let demand = ResourceSet::new([(wildcard, Fixed::units(2))]);
         let got = ledger.allocate(&demand, LEASE);
         assert_eq!(got.0[0].id, ResourceId(11));
-        assert_eq!(
-            got.0[0].instances.as_slice(),
-            &[(1, Fixed::ONE), (2, Fixed::ONE)]
-        );
+        assert_eq!(got.0[0].instances.as_slice(), &[(1, Fixed::ONE), (2, Fixed::ONE)]);
         assert!(got.0[1].mirror && got.0[1].instances == got.0[0].instances);
-        assert_eq!(
-            ledger.grantable(wildcard),
-            Fixed::ONE,
-            "bundle 0 still has its GPU"
-        );
+        assert_eq!(ledger.grantable(wildcard), Fixed::ONE, "bundle 0 still has its GPU");
         ledger.give_back(&got, LEASE, |_| true);
         assert_eq!(ledger.grantable(ResourceId(11)), Fixed::units(2));
         ledger.check().unwrap();
@@ -687,24 +537,14 @@ mod tests {
         for (index, indexed) in [(0, ResourceId(10)), (1, ResourceId(11))] {
             let cpu = ResourceSet::new([(CPU, Fixed::units(2))]);
             let held = ledger.allocate(&cpu, Account::Bundle);
-            let resource = BundleResource {
-                original: Some(CPU),
-                indexed,
-                wildcard,
-                amount: Fixed::units(2),
-            };
+            let resource = BundleResource { original: Some(CPU), indexed, wildcard, amount: Fixed::units(2) };
             ledger.open_bundle(BundleId { group, index }, &resource, &held);
         }
-        let demand = ResourceSet::new([
-            (wildcard, Fixed::units(2)),
-            (ResourceId(11), Fixed::units(2)),
-        ]);
+        let demand = ResourceSet::new([(wildcard, Fixed::units(2)), (ResourceId(11), Fixed::units(2))]);
         let got = ledger.allocate(&demand, LEASE);
         assert_eq!(ledger.grantable(ResourceId(11)), Fixed::ZERO);
         assert_eq!(ledger.grantable(ResourceId(10)), Fixed::units(2));
         assert_eq!(got.0.iter().filter(|part| part.mirror).count(), 1);
-        assert!(
-            !ledger.fits(&demand) && ledger.fits(&ResourceSet::new([(wildcard, Fixed::units(2))]))
-        );
+        assert!(!ledger.fits(&demand) && ledger.fits(&ResourceSet::new([(wildcard, Fixed::units(2))])));
     }
 }

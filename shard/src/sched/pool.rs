@@ -11,18 +11,8 @@ use crate::ids::{JobId, NowNs, WorkerId};
 
 impl Scheduler {
     /// Finds a process for a lease that waits and counts on none: one on its way, an idle one of another shard, or a new one.
-    pub(crate) fn get_process(
-        &mut self,
-        at: LeaseIdx,
-        seek: bool,
-        _now: NowNs,
-        out: &mut Vec<SchedEffect>,
-    ) {
-        let Stage::Worker {
-            seq,
-            process: Process::None | Process::Sought,
-        } = self.leases.get(at).stage
-        else {
+    pub(crate) fn get_process(&mut self, at: LeaseIdx, seek: bool, _now: NowNs, out: &mut Vec<SchedEffect>) {
+        let Stage::Worker { seq, process: Process::None | Process::Sought } = self.leases.get(at).stage else {
             return;
         };
         let fit = self.fit_of(at);
@@ -30,10 +20,7 @@ impl Scheduler {
             Process::Started(token)
         } else if seek && !self.alone() {
             let (origin, lease) = (self.config.shard, self.leases.get(at).id);
-            out.push(SchedEffect::ToShard {
-                to: self.next_shard(),
-                msg: SchedMsg::SeekWorker { origin, lease, fit },
-            });
+            out.push(SchedEffect::ToShard { to: self.next_shard(), msg: SchedMsg::SeekWorker { origin, lease, fit } });
             Process::Sought
         } else {
             let place = self.workers.next_seq();
@@ -54,41 +41,13 @@ impl Scheduler {
                 if let Stage::Worker { process, .. } = &mut lease.stage {
                     *process = Process::Started(start);
                 }
-                let starting = Starting {
-                    key: fit.key,
-                    job: Some(fit.job),
-                    lease: Some(at),
-                    keep_alive_ns: 0,
-                };
+                let starting = Starting { key: fit.key, job: Some(fit.job), lease: Some(at), keep_alive_ns: 0 };
                 let lease = Some(lease.id);
                 self.workers.starting.insert(start, starting);
-                out.push(SchedEffect::StartWorker {
-                    start,
-                    key: fit.key,
-                    job: Some(fit.job),
-                    lease,
-                });
-            } else if let Some(Prestart {
-                key,
-                job,
-                keep_alive_ns,
-            }) = self.workers.prestarts.pop_front()
-            {
-                self.workers.starting.insert(
-                    start,
-                    Starting {
-                        key,
-                        job,
-                        lease: None,
-                        keep_alive_ns,
-                    },
-                );
-                out.push(SchedEffect::StartWorker {
-                    start,
-                    key,
-                    job,
-                    lease: None,
-                });
+                out.push(SchedEffect::StartWorker { start, key: fit.key, job: Some(fit.job), lease });
+            } else if let Some(Prestart { key, job, keep_alive_ns }) = self.workers.prestarts.pop_front() {
+                self.workers.starting.insert(start, Starting { key, job, lease: None, keep_alive_ns });
+                out.push(SchedEffect::StartWorker { start, key, job, lease: None });
             } else {
                 return;
             }
@@ -117,16 +76,9 @@ impl Scheduler {
                 }
             }
         };
-        let room =
-            (self.config.prestart_queue_max as usize).saturating_sub(self.workers.prestarts.len());
-        let one = Prestart {
-            key,
-            job,
-            keep_alive_ns,
-        };
-        self.workers
-            .prestarts
-            .extend(std::iter::repeat_n(one, room.min(count as usize)));
+        let room = (self.config.prestart_queue_max as usize).saturating_sub(self.workers.prestarts.len());
+        let one = Prestart { key, job, keep_alive_ns };
+        self.workers.prestarts.extend(std::iter::repeat_n(one, room.min(count as usize)));
         self.run_starts(out);
     }
 
@@ -143,9 +95,7 @@ impl Scheduler {
             return;
         }
         let starting = start.and_then(|start| self.workers.starting.remove(&start));
-        let keep_until = starting
-            .as_ref()
-            .map_or(0, |starting| now + starting.keep_alive_ns);
+        let keep_until = starting.as_ref().map_or(0, |starting| now + starting.keep_alive_ns);
         let for_lease = starting.and_then(|starting| starting.lease);
         if let Some(at) = for_lease {
             if let Stage::Worker { process, .. } = &mut self.leases.get_mut(at).stage {
@@ -165,10 +115,7 @@ impl Scheduler {
         // What still waits in a job that is over descends from a detached actor, and its workers start under that job.
         if over && self.workers.first_waiting(&self.leases, &worker).is_none() {
             worker.doing = Doing::Leaving;
-            out.push(SchedEffect::ExitWorker {
-                worker: worker.id,
-                why: ExitReason::JobFinished,
-            });
+            out.push(SchedEffect::ExitWorker { worker: worker.id, why: ExitReason::JobFinished });
             self.workers.map.insert(worker.id, worker);
             return;
         }
@@ -190,9 +137,7 @@ impl Scheduler {
             lease.attempts += 1;
             let attempts = lease.attempts;
             match why {
-                StartFailure::RuntimeEnv(message) => {
-                    self.fail(at, FailReason::RuntimeEnv(message), now, out)
-                }
+                StartFailure::RuntimeEnv(message) => self.fail(at, FailReason::RuntimeEnv(message), now, out),
                 StartFailure::NotRegistered | StartFailure::JobConfigMissing => {
                     if attempts >= self.config.start_attempts_max {
                         self.fail(at, FailReason::WorkerStart { attempts }, now, out);
@@ -208,19 +153,10 @@ impl Scheduler {
     }
 
     /// Handles an event about a worker here, or passes it on to where the worker has gone.
-    pub(crate) fn about_worker(
-        &mut self,
-        id: WorkerId,
-        event: SchedEvent,
-        now: NowNs,
-        out: &mut Vec<SchedEffect>,
-    ) {
+    pub(crate) fn about_worker(&mut self, id: WorkerId, event: SchedEvent, now: NowNs, out: &mut Vec<SchedEffect>) {
         let Some(worker) = self.workers.map.get(&id) else {
             if let Some(to) = self.moved.get(&id).copied() {
-                out.push(SchedEffect::ToShard {
-                    to,
-                    msg: SchedMsg::Passed(Box::new(event)),
-                });
+                out.push(SchedEffect::ToShard { to, msg: SchedMsg::Passed(Box::new(event)) });
             }
             return;
         };
@@ -247,8 +183,7 @@ impl Scheduler {
             return;
         }
         let account = account(lease);
-        self.ledger
-            .give_back(&lease.allocation, account, |kind| kind == ResourceKind::Cpu);
+        self.ledger.give_back(&lease.allocation, account, |kind| kind == ResourceKind::Cpu);
         let allocation = lease.allocation.clone();
         self.soil_all(&allocation);
     }
@@ -261,63 +196,31 @@ impl Scheduler {
         }
     }
 
-    fn worker_gone(
-        &mut self,
-        id: WorkerId,
-        lease: Option<LeaseIdx>,
-        now: NowNs,
-        out: &mut Vec<SchedEffect>,
-    ) {
+    fn worker_gone(&mut self, id: WorkerId, lease: Option<LeaseIdx>, now: NowNs, out: &mut Vec<SchedEffect>) {
         self.workers.remove(id);
         if let Some(at) = lease {
             let lease = self.leases.get(at);
-            out.push(SchedEffect::LeaseLost {
-                lease: lease.id,
-                class: lease.class,
-                worker: id,
-            });
+            out.push(SchedEffect::LeaseLost { lease: lease.id, class: lease.class, worker: id });
             self.end(at, now, out);
         }
         for to in (0..self.config.shards).filter(|to| *to != self.config.shard) {
-            out.push(SchedEffect::ToShard {
-                to,
-                msg: SchedMsg::Forget { worker: id },
-            });
+            out.push(SchedEffect::ToShard { to, msg: SchedMsg::Forget { worker: id } });
         }
     }
 
     /// Asks workers to exit that were idle for long, oldest first, down to the soft limit.
     pub(crate) fn reap_idle(&mut self, now: NowNs, out: &mut Vec<SchedEffect>) {
-        let excess = self
-            .workers
-            .staying
-            .saturating_sub(self.config.workers_soft_limit) as usize;
+        let excess = self.workers.staying.saturating_sub(self.config.workers_soft_limit) as usize;
         if excess == 0 {
             return;
         }
         let timeout = self.config.idle_timeout_ns;
-        let old = self
-            .workers
-            .idle_by_age
-            .iter()
-            .take_while(|(since, _, _)| now.saturating_sub(*since) >= timeout);
-        let kept = |id: &WorkerId| {
-            self.workers
-                .map
-                .get(id)
-                .is_some_and(|worker| worker.keep_until_ns > now)
-        };
-        let going: Vec<WorkerId> = old
-            .map(|(_, _, id)| *id)
-            .filter(|id| !kept(id))
-            .take(excess)
-            .collect();
+        let old = self.workers.idle_by_age.iter().take_while(|(since, _, _)| now.saturating_sub(*since) >= timeout);
+        let kept = |id: &WorkerId| self.workers.map.get(id).is_some_and(|worker| worker.keep_until_ns > now);
+        let going: Vec<WorkerId> = old.map(|(_, _, id)| *id).filter(|id| !kept(id)).take(excess).collect();
         for worker in going {
             self.workers.retire(worker, Doing::AskedToExit);
-            out.push(SchedEffect::ExitWorker {
-                worker,
-                why: ExitReason::Idle,
-            });
+            out.push(SchedEffect::ExitWorker { worker, why: ExitReason::Idle });
         }
     }
 }

@@ -104,13 +104,7 @@ impl Lease {
 
     /// What its worker must be.
     pub(crate) fn fit(&self, key: WorkerKey) -> Fit {
-        Fit {
-            key,
-            job: self.job,
-            root: self.root,
-            is_gpu: self.is_gpu,
-            is_actor: self.actor.is_some(),
-        }
+        Fit { key, job: self.job, root: self.root, is_gpu: self.is_gpu, is_actor: self.actor.is_some() }
     }
 }
 
@@ -226,9 +220,7 @@ impl Leases {
     }
 
     pub(crate) fn class_mut(&mut self, id: ClassId) -> &mut Class {
-        self.classes
-            .get_mut(&id)
-            .expect("a lease's class stays until the lease is gone")
+        self.classes.get_mut(&id).expect("a lease's class stays until the lease is gone")
     }
 
     /// Adds a request in stage [`Stage::Deps`].
@@ -275,15 +267,8 @@ impl Leases {
     }
 
     fn link(&mut self, at: LeaseIdx, class: ClassId, front: bool) {
-        let ends = self
-            .classes
-            .get_mut(&class)
-            .expect("a lease's class stays until the lease is gone");
-        let (prev, next) = if front {
-            (NONE, ends.head)
-        } else {
-            (ends.tail, NONE)
-        };
+        let ends = self.classes.get_mut(&class).expect("a lease's class stays until the lease is gone");
+        let (prev, next) = if front { (NONE, ends.head) } else { (ends.tail, NONE) };
         if prev == NONE {
             ends.head = at;
         }
@@ -332,37 +317,21 @@ impl Leases {
     /// Verifies counts and links.
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.ids.len() != self.slab.len() {
-            return Err(format!(
-                "{} leases, {} ids",
-                self.slab.len(),
-                self.ids.len()
-            ));
+            return Err(format!("{} leases, {} ids", self.slab.len(), self.ids.len()));
         }
         let mut known = 0;
         for (id, class) in &self.classes {
-            let queued = self
-                .queue(*id)
-                .inspect(|lease| debug_assert_eq!(lease.stage, Stage::Ready))
-                .count();
+            let queued = self.queue(*id).inspect(|lease| debug_assert_eq!(lease.stage, Stage::Ready)).count();
             if queued != class.ready as usize {
-                return Err(format!(
-                    "{id:?}: {queued} in the queue, {} counted",
-                    class.ready
-                ));
+                return Err(format!("{id:?}: {queued} in the queue, {} counted", class.ready));
             }
             if (class.state == ClassState::Idle) != (class.ready == 0) {
-                return Err(format!(
-                    "{id:?}: {:?} with {} ready",
-                    class.state, class.ready
-                ));
+                return Err(format!("{id:?}: {:?} with {} ready", class.state, class.ready));
             }
             known += (class.ready + class.waiting_deps + class.taking + class.holding()) as usize;
         }
         if known != self.slab.len() {
-            return Err(format!(
-                "classes count {known} leases, there are {}",
-                self.slab.len()
-            ));
+            return Err(format!("classes count {known} leases, there are {}", self.slab.len()));
         }
         Ok(())
     }

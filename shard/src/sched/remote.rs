@@ -50,27 +50,13 @@ impl Scheduler {
         }
     }
 
-    pub(crate) fn on_msg(
-        &mut self,
-        from: ShardId,
-        msg: SchedMsg,
-        now: NowNs,
-        out: &mut Vec<SchedEffect>,
-    ) {
+    pub(crate) fn on_msg(&mut self, from: ShardId, msg: SchedMsg, now: NowNs, out: &mut Vec<SchedEffect>) {
         use SchedMsg as M;
         match msg {
-            M::Want { .. }
-            | M::Unwant { .. }
-            | M::Take { .. }
-            | M::Credit { .. }
-            | M::Gathered { .. } => {
+            M::Want { .. } | M::Unwant { .. } | M::Take { .. } | M::Credit { .. } | M::Gathered { .. } => {
                 self.send_bank(from, msg, now, out);
             }
-            M::Grant {
-                class,
-                want,
-                credit,
-            } => self.granted(class, want, &credit, now, out),
+            M::Grant { class, want, credit } => self.granted(class, want, &credit, now, out),
             M::SetMode { id, mode } => self.set_mode(id, mode, now, out),
             M::Gather { round, ids } => {
                 self.surrender(ids, now, out);
@@ -86,10 +72,8 @@ impl Scheduler {
 
     fn on_passed(&mut self, event: SchedEvent, now: NowNs, out: &mut Vec<SchedEffect>) {
         use SchedEvent as E;
-        if let E::Blocked { worker }
-        | E::Unblocked { worker }
-        | E::WorkerGone { worker }
-        | E::ExitRefused { worker } = event
+        if let E::Blocked { worker } | E::Unblocked { worker } | E::WorkerGone { worker } | E::ExitRefused { worker } =
+            event
         {
             self.about_worker(worker, event, now, out);
         }
@@ -108,24 +92,14 @@ impl Scheduler {
         let class = self.leases.class(id);
         let part = self.bank_part(&class.def.demand);
         let parked = matches!(class.state, ClassState::Parked(..));
-        let wants =
-            parked && self.lacking(&part).is_some() && self.ledger.feasible(&class.def.demand);
+        let wants = parked && self.lacking(&part).is_some() && self.ledger.feasible(&class.def.demand);
         match (wants, class.wanted) {
             (true, None) => {
                 let count = class.ready.min(WANT_BATCH);
-                let since = self
-                    .leases
-                    .head(id)
-                    .map_or(now, |at| self.leases.get(at).since);
+                let since = self.leases.head(id).map_or(now, |at| self.leases.get(at).since);
                 let want = self.next_ticket();
                 self.leases.class_mut(id).wanted = Some(want);
-                let msg = SchedMsg::Want {
-                    class: id,
-                    want,
-                    demand: part,
-                    count,
-                    since,
-                };
+                let msg = SchedMsg::Want { class: id, want, demand: part, count, since };
                 self.send_bank(self.config.shard, msg, now, out);
             }
             (false, Some(_)) => {
@@ -137,14 +111,7 @@ impl Scheduler {
     }
 
     /// Credit for a want: the class it is for uses it before anybody else looks.
-    fn granted(
-        &mut self,
-        id: ClassId,
-        want: u64,
-        credit: &Allocation,
-        now: NowNs,
-        out: &mut Vec<SchedEffect>,
-    ) {
+    fn granted(&mut self, id: ClassId, want: u64, credit: &Allocation, now: NowNs, out: &mut Vec<SchedEffect>) {
         self.ledger.credit(credit);
         self.soil_all(credit);
         let Some(class) = self.leases.classes.get_mut(&id) else {
@@ -155,8 +122,7 @@ impl Scheduler {
         }
         for _ in 0..WANT_BATCH {
             let class = self.leases.class(id);
-            let fits = matches!(class.state, ClassState::Parked(..))
-                && self.ledger.fits(&class.def.demand);
+            let fits = matches!(class.state, ClassState::Parked(..)) && self.ledger.fits(&class.def.demand);
             if !fits {
                 break;
             }
@@ -190,22 +156,13 @@ impl Scheduler {
 
     /// Gives the bank what others want and nobody here can use.
     pub(crate) fn settle(&mut self, now: NowNs, out: &mut Vec<SchedEffect>) {
-        let free = |id: &ResourceId| {
-            self.ledger
-                .pool(*id)
-                .is_some_and(|pool| pool.free > Fixed::ZERO)
-        };
+        let free = |id: &ResourceId| self.ledger.pool(*id).is_some_and(|pool| pool.free > Fixed::ZERO);
         let mut ids: SmallVec<[ResourceId; 4]> = self.modes.keys().copied().filter(free).collect();
         ids.sort_unstable();
         self.surrender(ids, now, out);
     }
 
-    fn surrender(
-        &mut self,
-        ids: SmallVec<[ResourceId; 4]>,
-        now: NowNs,
-        out: &mut Vec<SchedEffect>,
-    ) {
+    fn surrender(&mut self, ids: SmallVec<[ResourceId; 4]>, now: NowNs, out: &mut Vec<SchedEffect>) {
         let credit = self.ledger.surrender(ids);
         if !credit.is_empty() {
             self.send_credit(credit, now, out);
@@ -214,31 +171,13 @@ impl Scheduler {
 
     fn send_credit(&mut self, credit: Allocation, now: NowNs, out: &mut Vec<SchedEffect>) {
         let called_in = self.modes.iter().filter(|(_, mode)| **mode == Mode::All);
-        let pinned = called_in.map(|(id, _)| {
-            (
-                *id,
-                self.ledger
-                    .pool(*id)
-                    .map_or(Fixed::ZERO, |pool| pool.pinned),
-            )
-        });
+        let pinned = called_in.map(|(id, _)| (*id, self.ledger.pool(*id).map_or(Fixed::ZERO, |pool| pool.pinned)));
         let pinned = pinned.collect();
-        self.send_bank(
-            self.config.shard,
-            SchedMsg::Credit { credit, pinned },
-            now,
-            out,
-        );
+        self.send_bank(self.config.shard, SchedMsg::Credit { credit, pinned }, now, out);
     }
 
     /// Asks the bank for all of a demand or nothing.
-    pub(crate) fn take(
-        &mut self,
-        demand: ResourceSet,
-        of: TakeFor,
-        now: NowNs,
-        out: &mut Vec<SchedEffect>,
-    ) {
+    pub(crate) fn take(&mut self, demand: ResourceSet, of: TakeFor, now: NowNs, out: &mut Vec<SchedEffect>) {
         self.take_count += 1;
         let take = self.take_count;
         self.takes.insert(take, of);
@@ -246,12 +185,7 @@ impl Scheduler {
     }
 
     /// A request to be granted or rejected asks the bank, if that could help.
-    pub(crate) fn take_for_lease(
-        &mut self,
-        at: LeaseIdx,
-        now: NowNs,
-        out: &mut Vec<SchedEffect>,
-    ) -> bool {
+    pub(crate) fn take_for_lease(&mut self, at: LeaseIdx, now: NowNs, out: &mut Vec<SchedEffect>) -> bool {
         let (id, class) = (self.leases.get(at).id, self.leases.get(at).class);
         let demand = self.leases.class(class).def.demand.clone();
         let part = self.bank_part(&demand);
@@ -265,34 +199,18 @@ impl Scheduler {
         true
     }
 
-    fn taken(
-        &mut self,
-        take: u64,
-        credit: Option<Allocation>,
-        now: NowNs,
-        out: &mut Vec<SchedEffect>,
-    ) {
+    fn taken(&mut self, take: u64, credit: Option<Allocation>, now: NowNs, out: &mut Vec<SchedEffect>) {
         if let Some(credit) = credit {
             self.ledger.credit(&credit);
             self.soil_all(&credit);
         }
         match self.takes.remove(&take) {
-            Some(TakeFor::Prepare {
-                token,
-                given_up: true,
-                ..
-            }) => out.push(SchedEffect::BundlesPrepared { token, ok: false }),
-            Some(TakeFor::Prepare {
-                token,
-                bundles,
-                given_up: false,
-            }) => self.prepare_taken(token, &bundles, out),
+            Some(TakeFor::Prepare { token, given_up: true, .. }) => {
+                out.push(SchedEffect::BundlesPrepared { token, ok: false })
+            }
+            Some(TakeFor::Prepare { token, bundles, given_up: false }) => self.prepare_taken(token, &bundles, out),
             Some(TakeFor::Lease(lease)) => {
-                let Some(at) = self
-                    .leases
-                    .find(lease)
-                    .filter(|at| self.leases.get(*at).stage == Stage::Taking)
-                else {
+                let Some(at) = self.leases.find(lease).filter(|at| self.leases.get(*at).stage == Stage::Taking) else {
                     return;
                 };
                 let class = self.leases.get(at).class;
@@ -317,33 +235,22 @@ impl Scheduler {
         if origin == self.config.shard {
             return self.seek_over(lease, now, out);
         }
-        let found = self
-            .workers
-            .find_idle(&fit)
-            .and_then(|id| self.workers.remove(id));
+        let found = self.workers.find_idle(&fit).and_then(|id| self.workers.remove(id));
         match found {
             Some(worker) => {
                 self.moved.insert(worker.id, origin);
                 let worker = Box::new(worker);
-                out.push(SchedEffect::ToShard {
-                    to: origin,
-                    msg: SchedMsg::GiveWorker { lease, worker },
-                });
+                out.push(SchedEffect::ToShard { to: origin, msg: SchedMsg::GiveWorker { lease, worker } });
             }
-            None => out.push(SchedEffect::ToShard {
-                to: self.next_shard(),
-                msg: SchedMsg::SeekWorker { origin, lease, fit },
-            }),
+            None => out
+                .push(SchedEffect::ToShard { to: self.next_shard(), msg: SchedMsg::SeekWorker { origin, lease, fit } }),
         }
     }
 
     fn given(&mut self, lease: LeaseId, worker: Worker, now: NowNs, out: &mut Vec<SchedEffect>) {
         self.moved.remove(&worker.id);
         // Said by the shard that has it, not by the one that gave it: an event sent here can't overtake the worker.
-        out.push(SchedEffect::WorkerMoved {
-            worker: worker.id,
-            to: self.config.shard,
-        });
+        out.push(SchedEffect::WorkerMoved { worker: worker.id, to: self.config.shard });
         self.take_in(worker, now, out);
         self.seek_over(lease, now, out);
     }
@@ -353,13 +260,7 @@ impl Scheduler {
         let Some(at) = self.leases.find(lease) else {
             return;
         };
-        if matches!(
-            self.leases.get(at).stage,
-            Stage::Worker {
-                process: Process::Sought,
-                ..
-            }
-        ) {
+        if matches!(self.leases.get(at).stage, Stage::Worker { process: Process::Sought, .. }) {
             self.get_process(at, false, now, out);
         }
     }

@@ -49,30 +49,14 @@ impl Scheduler {
     pub fn resources(&self) -> impl Iterator<Item = ResourceUse> + '_ {
         let real = self.ledger.pools().map(|(id, pool)| {
             let (total, free, leased, bundled) = (pool.total, pool.free, pool.leased, pool.bundled);
-            ResourceUse {
-                id,
-                total,
-                free,
-                leased,
-                bundled,
-            }
+            ResourceUse { id, total, free, leased, bundled }
         });
         let wild = self.ledger.wildcards().map(|(id, indexed)| {
             let sum = |of: fn(&super::ledger::Pool) -> Fixed| {
-                indexed
-                    .iter()
-                    .filter_map(|id| self.ledger.pool(*id))
-                    .map(of)
-                    .sum()
+                indexed.iter().filter_map(|id| self.ledger.pool(*id)).map(of).sum()
             };
             let (total, free) = (sum(|pool| pool.total), sum(|pool| pool.free));
-            ResourceUse {
-                id,
-                total,
-                free,
-                leased: sum(|pool| pool.leased),
-                bundled: Fixed::ZERO,
-            }
+            ResourceUse { id, total, free, leased: sum(|pool| pool.leased), bundled: Fixed::ZERO }
         });
         real.chain(wild)
     }
@@ -95,19 +79,12 @@ impl Scheduler {
     /// Classes of which something is queued, granted or announced, in no order.
     pub fn loads(&self) -> impl Iterator<Item = ClassLoad<'_>> {
         let busy = |class: &Class| !class.is_unused() || !class.backlog.is_empty();
-        self.leases
-            .classes
-            .iter()
-            .filter(move |(_, class)| busy(class))
-            .map(|(id, class)| self.load(*id, class))
+        self.leases.classes.iter().filter(move |(_, class)| busy(class)).map(|(id, class)| self.load(*id, class))
     }
 
     /// One class.
     pub fn class_load(&self, class: ClassId) -> Option<ClassLoad<'_>> {
-        self.leases
-            .classes
-            .get(&class)
-            .map(|entry| self.load(class, entry))
+        self.leases.classes.get(&class).map(|entry| self.load(class, entry))
     }
 
     fn load<'a>(&self, id: ClassId, class: &'a Class) -> ClassLoad<'a> {
@@ -135,18 +112,8 @@ impl Scheduler {
 
     /// Up to `max` requests of a class that wait for resources, oldest first: candidates for another node.
     pub fn queued(&self, class: ClassId, max: usize) -> impl Iterator<Item = Queued> + '_ {
-        let queue = self
-            .leases
-            .classes
-            .contains_key(&class)
-            .then(|| self.leases.queue(class))
-            .into_iter()
-            .flatten();
-        queue.take(max).map(|lease| Queued {
-            lease: lease.id,
-            class: lease.class,
-            since: lease.since,
-        })
+        let queue = self.leases.classes.contains_key(&class).then(|| self.leases.queue(class)).into_iter().flatten();
+        queue.take(max).map(|lease| Queued { lease: lease.id, class: lease.class, since: lease.since })
     }
 
     /// True while a request holds nothing: it waits for its objects or for resources.
@@ -200,10 +167,7 @@ impl Scheduler {
 
     /// The class for which freed resources are set aside.
     pub fn reserved_for(&self) -> Option<ClassId> {
-        let reserved = self
-            .reservation
-            .as_ref()
-            .map(|reservation| reservation.class);
+        let reserved = self.reservation.as_ref().map(|reservation| reservation.class);
         debug_assert!(reserved.is_none_or(|id| self.leases.class(id).state == ClassState::Reserved));
         reserved
     }

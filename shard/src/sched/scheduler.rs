@@ -103,8 +103,7 @@ impl Scheduler {
             };
             self.on_msg(self.config.shard, msg, now, out);
         }
-        let busy =
-            self.workers.leased > 0 || !self.bundles.is_empty() || !self.leases.slab.is_empty();
+        let busy = self.workers.leased > 0 || !self.bundles.is_empty() || !self.leases.slab.is_empty();
         match busy {
             true => self.idle_since = None,
             false => self.idle_since = self.idle_since.or(Some(now)),
@@ -126,47 +125,24 @@ impl Scheduler {
             E::Withdraw { lease } => self.withdraw(lease, now, out),
             E::CancelClasses { token, classes } => {
                 let classes: FxHashSet<ClassId> = classes.into_iter().collect();
-                let count = self.cancel_queued(
-                    CancelReason::Class,
-                    |lease| classes.contains(&lease.class),
-                    now,
-                    out,
-                );
+                let count = self.cancel_queued(CancelReason::Class, |lease| classes.contains(&lease.class), now, out);
                 out.push(SchedEffect::CancelledMany { token, count });
             }
             E::OwnerGone { owner } => self.owners_gone(|lease| lease.owner == owner, now, out),
-            E::OwnerNodeGone { node } => {
-                self.owners_gone(|lease| lease.owner_node == node, now, out)
-            }
-            E::WorkerReady {
-                worker,
-                start,
-                key,
-                job,
-            } => self.worker_ready(worker, start, key, job, now, out),
+            E::OwnerNodeGone { node } => self.owners_gone(|lease| lease.owner_node == node, now, out),
+            E::WorkerReady { worker, start, key, job } => self.worker_ready(worker, start, key, job, now, out),
             E::StartFailed { start, why } => self.start_failed(start, why, now, out),
             E::Blocked { worker } => self.about_worker(worker, E::Blocked { worker }, now, out),
             E::Unblocked { worker } => self.about_worker(worker, E::Unblocked { worker }, now, out),
-            E::WorkerGone { worker } => {
-                self.about_worker(worker, E::WorkerGone { worker }, now, out)
-            }
-            E::ExitRefused { worker } => {
-                self.about_worker(worker, E::ExitRefused { worker }, now, out)
-            }
-            E::Prestart {
-                key,
-                job,
-                count,
-                keep_alive_ns,
-            } => self.prestart(key, job, count, keep_alive_ns, out),
+            E::WorkerGone { worker } => self.about_worker(worker, E::WorkerGone { worker }, now, out),
+            E::ExitRefused { worker } => self.about_worker(worker, E::ExitRefused { worker }, now, out),
+            E::Prestart { key, job, count, keep_alive_ns } => self.prestart(key, job, count, keep_alive_ns, out),
             E::Backlog { owner, class, size } => self.backlog(owner, class, size),
             E::JobFinished { job } => self.job_finished(job, now, out),
             E::PrepareBundles { token, bundles } => self.prepare_bundles(token, bundles, now, out),
             E::CommitBundles { token, bundles } => self.commit_bundles(token, &bundles, out),
             E::ReturnBundles { token, bundles } => self.return_bundles(token, bundles, now, out),
-            E::ReleaseUnusedBundles { token, in_use } => {
-                self.release_unused_bundles(token, &in_use, now, out)
-            }
+            E::ReleaseUnusedBundles { token, in_use } => self.release_unused_bundles(token, &in_use, now, out),
             E::Drain { on } => self.drain(on, now, out),
             E::Tick => self.tick(now, out),
             E::FromShard { from, msg } => self.on_msg(from, msg, now, out),
@@ -202,11 +178,7 @@ impl Scheduler {
     }
 
     pub(crate) fn soil_all(&mut self, allocation: &Allocation) {
-        allocation
-            .0
-            .iter()
-            .filter(|part| !part.mirror)
-            .for_each(|part| self.soil(part.id));
+        allocation.0.iter().filter(|part| !part.mirror).for_each(|part| self.soil(part.id));
     }
 
     pub(crate) fn is_finished(&self, job: JobId) -> bool {
@@ -244,13 +216,7 @@ impl Scheduler {
         self.totals_changed(id, now, out);
     }
 
-    fn resize_resource(
-        &mut self,
-        id: ResourceId,
-        total: Fixed,
-        now: NowNs,
-        out: &mut Vec<SchedEffect>,
-    ) {
+    fn resize_resource(&mut self, id: ResourceId, total: Fixed, now: NowNs, out: &mut Vec<SchedEffect>) {
         let Some(change) = self.ledger.resize(id, total) else {
             return;
         };
@@ -267,45 +233,24 @@ impl Scheduler {
     fn totals_changed(&mut self, id: ResourceId, now: NowNs, out: &mut Vec<SchedEffect>) {
         self.soil(id);
         if !self.alone() {
-            let classes = self
-                .classes_by_resource
-                .get(&id)
-                .into_iter()
-                .flatten()
-                .copied()
-                .collect::<Vec<_>>();
-            classes
-                .into_iter()
-                .for_each(|class| self.tell_bank(class, now, out));
+            let classes = self.classes_by_resource.get(&id).into_iter().flatten().copied().collect::<Vec<_>>();
+            classes.into_iter().for_each(|class| self.tell_bank(class, now, out));
         }
     }
 
     fn define(&mut self, id: ClassId, def: ClassDef) {
-        if self
-            .leases
-            .classes
-            .get(&id)
-            .is_some_and(|class| !class.is_unused())
-        {
+        if self.leases.classes.get(&id).is_some_and(|class| !class.is_unused()) {
             return;
         }
         self.forget(id);
         for (resource, _) in def.demand.iter() {
-            self.classes_by_resource
-                .entry(resource)
-                .or_default()
-                .insert(id);
+            self.classes_by_resource.entry(resource).or_default().insert(id);
         }
         self.leases.classes.insert(id, Class::new(def));
     }
 
     fn forget(&mut self, id: ClassId) {
-        if self
-            .leases
-            .classes
-            .get(&id)
-            .is_none_or(|class| !class.is_unused())
-        {
+        if self.leases.classes.get(&id).is_none_or(|class| !class.is_unused()) {
             return;
         }
         let Some(class) = self.leases.classes.remove(&id) else {
@@ -352,32 +297,19 @@ impl Scheduler {
         }
         self.check_holdings()?;
         let parked = |class: &Class| matches!(class.state, ClassState::Parked(..));
-        let parked = self
-            .leases
-            .classes
-            .values()
-            .filter(|class| parked(class))
-            .count();
+        let parked = self.leases.classes.values().filter(|class| parked(class)).count();
         if parked != self.waiters.len() {
-            return Err(format!(
-                "{parked} classes are parked, {} found",
-                self.waiters.len()
-            ));
+            return Err(format!("{parked} classes are parked, {} found", self.waiters.len()));
         }
         if self.dirty.is_empty() {
-            let fits = |class: &&Class| {
-                matches!(class.state, ClassState::Parked(..)) && self.may_take(&class.def.demand)
-            };
+            let fits =
+                |class: &&Class| matches!(class.state, ClassState::Parked(..)) && self.may_take(&class.def.demand);
             if let Some(class) = self.leases.classes.values().find(fits) {
                 return Err(format!("a class waits for what is there: {class:?}"));
             }
         }
         if let Some(reservation) = &self.reservation {
-            let state = self
-                .leases
-                .classes
-                .get(&reservation.class)
-                .map(|class| class.state);
+            let state = self.leases.classes.get(&reservation.class).map(|class| class.state);
             if state != Some(ClassState::Reserved) {
                 return Err(format!("the reservation is for a class that is {state:?}"));
             }
@@ -393,17 +325,11 @@ impl Scheduler {
             if let Stage::Granted(worker) = lease.stage {
                 let doing = self.workers.map.get(&worker).map(|worker| worker.doing);
                 if doing != Some(Doing::Leased(lease.id)) {
-                    return Err(format!(
-                        "{:?} is granted to a worker that is {doing:?}",
-                        lease.id
-                    ));
+                    return Err(format!("{:?} is granted to a worker that is {doing:?}", lease.id));
                 }
             }
             for part in lease.allocation.0.iter().filter(|part| !part.mirror) {
-                let cpu = self
-                    .ledger
-                    .pool(part.id)
-                    .is_some_and(|pool| pool.kind == ResourceKind::Cpu);
+                let cpu = self.ledger.pool(part.id).is_some_and(|pool| pool.kind == ResourceKind::Cpu);
                 if !(lease.cpu_out && cpu) {
                     *leased.entry(part.id).or_default() += part.amount;
                 }
@@ -413,19 +339,14 @@ impl Scheduler {
             *bundled.entry(part.id).or_default() += part.amount;
         }
         for (id, pool) in self.ledger.pools() {
-            let (lease, bundle) = (
-                leased.remove(&id).unwrap_or_default(),
-                bundled.remove(&id).unwrap_or_default(),
-            );
+            let (lease, bundle) = (leased.remove(&id).unwrap_or_default(), bundled.remove(&id).unwrap_or_default());
             if pool.leased != lease || pool.bundled != bundle {
                 return Err(format!("{id:?}: leases hold {lease:?}, bundles {bundle:?}, but the ledger says {pool:?}"));
             }
         }
         match leased.is_empty() && bundled.is_empty() {
             true => Ok(()),
-            false => Err(format!(
-                "resources that are not in the ledger are held: {leased:?} {bundled:?}"
-            )),
+            false => Err(format!("resources that are not in the ledger are held: {leased:?} {bundled:?}")),
         }
     }
 

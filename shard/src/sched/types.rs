@@ -127,9 +127,7 @@ impl ResourceSet {
 
     /// The amount of one resource; zero where it is not named.
     pub fn get(&self, id: ResourceId) -> Fixed {
-        self.0
-            .binary_search_by_key(&id, |(id, _)| *id)
-            .map_or(Fixed::ZERO, |at| self.0[at].1)
+        self.0.binary_search_by_key(&id, |(id, _)| *id).map_or(Fixed::ZERO, |at| self.0[at].1)
     }
 
     /// True where nothing is asked for.
@@ -139,12 +137,7 @@ impl ResourceSet {
 
     /// The same set `n` times.
     pub fn times(&self, n: u32) -> Self {
-        Self(
-            self.0
-                .iter()
-                .map(|(id, amount)| (*id, Fixed(amount.0 * i64::from(n))))
-                .collect(),
-        )
+        Self(self.0.iter().map(|(id, amount)| (*id, Fixed(amount.0 * i64::from(n)))).collect())
     }
 }
 
@@ -168,11 +161,7 @@ pub struct Allocation(pub SmallVec<[Allocated; 2]>);
 impl Allocation {
     /// The amount of one resource.
     pub fn get(&self, id: ResourceId) -> Fixed {
-        self.0
-            .iter()
-            .filter(|part| part.id == id)
-            .map(|part| part.amount)
-            .sum()
+        self.0.iter().filter(|part| part.id == id).map(|part| part.amount).sum()
     }
 
     /// True where it holds nothing.
@@ -242,11 +231,7 @@ pub struct BundleSpec {
 impl BundleSpec {
     /// What the bundle takes from the node.
     pub fn demand(&self) -> ResourceSet {
-        ResourceSet::new(
-            self.resources
-                .iter()
-                .filter_map(|part| Some((part.original?, part.amount))),
-        )
+        ResourceSet::new(self.resources.iter().filter_map(|part| Some((part.original?, part.amount))))
     }
 }
 
@@ -285,16 +270,8 @@ mod tests {
     #[test]
     fn a_set_is_sorted_and_adds_up() {
         let (a, b) = (ResourceId(1), ResourceId(2));
-        let set = ResourceSet::new([
-            (b, Fixed(5)),
-            (a, Fixed(1)),
-            (b, Fixed(2)),
-            (ResourceId(3), Fixed(0)),
-        ]);
-        assert_eq!(
-            set.iter().collect::<Vec<_>>(),
-            vec![(a, Fixed(1)), (b, Fixed(7))]
-        );
+        let set = ResourceSet::new([(b, Fixed(5)), (a, Fixed(1)), (b, Fixed(2)), (ResourceId(3), Fixed(0))]);
+        assert_eq!(set.iter().collect::<Vec<_>>(), vec![(a, Fixed(1)), (b, Fixed(7))]);
         assert_eq!(set.get(ResourceId(9)), Fixed::ZERO);
     }
 

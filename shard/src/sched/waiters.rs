@@ -35,11 +35,7 @@ pub(crate) struct Waiters<K> {
 
 impl<K> Default for Waiters<K> {
     fn default() -> Self {
-        Self {
-            nodes: Slab::new(),
-            roots: FxHashMap::default(),
-            seed: 0x9e37_79b9,
-        }
+        Self { nodes: Slab::new(), roots: FxHashMap::default(), seed: 0x9e37_79b9 }
     }
 }
 
@@ -49,15 +45,7 @@ impl<K: Copy> Waiters<K> {
         self.seed ^= self.seed << 13;
         self.seed ^= self.seed >> 17;
         self.seed ^= self.seed << 5;
-        let node = Node {
-            need,
-            ticket,
-            key,
-            left: NONE,
-            right: NONE,
-            heap: self.seed,
-            min: ticket,
-        };
+        let node = Node { need, ticket, key, left: NONE, right: NONE, heap: self.seed, min: ticket };
         let node = self.nodes.insert(node) as u32;
         let root = self.roots.get(&id).copied().unwrap_or(NONE);
         let (left, right) = self.split(root, (need, ticket));
@@ -88,9 +76,7 @@ impl<K: Copy> Waiters<K> {
     /// The waiter with the smallest ticket among those that need at most `limit`.
     pub(crate) fn first_fit(&self, id: ResourceId, limit: Fixed) -> Option<(Ticket, K)> {
         let (mut at, mut best) = (*self.roots.get(&id)?, None::<(Ticket, u32, bool)>);
-        let better = |best: &Option<(Ticket, u32, bool)>, ticket| {
-            best.is_none_or(|(min, _, _)| ticket < min)
-        };
+        let better = |best: &Option<(Ticket, u32, bool)>, ticket| best.is_none_or(|(min, _, _)| ticket < min);
         while at != NONE {
             let node = &self.nodes[at as usize];
             if node.need > limit {

@@ -53,22 +53,8 @@ pub struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(
-        id: WorkerId,
-        key: WorkerKey,
-        job: Option<JobId>,
-        keep_until_ns: NowNs,
-    ) -> Self {
-        Self {
-            id,
-            key,
-            job,
-            root: None,
-            is_gpu: None,
-            is_actor: None,
-            keep_until_ns,
-            doing: Doing::Leaving,
-        }
+    pub(crate) fn new(id: WorkerId, key: WorkerKey, job: Option<JobId>, keep_until_ns: NowNs) -> Self {
+        Self { id, key, job, root: None, is_gpu: None, is_actor: None, keep_until_ns, doing: Doing::Leaving }
     }
 
     /// Ray's rule (2.60, worker pool): same kind of process; job, detached root, GPU and actor "unset or equal".
@@ -134,10 +120,7 @@ impl Workers {
     pub(crate) fn push_idle(&mut self, mut worker: Worker, now: NowNs) {
         let seq = self.next_seq();
         worker.doing = Doing::Idle(now, seq);
-        self.idle
-            .entry((worker.key, worker.job))
-            .or_default()
-            .push(worker.id);
+        self.idle.entry((worker.key, worker.job)).or_default().push(worker.id);
         self.idle_by_age.insert((now, seq, worker.id));
         self.staying += 1;
         self.map.insert(worker.id, worker);
@@ -156,34 +139,17 @@ impl Workers {
 
     /// An idle worker that fits.
     pub(crate) fn find_idle(&self, fit: &Fit) -> Option<WorkerId> {
-        let of = |job| {
-            self.idle
-                .get(&(fit.key, job))
-                .into_iter()
-                .flat_map(|ids| ids.iter().rev())
-        };
-        of(Some(fit.job))
-            .chain(of(None))
-            .find(|id| self.map[id].fits(fit))
-            .copied()
+        let of = |job| self.idle.get(&(fit.key, job)).into_iter().flat_map(|ids| ids.iter().rev());
+        of(Some(fit.job)).chain(of(None)).find(|id| self.map[id].fits(fit)).copied()
     }
 
     /// Idle workers that a lease of the job could use, and processes on their way that nobody counts on.
     pub(crate) fn usable(&self, key: WorkerKey, job: Option<JobId>) -> u32 {
         let of = |job| self.idle.get(&(key, job)).map_or(0, Vec::len);
-        let idle = if job.is_some() {
-            of(job) + of(None)
-        } else {
-            of(None)
-        };
-        let fits = |start: &&Starting| {
-            start.lease.is_none() && start.key == key && (start.job.is_none() || start.job == job)
-        };
-        let queued = self
-            .prestarts
-            .iter()
-            .filter(|start| start.key == key && start.job == job)
-            .count();
+        let idle = if job.is_some() { of(job) + of(None) } else { of(None) };
+        let fits =
+            |start: &&Starting| start.lease.is_none() && start.key == key && (start.job.is_none() || start.job == job);
+        let queued = self.prestarts.iter().filter(|start| start.key == key && start.job == job).count();
         (idle + self.starting.values().filter(fits).count() + queued) as u32
     }
 
@@ -270,10 +236,7 @@ impl Workers {
             if job.is_none_or(|job| job == lease.job) {
                 let at = *at;
                 place.map(|place| self.starts.remove(&place));
-                leases.get_mut(at).stage = Stage::Worker {
-                    seq,
-                    process: Process::Started(token),
-                };
+                leases.get_mut(at).stage = Stage::Worker { seq, process: Process::Started(token) };
                 start.lease = Some(at);
                 return;
             }
@@ -283,15 +246,9 @@ impl Workers {
     /// A start on its way that nobody counts on and that will fit.
     pub(crate) fn claim(&mut self, fit: &Fit, at: LeaseIdx) -> Option<StartToken> {
         let free = |(_, start): &(&StartToken, &mut Starting)| {
-            start.lease.is_none()
-                && start.key == fit.key
-                && start.job.is_none_or(|job| job == fit.job)
+            start.lease.is_none() && start.key == fit.key && start.job.is_none_or(|job| job == fit.job)
         };
-        let (token, start) = self
-            .starting
-            .iter_mut()
-            .filter(free)
-            .min_by_key(|(token, _)| **token)?;
+        let (token, start) = self.starting.iter_mut().filter(free).min_by_key(|(token, _)| **token)?;
         start.lease = Some(at);
         Some(*token)
     }
@@ -299,10 +256,7 @@ impl Workers {
     /// The lease that has waited longest among those that a worker fits.
     pub(crate) fn first_waiting(&self, leases: &Leases, worker: &Worker) -> Option<LeaseIdx> {
         let queue = self.waiting.get(&worker.key)?;
-        queue
-            .values()
-            .copied()
-            .find(|at| worker.fits(&leases.get(*at).fit(worker.key)))
+        queue.values().copied().find(|at| worker.fits(&leases.get(*at).fit(worker.key)))
     }
 
     /// Books a worker that is in no list to a lease.
@@ -315,26 +269,14 @@ impl Workers {
 
     /// Verifies that lists and counts agree.
     pub(crate) fn check(&self, leases: &Leases) -> Result<(), String> {
-        let count = |what: fn(&Doing) -> bool| {
-            self.map
-                .values()
-                .filter(|worker| what(&worker.doing))
-                .count()
-        };
+        let count = |what: fn(&Doing) -> bool| self.map.values().filter(|worker| what(&worker.doing)).count();
         let idle = count(|doing| matches!(doing, Doing::Idle(..)));
         let leased = count(|doing| matches!(doing, Doing::Leased(_)));
-        if idle != self.idle_by_age.len() || idle != self.idle.values().map(Vec::len).sum::<usize>()
-        {
-            return Err(format!(
-                "{idle} workers are idle, {} listed",
-                self.idle_by_age.len()
-            ));
+        if idle != self.idle_by_age.len() || idle != self.idle.values().map(Vec::len).sum::<usize>() {
+            return Err(format!("{idle} workers are idle, {} listed", self.idle_by_age.len()));
         }
         if leased != self.leased as usize || idle + leased != self.staying as usize {
-            return Err(format!(
-                "{leased} workers are leased, {} counted; {} staying",
-                self.leased, self.staying
-            ));
+            return Err(format!("{leased} workers are leased, {} counted; {} staying", self.leased, self.staying));
         }
         for worker in self.map.values() {
             let Doing::Leased(lease) = worker.doing else {
@@ -342,30 +284,20 @@ impl Workers {
             };
             let stage = leases.find(lease).map(|at| leases.get(at).stage);
             if stage != Some(Stage::Granted(worker.id)) {
-                return Err(format!(
-                    "{:?} serves {lease:?}, which is {stage:?}",
-                    worker.id
-                ));
+                return Err(format!("{:?} serves {lease:?}, which is {stage:?}", worker.id));
             }
         }
         for (token, start) in &self.starting {
             let Some(at) = start.lease else { continue };
             let stage = leases.slab.get(at as usize).map(|lease| lease.stage);
-            if !matches!(stage, Some(Stage::Worker { process: Process::Started(of), .. }) if of == *token)
-            {
+            if !matches!(stage, Some(Stage::Worker { process: Process::Started(of), .. }) if of == *token) {
                 return Err(format!("{token:?} is for a lease that is {stage:?}"));
             }
         }
         let waiting: usize = self.waiting.values().map(BTreeMap::len).sum();
-        let counted: u32 = leases
-            .classes
-            .values()
-            .map(|class| class.waiting_worker)
-            .sum();
+        let counted: u32 = leases.classes.values().map(|class| class.waiting_worker).sum();
         if waiting != counted as usize {
-            return Err(format!(
-                "{waiting} leases wait for a worker, {counted} counted"
-            ));
+            return Err(format!("{waiting} leases wait for a worker, {counted} counted"));
         }
         Ok(())
     }

@@ -66,21 +66,9 @@ impl Node {
             change(&mut config);
             config
         };
-        let shards = (0..shards)
-            .map(|shard| Scheduler::new(config(shard)))
-            .collect();
-        let mut node = Self {
-            shards,
-            links: VecDeque::new(),
-            now: 0,
-            out: Vec::new(),
-            workers: 0,
-        };
-        node.everywhere(SchedEvent::AddResource {
-            id: CPU,
-            total: Fixed::units(cpus),
-            kind: ResourceKind::Cpu,
-        });
+        let shards = (0..shards).map(|shard| Scheduler::new(config(shard))).collect();
+        let mut node = Self { shards, links: VecDeque::new(), now: 0, out: Vec::new(), workers: 0 };
+        node.everywhere(SchedEvent::AddResource { id: CPU, total: Fixed::units(cpus), kind: ResourceKind::Cpu });
         node
     }
 
@@ -128,17 +116,8 @@ impl Node {
     }
 
     fn define_on(&mut self, shard: ShardId, class: u32, demand: ResourceSet) {
-        let def = Box::new(ClassDef {
-            demand,
-            worker: WorkerKey::default(),
-        });
-        self.to(
-            shard,
-            SchedEvent::DefineClass {
-                class: ClassId(class),
-                def,
-            },
-        );
+        let def = Box::new(ClassDef { demand, worker: WorkerKey::default() });
+        self.to(shard, SchedEvent::DefineClass { class: ClassId(class), def });
     }
 
     fn ask(&mut self, request: LeaseRequest) -> Vec<SchedEffect> {
@@ -149,37 +128,25 @@ impl Node {
     fn bring_up(&mut self) {
         loop {
             let effects = self.take();
-            let (starts, rest): (Vec<_>, Vec<_>) = effects
-                .into_iter()
-                .partition(|effect| matches!(effect, SchedEffect::StartWorker { .. }));
+            let (starts, rest): (Vec<_>, Vec<_>) =
+                effects.into_iter().partition(|effect| matches!(effect, SchedEffect::StartWorker { .. }));
             self.out = rest;
             if starts.is_empty() {
                 return;
             }
             for effect in starts {
-                let SchedEffect::StartWorker {
-                    start, key, job, ..
-                } = effect
-                else {
+                let SchedEffect::StartWorker { start, key, job, .. } = effect else {
                     continue;
                 };
                 self.workers += 1;
-                let event = SchedEvent::WorkerReady {
-                    worker: worker(self.workers),
-                    start: Some(start),
-                    key,
-                    job,
-                };
+                let event = SchedEvent::WorkerReady { worker: worker(self.workers), start: Some(start), key, job };
                 self.to(start.shard(), event);
             }
         }
     }
 
     /// Requests, starts what is needed, and returns who was granted.
-    fn granted(
-        &mut self,
-        requests: impl IntoIterator<Item = (ShardId, LeaseRequest)>,
-    ) -> Vec<(u32, WorkerId)> {
+    fn granted(&mut self, requests: impl IntoIterator<Item = (ShardId, LeaseRequest)>) -> Vec<(u32, WorkerId)> {
         for (shard, request) in requests {
             self.to(shard, SchedEvent::Request(Box::new(request)));
         }
@@ -188,24 +155,13 @@ impl Node {
     }
 
     fn free(&self, id: ResourceId) -> Fixed {
-        let free = |shard: &Scheduler| {
-            shard
-                .resources()
-                .filter(|part| part.id == id)
-                .map(|part| part.free)
-                .sum::<Fixed>()
-        };
+        let free =
+            |shard: &Scheduler| shard.resources().filter(|part| part.id == id).map(|part| part.free).sum::<Fixed>();
         self.shards.iter().map(free).sum::<Fixed>() + self.shards[0].bank_free(id)
     }
 
     fn give_back(&mut self, shard: ShardId, n: u32) {
-        self.to(
-            shard,
-            SchedEvent::Return {
-                lease: lease(n),
-                fate: WorkerFate::Keep,
-            },
-        );
+        self.to(shard, SchedEvent::Return { lease: lease(n), fate: WorkerFate::Keep });
     }
 }
 

@@ -9,18 +9,9 @@ fn one_shard_sends_no_messages() {
     let mut out = Vec::new();
     for n in 0..100 {
         node.shards[0].handle(SchedEvent::Request(Box::new(request(n, 1))), 0, &mut out);
-        node.shards[0].handle(
-            SchedEvent::Return {
-                lease: lease(n / 2),
-                fate: WorkerFate::Keep,
-            },
-            0,
-            &mut out,
-        );
+        node.shards[0].handle(SchedEvent::Return { lease: lease(n / 2), fate: WorkerFate::Keep }, 0, &mut out);
     }
-    assert!(!out
-        .iter()
-        .any(|effect| matches!(effect, SchedEffect::ToShard { .. })));
+    assert!(!out.iter().any(|effect| matches!(effect, SchedEffect::ToShard { .. })));
 }
 
 #[test]
@@ -51,11 +42,7 @@ fn what_idles_on_one_shard_serves_another_at_once() {
     node.to(1, SchedEvent::Request(Box::new(request(10, 3))));
     node.take();
     node.give_back(2, 9);
-    assert_eq!(
-        node.shards[1].lease_count() + grants(&node.take()).len(),
-        2,
-        "freed credit goes to who wants it"
-    );
+    assert_eq!(node.shards[1].lease_count() + grants(&node.take()).len(), 2, "freed credit goes to who wants it");
 }
 
 #[test]
@@ -67,13 +54,7 @@ fn an_idle_worker_of_another_shard_is_used_before_one_is_started() {
     node.give_back(0, 1);
     node.to(2, SchedEvent::Request(Box::new(request(2, 2))));
     let effects = node.take();
-    assert!(
-        effects.contains(&SchedEffect::WorkerMoved {
-            worker: made,
-            to: 2
-        }),
-        "{effects:?}"
-    );
+    assert!(effects.contains(&SchedEffect::WorkerMoved { worker: made, to: 2 }), "{effects:?}");
     assert_eq!(grants(&effects), vec![(2, made)]);
     // Told to the shard that it was on: passed on.
     node.to(0, SchedEvent::WorkerGone { worker: made });
@@ -93,19 +74,8 @@ fn time_to_whole_node(shards: ShardId) -> u64 {
     for round in 0..4000u32 {
         node.now += MS;
         for shard in 0..shards {
-            while node.shards[usize::from(shard)]
-                .class_load(ClassId(u32::from(shard)))
-                .unwrap()
-                .ready
-                < 3
-            {
-                node.to(
-                    shard,
-                    SchedEvent::Request(Box::new(request(
-                        next * 10 + u32::from(shard),
-                        u32::from(shard),
-                    ))),
-                );
+            while node.shards[usize::from(shard)].class_load(ClassId(u32::from(shard))).unwrap().ready < 3 {
+                node.to(shard, SchedEvent::Request(Box::new(request(next * 10 + u32::from(shard), u32::from(shard)))));
                 next += 1;
             }
         }
@@ -161,31 +131,9 @@ fn grant_or_reject_looks_at_the_whole_node() {
     node.define_on(1, 2, cpus(2));
     node.granted([(0, request(1, 1))]);
     node.give_back(0, 1);
-    node.to(
-        1,
-        SchedEvent::Request(Box::new(LeaseRequest {
-            grant_or_reject: true,
-            ..request(2, 2)
-        })),
-    );
+    node.to(1, SchedEvent::Request(Box::new(LeaseRequest { grant_or_reject: true, ..request(2, 2) })));
     node.bring_up();
-    assert_eq!(
-        grants(&node.take()).len(),
-        1,
-        "shard 0 gave up what it did not use"
-    );
-    node.to(
-        0,
-        SchedEvent::Request(Box::new(LeaseRequest {
-            grant_or_reject: true,
-            ..request(3, 1)
-        })),
-    );
-    assert!(matches!(
-        node.take()[..],
-        [SchedEffect::Rejected {
-            why: RejectReason::NoRoom,
-            ..
-        }]
-    ));
+    assert_eq!(grants(&node.take()).len(), 1, "shard 0 gave up what it did not use");
+    node.to(0, SchedEvent::Request(Box::new(LeaseRequest { grant_or_reject: true, ..request(3, 1) })));
+    assert!(matches!(node.take()[..], [SchedEffect::Rejected { why: RejectReason::NoRoom, .. }]));
 }

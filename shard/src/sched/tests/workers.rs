@@ -11,18 +11,8 @@ fn starts(effects: &[SchedEffect]) -> Vec<StartToken> {
     effects.iter().filter_map(start).collect()
 }
 
-fn ready(
-    node: &mut Node,
-    n: u32,
-    start: Option<StartToken>,
-    job: Option<JobId>,
-) -> Vec<SchedEffect> {
-    node.send(SchedEvent::WorkerReady {
-        worker: worker(n),
-        start,
-        key: WorkerKey::default(),
-        job,
-    })
+fn ready(node: &mut Node, n: u32, start: Option<StartToken>, job: Option<JobId>) -> Vec<SchedEffect> {
+    node.send(SchedEvent::WorkerReady { worker: worker(n), start, key: WorkerKey::default(), job })
 }
 
 const JOB: Option<JobId> = Some(JobId([1; 4]));
@@ -32,51 +22,22 @@ fn a_worker_serves_what_ray_says_it_fits() {
     let mut node = Node::one(8);
     node.define(1, cpus(1));
     ready(&mut node, 1, None, None);
-    assert_eq!(
-        grants(&node.ask(request(1, 1))),
-        vec![(1, worker(1))],
-        "a worker of no job yet"
-    );
+    assert_eq!(grants(&node.ask(request(1, 1))), vec![(1, worker(1))], "a worker of no job yet");
     node.give_back(0, 1);
     let unfit = [
-        LeaseRequest {
-            job: JobId([2; 4]),
-            ..request(2, 1)
-        },
-        LeaseRequest {
-            is_gpu: true,
-            ..request(3, 1)
-        },
-        LeaseRequest {
-            actor: Some(ActorId([1; 16])),
-            ..request(4, 1)
-        },
+        LeaseRequest { job: JobId([2; 4]), ..request(2, 1) },
+        LeaseRequest { is_gpu: true, ..request(3, 1) },
+        LeaseRequest { actor: Some(ActorId([1; 16])), ..request(4, 1) },
     ];
     for request in unfit {
         let effects = node.ask(request);
-        assert!(
-            grants(&effects).is_empty() && starts(&effects).len() == 1,
-            "{effects:?}"
-        );
+        assert!(grants(&effects).is_empty() && starts(&effects).len() == 1, "{effects:?}");
     }
     let root = Some(ActorId([5; 16]));
-    assert_eq!(
-        grants(&node.ask(LeaseRequest {
-            root_detached_actor: root,
-            ..request(5, 1)
-        }))
-        .len(),
-        1
-    );
+    assert_eq!(grants(&node.ask(LeaseRequest { root_detached_actor: root, ..request(5, 1) })).len(), 1);
     node.give_back(0, 5);
-    let other = LeaseRequest {
-        root_detached_actor: Some(ActorId([6; 16])),
-        ..request(6, 1)
-    };
-    assert!(
-        grants(&node.ask(other)).is_empty(),
-        "it belongs to another detached actor"
-    );
+    let other = LeaseRequest { root_detached_actor: Some(ActorId([6; 16])), ..request(6, 1) };
+    assert!(grants(&node.ask(other)).is_empty(), "it belongs to another detached actor");
 }
 
 #[test]
@@ -90,11 +51,7 @@ fn only_as_many_processes_start_as_leases_wait_and_the_limit_allows() {
     assert_eq!(tokens.len(), 2);
     assert_eq!(node.free(CPU), Fixed::units(3), "all five hold their CPU");
     let effects = ready(&mut node, 1, Some(tokens[1]), JOB);
-    assert_eq!(
-        grants(&effects),
-        vec![(1, worker(1))],
-        "it serves who has waited longest"
-    );
+    assert_eq!(grants(&effects), vec![(1, worker(1))], "it serves who has waited longest");
     assert_eq!(starts(&effects).len(), 1);
     node.give_back(0, 1);
     let effects = node.take();
@@ -111,19 +68,10 @@ fn the_process_of_a_cancelled_lease_becomes_idle() {
     let mut node = Node::one(2);
     node.define(1, cpus(1));
     let token = starts(&node.ask(request(1, 1)))[0];
-    node.send(SchedEvent::Cancel {
-        token: 9,
-        lease: lease(1),
-    });
+    node.send(SchedEvent::Cancel { token: 9, lease: lease(1) });
     assert_eq!(node.free(CPU), Fixed::units(2));
     ready(&mut node, 1, Some(token), JOB);
-    assert_eq!(
-        node.shards[0].worker_counts(),
-        WorkerCounts {
-            idle: 1,
-            ..WorkerCounts::default()
-        }
-    );
+    assert_eq!(node.shards[0].worker_counts(), WorkerCounts { idle: 1, ..WorkerCounts::default() });
     assert_eq!(grants(&node.ask(request(2, 1))).len(), 1);
 }
 
@@ -131,19 +79,11 @@ fn the_process_of_a_cancelled_lease_becomes_idle() {
 fn the_process_of_a_cancelled_lease_is_counted_on_by_the_next() {
     let mut node = Node::new(1, 8, |config| config.startup_concurrency = 2);
     node.define(1, cpus(1));
-    let tokens: Vec<_> = (1..=3)
-        .flat_map(|n| starts(&node.ask(request(n, 1))))
-        .collect();
-    node.send(SchedEvent::Cancel {
-        token: 9,
-        lease: lease(2),
-    });
+    let tokens: Vec<_> = (1..=3).flat_map(|n| starts(&node.ask(request(n, 1)))).collect();
+    node.send(SchedEvent::Cancel { token: 9, lease: lease(2) });
     let effects = ready(&mut node, 1, Some(tokens[0]), JOB);
     assert_eq!(grants(&effects), vec![(1, worker(1))]);
-    assert!(
-        starts(&effects).is_empty(),
-        "lease 3 waits for what was started for lease 2"
-    );
+    assert!(starts(&effects).is_empty(), "lease 3 waits for what was started for lease 2");
     let effects = ready(&mut node, 2, Some(tokens[1]), JOB);
     assert_eq!(grants(&effects), vec![(3, worker(2))]);
 }
@@ -154,23 +94,11 @@ fn a_start_that_fails_is_tried_again_a_few_times() {
     node.define(1, cpus(1));
     let mut token = starts(&node.ask(request(1, 1)))[0];
     for _ in 0..2 {
-        let effects = node.send(SchedEvent::StartFailed {
-            start: token,
-            why: StartFailure::NotRegistered,
-        });
+        let effects = node.send(SchedEvent::StartFailed { start: token, why: StartFailure::NotRegistered });
         token = starts(&effects)[0];
     }
-    let effects = node.send(SchedEvent::StartFailed {
-        start: token,
-        why: StartFailure::NotRegistered,
-    });
-    assert!(matches!(
-        effects[..],
-        [SchedEffect::Failed {
-            why: FailReason::WorkerStart { attempts: 3 },
-            ..
-        }]
-    ));
+    let effects = node.send(SchedEvent::StartFailed { start: token, why: StartFailure::NotRegistered });
+    assert!(matches!(effects[..], [SchedEffect::Failed { why: FailReason::WorkerStart { attempts: 3 }, .. }]));
     assert_eq!(node.free(CPU), Fixed::ONE);
     let token = starts(&node.ask(request(2, 1)))[0];
     let why = StartFailure::RuntimeEnv("no such package".into());
@@ -230,22 +158,10 @@ fn idle_workers_above_the_limit_exit_and_may_refuse() {
     assert!(node.send(SchedEvent::Tick).is_empty());
     node.now = 1100 * MS;
     let effects = node.send(SchedEvent::Tick);
-    assert!(matches!(
-        effects[..],
-        [
-            SchedEffect::ExitWorker { .. },
-            SchedEffect::ExitWorker { .. }
-        ]
-    ));
+    assert!(matches!(effects[..], [SchedEffect::ExitWorker { .. }, SchedEffect::ExitWorker { .. }]));
     node.send(SchedEvent::ExitRefused { worker: worker(1) });
     node.send(SchedEvent::WorkerGone { worker: worker(2) });
-    assert_eq!(
-        node.shards[0].worker_counts(),
-        WorkerCounts {
-            idle: 2,
-            ..WorkerCounts::default()
-        }
-    );
+    assert_eq!(node.shards[0].worker_counts(), WorkerCounts { idle: 2, ..WorkerCounts::default() });
     node.now = 1200 * MS;
     let effects = node.send(SchedEvent::Tick);
     let oldest = worker(3);
@@ -254,11 +170,7 @@ fn idle_workers_above_the_limit_exit_and_may_refuse() {
         "{effects:?}"
     );
     node.define(1, cpus(1));
-    assert_eq!(
-        grants(&node.ask(request(1, 1))),
-        vec![(1, worker(1))],
-        "one asked to exit serves nobody"
-    );
+    assert_eq!(grants(&node.ask(request(1, 1))), vec![(1, worker(1))], "one asked to exit serves nobody");
 }
 
 #[test]
@@ -266,12 +178,7 @@ fn workers_started_ahead_are_kept_as_long_as_promised() {
     let mut node = Node::new(1, 4, |config| config.workers_soft_limit = 0);
     let keep_alive_ns = 5_000 * MS;
     let (key, count) = (WorkerKey::default(), PrestartCount::New(2));
-    let effects = node.send(SchedEvent::Prestart {
-        key,
-        job: JOB,
-        count,
-        keep_alive_ns,
-    });
+    let effects = node.send(SchedEvent::Prestart { key, job: JOB, count, keep_alive_ns });
     let tokens = starts(&effects);
     assert_eq!(tokens.len(), 2);
     for (n, token) in tokens.into_iter().enumerate() {
@@ -290,21 +197,10 @@ fn a_backlog_starts_workers_for_the_cpus_that_are_free() {
     ready(&mut node, 1, None, JOB);
     node.ask(request(1, 1));
     ready(&mut node, 2, None, JOB);
-    let prestart = |count| SchedEvent::Prestart {
-        key: WorkerKey::default(),
-        job: JOB,
-        count,
-        keep_alive_ns: 0,
-    };
+    let prestart = |count| SchedEvent::Prestart { key: WorkerKey::default(), job: JOB, count, keep_alive_ns: 0 };
     // Three CPUs are free and one worker is idle.
-    assert_eq!(
-        starts(&node.send(prestart(PrestartCount::Backlog(9)))).len(),
-        2
-    );
-    assert!(
-        starts(&node.send(prestart(PrestartCount::Backlog(9)))).is_empty(),
-        "they are on their way"
-    );
+    assert_eq!(starts(&node.send(prestart(PrestartCount::Backlog(9)))).len(), 2);
+    assert!(starts(&node.send(prestart(PrestartCount::Backlog(9)))).is_empty(), "they are on their way");
 }
 
 #[test]
@@ -313,14 +209,8 @@ fn a_broken_or_leaving_worker_serves_nobody_again() {
     node.define(1, cpus(1));
     for (n, fate) in [(1, WorkerFate::Disconnect), (2, WorkerFate::Exiting)] {
         node.granted([(0, request(n, 1))]);
-        let effects = node.send(SchedEvent::Return {
-            lease: lease(n),
-            fate,
-        });
-        let kills = effects
-            .iter()
-            .filter(|effect| matches!(effect, SchedEffect::KillWorker { .. }))
-            .count();
+        let effects = node.send(SchedEvent::Return { lease: lease(n), fate });
+        let kills = effects.iter().filter(|effect| matches!(effect, SchedEffect::KillWorker { .. })).count();
         assert_eq!(kills, usize::from(fate == WorkerFate::Disconnect));
         assert_eq!(node.free(CPU), Fixed::units(4));
     }
@@ -337,26 +227,8 @@ fn idle_workers_of_a_finished_job_exit_and_so_do_those_that_come_late() {
     ready(&mut node, 6, None, JOB);
     assert_eq!(node.shards[0].lease_of(worker(6)), Some(lease(1)));
     let effects = node.send(SchedEvent::JobFinished { job: JobId([1; 4]) });
-    assert!(
-        matches!(
-            effects[..],
-            [SchedEffect::KillWorker {
-                why: KillReason::JobFinished,
-                ..
-            }]
-        ),
-        "{effects:?}"
-    );
+    assert!(matches!(effects[..], [SchedEffect::KillWorker { why: KillReason::JobFinished, .. }]), "{effects:?}");
     let effects = ready(&mut node, 7, Some(token), JOB);
-    assert!(
-        matches!(
-            effects[..],
-            [SchedEffect::ExitWorker {
-                why: ExitReason::JobFinished,
-                ..
-            }]
-        ),
-        "{effects:?}"
-    );
+    assert!(matches!(effects[..], [SchedEffect::ExitWorker { why: ExitReason::JobFinished, .. }]), "{effects:?}");
     assert_eq!(node.shards[0].worker_counts().idle, 1, "the other job's");
 }
