@@ -31,6 +31,9 @@ FIRST_TOUCH_RESERVE_BYTES = 2 * GIB
 # Beyond the store itself: what a node may round up to.
 HUGE_PAGE_SLACK_BYTES = 128 * MIB
 
+# With more than this in the run queue before the first node, others are measured too.
+BUSY_LOAD_PER_CPU = 0.5
+
 # A node with all its rows takes less than two minutes.
 NODE_TIMEOUT_S = 300
 END_TIMEOUT_S = 15
@@ -220,11 +223,16 @@ def about(chosen: argparse.Namespace, raylets: dict[str, Path]) -> dict:
         "alternations": chosen.alternations,
         "seconds": chosen.seconds,
         "idle_seconds": chosen.idle_seconds,
+        "load_average_before": chosen.load_average_before,
     }
 
 
 def main() -> int:
     chosen = arguments()
+    chosen.load_average_before = os.getloadavg()[0]
+    if chosen.load_average_before > BUSY_LOAD_PER_CPU * (os.cpu_count() or 1):
+        load = chosen.load_average_before
+        print(f"warning: this machine is busy (load average {load:.1f}): expect noise, above all in wall times")
     # A terminated run must give its huge pages back and end its node.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     links = Path(tempfile.mkdtemp(prefix="raylet-bench-"))
