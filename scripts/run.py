@@ -20,8 +20,8 @@ import harness  # noqa: E402
 
 def run(name, node):
     """Runs one program on the node; returns (what it reported, None) or (None, why it failed)."""
-    environment = dict(os.environ, RAY_ADDRESS=node.address)
-    environment.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Serve replaces a proxy that is not up in 5 s, which a busy two-core machine does not always manage.
+    environment = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "40", **os.environ, "RAY_ADDRESS": node.address}
     try:
         done = subprocess.run(
             [sys.executable, REPOSITORY / "tests" / "programs" / f"{name}.py"],
