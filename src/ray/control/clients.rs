@@ -226,5 +226,6 @@ fn member(conn: ClientId, register: &Register, kind: WorkerType) -> Member {
         actor: None,
         doomed: None,
         granted_at_ms: 0,
+        broke_in: None,
     }
 }

@@ -338,6 +338,7 @@ impl Control {
         };
         if let Some(member) = entry.worker.and_then(|worker| self.registry.borrow_mut().get_mut(&worker).map(|m| {
             m.lease = None;
+            m.broke_in = (fate == WorkerFate::Disconnect).then_some(entry.name);
             m.worker
         })) {
             if fate == WorkerFate::Disconnect {

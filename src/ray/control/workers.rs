@@ -155,7 +155,8 @@ impl Control {
         self.objects.borrow_mut().member_gone(&member.worker);
         let lease = member.lease.and_then(|lease| self.leases.borrow_mut().remove(&lease));
         if exit.kind == WorkerExitType::SystemError {
-            self.counters.failures.add(Occupation::of(&member), lease.map_or_else(String::new, |lease| lease.name));
+            let name = lease.map(|lease| lease.name).or_else(|| member.broke_in.clone());
+            self.counters.failures.add(Occupation::of(&member), name.unwrap_or_default());
         }
         if member.is_driver() {
             self.finish_driver_job(&member);

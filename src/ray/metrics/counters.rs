@@ -57,10 +57,11 @@ impl Occupation {
         if member.is_driver() {
             return Self::Driver;
         }
-        match (member.actor, member.lease) {
-            (Some(_), _) => Self::Actor,
-            (None, Some(_)) => Self::Task,
-            (None, None) => Self::Idle,
+        let works = member.lease.is_some() || member.broke_in.is_some();
+        match member.actor {
+            Some(_) => Self::Actor,
+            None if works => Self::Task,
+            None => Self::Idle,
         }
     }
 }
