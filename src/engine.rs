@@ -269,7 +269,9 @@ fn run_core(placement: Placement, seed: CoreSeed) {
             return;
         }
     };
-    if let Err(error) = executor.run(core_main(seed)) {
+    // A core that panics takes the node down in order, with its workers told, instead of leaving it deaf.
+    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| executor.run(core_main(seed))));
+    if let Err(error) = ended.unwrap_or_else(|_| Err("it panicked; the log says where".to_owned())) {
         let _ = ready.try_send(Err(error.clone()));
         let _ = to_control.send(ToControl::Failed { shard, error });
     }

@@ -226,7 +226,12 @@ impl Writer {
         unsent.parts.push_back(part);
         if !std::mem::replace(&mut unsent.flushing, true) {
             let writer = self.clone();
-            glommio::spawn_local(async move { writer.flush().await }).detach();
+            glommio::spawn_local(async move {
+                // glommio runs a new task at once; whoever sends still holds what the flush needs.
+                futures_lite::future::yield_now().await;
+                writer.flush().await;
+            })
+            .detach();
         }
         Ok(())
     }

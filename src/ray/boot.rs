@@ -277,6 +277,11 @@ impl Door {
     /// Closes the door: the GCS is told, workers and agents end, sockets go.
     pub async fn close(self, cause: proto::NodeDeathInfo) {
         self.health.stop();
+        for socket in &self.sockets {
+            if let Err(error) = std::fs::remove_file(socket) {
+                tracing::debug!(%error, socket = %socket.display(), "a socket could not be removed");
+            }
+        }
         let told = self.gcs.unregister_node(self.control.node_id, cause);
         let ended = async { tokio::join!(self.processes.shutdown(), self.agents.shutdown()) };
         let (told, ended) =
@@ -291,11 +296,6 @@ impl Door {
         }
         // Servers that already ended hear nothing and need not.
         let _ = self.stop_servers.send(true);
-        for socket in &self.sockets {
-            if let Err(error) = std::fs::remove_file(socket) {
-                tracing::debug!(%error, socket = %socket.display(), "a socket could not be removed");
-            }
-        }
     }
 }
 
