@@ -201,7 +201,8 @@ impl Control {
             stats.cumulative_created_objects += store.counters.created.objects as i64;
             stats.cumulative_created_bytes += store.counters.created.bytes as i64;
         }
-        stats.object_store_bytes_avail = self.flags.object_store_memory_bytes as i64 - stats.object_store_bytes_used;
+        // Ray calls the store's whole size "avail".
+        stats.object_store_bytes_avail = self.flags.object_store_memory_bytes as i64;
         stats
     }
 
