@@ -28,6 +28,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 NODE_STORE_BYTES = 1 * GIB
 FIRST_TOUCH_STORE_BYTES = 3 * GIB
 FIRST_TOUCH_RESERVE_BYTES = 2 * GIB
+RESERVE_VARIABLE = "RAYLET_URING_WARM_RESERVE_BYTES"
 # Beyond the store itself: what a node may round up to.
 HUGE_PAGE_SLACK_BYTES = 128 * MIB
 
@@ -107,7 +108,7 @@ class Bench:
             return nodes
         if side == "stock":
             return [*nodes, ("plain", ["first_touch"], {})]
-        reserve = {"RAYLET_URING_WARM_RESERVE_BYTES": str(FIRST_TOUCH_RESERVE_BYTES)}
+        reserve = {RESERVE_VARIABLE: str(FIRST_TOUCH_RESERVE_BYTES)}
         return [
             *nodes,
             ("warm", ["first_touch"], reserve),
@@ -149,6 +150,7 @@ class Bench:
                 "raylet": str(self.raylets[side]),
                 "rows": measurements,
                 "object_store_bytes": NODE_STORE_BYTES if kind == "node" else FIRST_TOUCH_STORE_BYTES,
+                "reserve_bytes": int(environment.get(RESERVE_VARIABLE, 0)),
                 "seconds": self.chosen.seconds,
                 "idle_s": self.chosen.idle_seconds,
                 "load_generator": str(self.load_generator),

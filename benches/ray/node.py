@@ -40,6 +40,11 @@ REST_TIMEOUT_S = 20.0
 # Of each log of the raylet, where its node fails.
 LOG_END_CHARACTERS = 1500
 
+# A raylet may touch its reserve at idle priority: on a machine that is never idle this takes long, or for ever.
+RESERVE_TIMEOUT_S = 60.0
+# A reserve of so much is full: objects in use are no part of it.
+RESERVE_SHARE = 0.95
+
 # Work that the raylet does later for a burst that has ended, such as freeing, belongs to the burst.
 AFTERMATH_S = 0.3
 
@@ -129,6 +134,21 @@ class Node:
                 print(f"the raylet still spends {share:.0%} of a core {waited_s:.0f} s later", file=sys.stderr)
                 return waited_s
 
+    def wait_for_reserve(self) -> None:
+        """Waits until the raylet has touched the memory that it was told to have ready."""
+        wanted, end = self.settings["reserve_bytes"], time.perf_counter() + RESERVE_TIMEOUT_S
+        while (touched := self.touched_bytes()) < RESERVE_SHARE * wanted:
+            if time.perf_counter() > end:
+                raise RuntimeError(f"only {touched // MIB} of {wanted // MIB} MiB of the warm reserve are touched")
+            time.sleep(0.2)
+
+    def touched_bytes(self) -> int:
+        """Shared memory and huge pages that the raylet's mappings hold."""
+        names = ("RssShmem:", "Shared_Hugetlb:", "Private_Hugetlb:")
+        files = (Path(f"/proc/{self.pid}/{name}").read_text() for name in ("status", "smaps_rollup"))
+        lines = [line for text in files for line in text.splitlines()]
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(names))
+
     def start_workers(self) -> None:
         """Has every worker run a task, so that no measurement meets a start-up."""
 
@@ -192,6 +212,7 @@ class Node:
 
         data = numpy.ones(GIB // 8)
         ray.put(bytes(1024))  # the driver's own start-up
+        self.wait_for_reserve()
         refs, seconds = [], []
         for _ in range(2):
             begin = time.perf_counter()
