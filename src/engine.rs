@@ -211,7 +211,9 @@ fn make_segments(settings: &EngineSettings, topology: &Topology) -> Result<Vec<A
         })?;
         let report = segment.report();
         match &report.fallback {
-            Some(reason) => tracing::warn!(pages = ?report.pages, asked = ?report.asked, reason, "object store: other pages than asked for"),
+            Some(reason) => {
+                tracing::warn!(pages = ?report.pages, asked = ?report.asked, reason, "object store: other pages than asked for")
+            }
             None => tracing::info!(pages = ?report.pages, size_bytes = report.size_bytes, "object store"),
         }
         segments.push(Arc::new(segment));
@@ -223,10 +225,7 @@ fn make_layout(segments: &[Arc<Segment>], shards: ShardId) -> Result<Layout, Eng
     let bytes: u64 = segments.iter().map(|segment| segment.size_bytes()).sum();
     let specs: Vec<SegmentSpec> = segments
         .iter()
-        .map(|segment| SegmentSpec {
-            bytes: segment.size_bytes(),
-            numa_node: segment.numa_node().unwrap_or(0),
-        })
+        .map(|segment| SegmentSpec { bytes: segment.size_bytes(), numa_node: segment.numa_node().unwrap_or(0) })
         .collect();
     let span_bytes = Layout::span_bytes_for(bytes, shards);
     Layout::new(&specs, span_bytes).map_err(|e| EngineError::Layout { bytes, reason: e.to_string() })
@@ -238,10 +237,7 @@ fn home_segment(topology: &Topology, segments: &[Arc<Segment>], core: u32) -> u3
 }
 
 fn store_config(settings: &EngineSettings, layout: &Layout, shards: ShardId) -> StoreConfig {
-    StoreConfig {
-        full_grace_ns: settings.full_grace_ns,
-        ..StoreConfig::new(layout.clone(), shards)
-    }
+    StoreConfig { full_grace_ns: settings.full_grace_ns, ..StoreConfig::new(layout.clone(), shards) }
 }
 
 /// What a core's thread starts from.

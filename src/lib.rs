@@ -3,14 +3,14 @@
 //! Read [`node`] first, which boots and ends a node; then [`core_loop`], which runs a core; then one module of `raylet_shard`.
 
 pub mod attach;
+pub mod bridge;
 pub mod cli;
 pub mod config;
-pub mod observe;
-pub mod ray;
-pub mod workers;
-pub mod bridge;
 pub mod core_loop;
 pub mod deps;
 pub mod engine;
 pub mod node;
+pub mod observe;
+pub mod ray;
 pub mod socket;
+pub mod workers;

@@ -5,10 +5,10 @@
 //! that does not read its replies harms only itself: past the bound its connection is closed.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::path::Path;
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -94,12 +94,7 @@ pub struct FrameReader {
 impl FrameReader {
     /// Reads from `stream`.
     pub fn new(stream: UnixStream) -> Self {
-        Self {
-            stream,
-            buffer: vec![0; READ_CHUNK_BYTES],
-            start: 0,
-            end: 0,
-        }
+        Self { stream, buffer: vec![0; READ_CHUNK_BYTES], start: 0, end: 0 }
     }
 
     /// Waits until `count` bytes are there and returns them without consuming them. `None`: the peer closed between frames.
@@ -111,9 +106,7 @@ impl FrameReader {
                 let have = self.end - self.start;
                 return match have {
                     0 => Ok(None),
-                    _ => Err(ConnectionError::Truncated {
-                        missing_bytes: count - have,
-                    }),
+                    _ => Err(ConnectionError::Truncated { missing_bytes: count - have }),
                 };
             }
             self.end += read;
@@ -182,10 +175,7 @@ enum Part {
 impl Writer {
     /// Writes to a socket.
     pub fn new(fd: OwnedFd) -> Self {
-        Self(Rc::new(WriterState {
-            fd,
-            unsent: RefCell::default(),
-        }))
+        Self(Rc::new(WriterState { fd, unsent: RefCell::default() }))
     }
 
     /// Sends `frame`, or keeps what the socket does not take now. An error means the connection is of no more use.

@@ -26,11 +26,7 @@ fn program(name: &str) -> Command {
 
 fn text(output: &Output) -> (Option<i32>, String, String) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (
-        output.status.code(),
-        text(&output.stdout),
-        text(&output.stderr),
-    )
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
 fn run(name: &str, arguments: &[&str]) -> (Option<i32>, String, String) {
@@ -72,26 +68,20 @@ fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 fn the_name_raylet_takes_rays_flags() {
     let (code, out, _) = run("/ray/core/src/ray/raylet/raylet", &["--helpfull"]);
     assert_eq!(code, Some(0));
-    for flag in [
-        "-raylet_socket_name",
-        "-static_resource_list",
-        "-flagfile",
-        "-helpxml",
-    ] {
+    for flag in ["-raylet_socket_name", "-static_resource_list", "-flagfile", "-helpxml"] {
         assert!(out.contains(&format!("    {flag} (")), "{flag} in {out}");
     }
     let (code, out, _) = run("raylet", &["--version"]);
-    assert!(
-        code == Some(0) && out.starts_with("raylet (raylet-uring"),
-        "{out}"
-    );
+    assert!(code == Some(0) && out.starts_with("raylet (raylet-uring"), "{out}");
     let (code, out, err) = run("raylet", &["--raylet-socket-nme=/x"]);
     assert_eq!((code, out.as_str()), (Some(1), ""));
-    assert_eq!(err, "raylet-uring: unknown flag --raylet_socket_nme; did you mean --raylet_socket_name? --helpfull lists all\n");
+    assert_eq!(
+        err,
+        "raylet-uring: unknown flag --raylet_socket_nme; did you mean --raylet_socket_name? --helpfull lists all\n"
+    );
     let (code, _, err) = run("raylet", &["--head"]);
     assert!(
-        code == Some(1)
-            && err.contains("missing flags: --raylet_socket_name, --store_socket_name, --node_id"),
+        code == Some(1) && err.contains("missing flags: --raylet_socket_name, --store_socket_name, --node_id"),
         "{err}"
     );
 }
@@ -100,14 +90,7 @@ fn the_name_raylet_takes_rays_flags() {
 fn any_other_name_takes_our_flags() {
     let (code, out, _) = run("raylet-uring", &["--help"]);
     assert_eq!(code, Some(0));
-    for word in [
-        "--cores",
-        "--hugepages",
-        "status",
-        "attach",
-        "detach",
-        "RAYLET_URING_CORES",
-    ] {
+    for word in ["--cores", "--hugepages", "status", "attach", "detach", "RAYLET_URING_CORES"] {
         assert!(out.contains(word), "{word} in {out}");
     }
     let (code, _, err) = run("raylet-uring", &["--raylet_socket_name=/x"]);
@@ -121,46 +104,23 @@ fn print_config_shows_values_and_where_they_came_from() {
     fs::write(&file, "hugepages = true\nwarm_reserve_bytes = \"64M\"\n").unwrap();
     let print = |environment: &[(&str, &str)]| {
         let mut command = program("raylet-uring");
-        command
-            .args(["--cores=0", "--print-config"])
-            .arg("--config")
-            .arg(&file);
+        command.args(["--cores=0", "--print-config"]).arg("--config").arg(&file);
         text(&command.envs(environment.iter().copied()).output().unwrap())
     };
-    let (code, out, err) = print(&[
-        ("RAYLET_URING_HUGEPAGES", "off"),
-        ("RAYLET_URING_CORE", "7"),
-    ]);
+    let (code, out, err) = print(&[("RAYLET_URING_HUGEPAGES", "off"), ("RAYLET_URING_CORE", "7")]);
     assert_eq!(code, Some(0), "{err}");
-    let line = |name: &str| {
-        out.lines()
-            .find(|l| l.split_whitespace().next() == Some(name))
-            .unwrap()
-            .to_owned()
-    };
+    let line = |name: &str| out.lines().find(|l| l.split_whitespace().next() == Some(name)).unwrap().to_owned();
     assert!(line("cores").ends_with("flag --cores"), "{out}");
-    assert!(
-        line("hugepages").ends_with("environment RAYLET_URING_HUGEPAGES"),
-        "{out}"
-    );
+    assert!(line("hugepages").ends_with("environment RAYLET_URING_HUGEPAGES"), "{out}");
     let warm_reserve = line("warm_reserve_bytes");
     assert!(warm_reserve.contains(" 67108864 (64.00 MiB) "), "{out}");
-    assert!(
-        warm_reserve.ends_with(&format!(" file {}", file.display())),
-        "{out}"
-    );
+    assert!(warm_reserve.ends_with(&format!(" file {}", file.display())), "{out}");
     assert!(line("socket").ends_with("default"), "{out}");
-    assert!(
-        err.contains("RAYLET_URING_CORE is no setting; did you mean RAYLET_URING_CORES?"),
-        "{err}"
-    );
+    assert!(err.contains("RAYLET_URING_CORE is no setting; did you mean RAYLET_URING_CORES?"), "{err}");
     fs::write(&file, "hugepage = true\n").unwrap();
     let (code, out, err) = print(&[]);
     assert_eq!((code, out.as_str()), (Some(1), ""));
-    assert!(
-        err.contains("unknown setting \"hugepage\"; did you mean \"hugepages\"?"),
-        "{err}"
-    );
+    assert!(err.contains("unknown setting \"hugepage\"; did you mean \"hugepages\"?"), "{err}");
 }
 
 #[test]
@@ -168,41 +128,21 @@ fn status_without_a_node() {
     let dir = tempfile::tempdir().unwrap();
     let status = |arguments: &[&str]| {
         let mut command = program("raylet-uring");
-        text(
-            &command
-                .arg("status")
-                .args(arguments)
-                .env("RAYLET_URING_RUNTIME_DIR", dir.path())
-                .output()
-                .unwrap(),
-        )
+        text(&command.arg("status").args(arguments).env("RAYLET_URING_RUNTIME_DIR", dir.path()).output().unwrap())
     };
     let (code, out, err) = status(&[]);
     assert_eq!((code, out.as_str()), (Some(3), ""));
-    assert!(
-        err.contains("no node runs") && err.contains(dir.path().to_str().unwrap()),
-        "{err}"
-    );
+    assert!(err.contains("no node runs") && err.contains(dir.path().to_str().unwrap()), "{err}");
     let (code, out, _) = status(&["--json"]);
     assert_eq!((code, out.as_str()), (Some(3), "[]\n"));
     let (code, _, err) = status(&["--node", "/nowhere/1.sock"]);
-    assert!(
-        code == Some(4) && err.contains("no node answers at /nowhere/1.sock"),
-        "{err}"
-    );
+    assert!(code == Some(4) && err.contains("no node answers at /nowhere/1.sock"), "{err}");
 }
 
 /// Starts a node of its own with little memory, and waits for its admin socket.
 fn start_node(runtime_dir: &Path) -> (Running, PathBuf) {
     let mut command = program("raylet-uring");
-    command
-        .args([
-            "--cores=0",
-            "--object-store-memory=64M",
-            "--warm-reserve=0",
-            "--runtime-dir",
-        ])
-        .arg(runtime_dir);
+    command.args(["--cores=0", "--object-store-memory=64M", "--warm-reserve=0", "--runtime-dir"]).arg(runtime_dir);
     command.stderr(Stdio::null()).stdout(Stdio::null());
     let mut node = Running(command.spawn().unwrap());
     let socket = runtime_dir.join(format!("{}.sock", node.0.id()));
@@ -219,14 +159,7 @@ fn a_node_of_its_own_serves_status_and_ends_cleanly() {
     let runtime_dir = dir.path().join("nodes");
     let status = |arguments: &[&str]| {
         let mut command = program("raylet-uring");
-        text(
-            &command
-                .arg("status")
-                .args(arguments)
-                .env("RAYLET_URING_RUNTIME_DIR", &runtime_dir)
-                .output()
-                .unwrap(),
-        )
+        text(&command.arg("status").args(arguments).env("RAYLET_URING_RUNTIME_DIR", &runtime_dir).output().unwrap())
     };
     let (mut node, socket) = start_node(&runtime_dir);
     let (code, json, err) = status(&["--json"]);
@@ -237,25 +170,13 @@ fn a_node_of_its_own_serves_status_and_ends_cleanly() {
     assert_eq!(nodes[0]["doors"], serde_json::json!(["native"]));
     assert_eq!(nodes[0]["cores"], serde_json::json!([0]));
     assert_eq!(nodes[0]["shards"].as_array().unwrap().len(), 1);
-    assert!(
-        nodes[0]["arenas"][0]["size_bytes"].as_u64().unwrap() >= 64 << 20,
-        "{json}"
-    );
+    assert!(nodes[0]["arenas"][0]["size_bytes"].as_u64().unwrap() >= 64 << 20, "{json}");
     let (code, page, _) = status(&["--node", socket.to_str().unwrap()]);
-    assert!(
-        code == Some(0)
-            && page.contains(&format!("pid {}", node.0.id()))
-            && page.contains("arenas"),
-        "{page}"
-    );
+    assert!(code == Some(0) && page.contains(&format!("pid {}", node.0.id())) && page.contains("arenas"), "{page}");
 
     // A second node is found too; killed, it leaves a socket that the next look removes.
     let (second, second_socket) = start_node(&runtime_dir);
-    let count = || {
-        serde_json::from_str::<Vec<serde_json::Value>>(&status(&["--json"]).1)
-            .unwrap()
-            .len()
-    };
+    let count = || serde_json::from_str::<Vec<serde_json::Value>>(&status(&["--json"]).1).unwrap().len();
     assert_eq!(count(), 2);
     drop(second);
     assert!(second_socket.exists());
@@ -291,39 +212,18 @@ fn ray_flags(dir: &Path) -> Vec<String> {
 fn under_ray_the_log_goes_to_rays_file() {
     let dir = tempfile::tempdir().unwrap();
     let mut command = program("raylet");
-    command
-        .args(ray_flags(dir.path()))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    command
-        .env("RAYLET_URING_PRINT_CONFIG", "1")
-        .env("RAYLET_URING_WARM_RESERVE_BYTES", "1M");
-    command
-        .env("RAYLET_URING_RUNTIME_DIR", dir.path().join("nodes"))
-        .env("RAY_gcs_rpc_server_connect_timeout_s", "1");
+    command.args(ray_flags(dir.path())).stdout(Stdio::null()).stderr(Stdio::null());
+    command.env("RAYLET_URING_PRINT_CONFIG", "1").env("RAYLET_URING_WARM_RESERVE_BYTES", "1M");
+    command.env("RAYLET_URING_RUNTIME_DIR", dir.path().join("nodes")).env("RAY_gcs_rpc_server_connect_timeout_s", "1");
     let node = Running(command.spawn().unwrap());
     let log = dir.path().join("raylet.out");
     let read = || fs::read_to_string(&log).unwrap_or_default();
     wait_for("the log", || read().contains("setting config"));
     let text = read();
-    assert!(
-        text.contains("raylet-uring starts as Ray's raylet"),
-        "{text}"
-    );
-    let setting = |name: &str| {
-        text.lines()
-            .find(|l| l.contains(&format!("setting {name} ")))
-            .unwrap()
-            .to_owned()
-    };
-    assert!(
-        setting("warm_reserve_bytes").ends_with("environment RAYLET_URING_WARM_RESERVE_BYTES"),
-        "{text}"
-    );
-    assert!(
-        setting("object_store_memory_bytes").ends_with("flag --object_store_memory"),
-        "{text}"
-    );
+    assert!(text.contains("raylet-uring starts as Ray's raylet"), "{text}");
+    let setting = |name: &str| text.lines().find(|l| l.contains(&format!("setting {name} "))).unwrap().to_owned();
+    assert!(setting("warm_reserve_bytes").ends_with("environment RAYLET_URING_WARM_RESERVE_BYTES"), "{text}");
+    assert!(setting("object_store_memory_bytes").ends_with("flag --object_store_memory"), "{text}");
     assert!(!text.contains('\u{1b}'), "no colours in files");
     drop(node);
 }
@@ -333,10 +233,7 @@ fn under_ray_errors_reach_the_error_file() {
     let dir = tempfile::tempdir().unwrap();
     let start = |extra: &[&str], variable: Option<(&str, &str)>| {
         let mut command = program("raylet");
-        command
-            .args(ray_flags(dir.path()))
-            .args(extra)
-            .envs(variable);
+        command.args(ray_flags(dir.path())).args(extra).envs(variable);
         let (code, _, err) = text(&command.output().unwrap());
         let file = fs::read_to_string(dir.path().join("raylet.err")).unwrap_or_default();
         let _ = fs::remove_file(dir.path().join("raylet.err"));
@@ -344,14 +241,8 @@ fn under_ray_errors_reach_the_error_file() {
     };
     let (code, err, file) = start(&["--hed"], None);
     assert_eq!((code, err.as_str()), (Some(1), file.as_str()));
-    assert!(
-        file.contains("unknown flag --hed; did you mean --head?"),
-        "{file}"
-    );
+    assert!(file.contains("unknown flag --hed; did you mean --head?"), "{file}");
     let (code, _, file) = start(&[], Some(("RAYLET_URING_CORES", "none")));
     assert_eq!(code, Some(1));
-    assert!(
-        file.contains("cores (from environment RAYLET_URING_CORES): expected auto"),
-        "{file}"
-    );
+    assert!(file.contains("cores (from environment RAYLET_URING_CORES): expected auto"), "{file}");
 }

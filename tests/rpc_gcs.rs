@@ -18,8 +18,8 @@ use raylet_uring::ray::proto::node_death_info::Reason;
 use raylet_uring::ray::proto::pub_message::InnerMessage;
 use raylet_uring::ray::proto::syncer::ResourceViewSyncMessage;
 use raylet_uring::ray::proto::{
-    ChannelType, ErrorTableData, GcsNodeInfo, GetResourceLoadReply, GetResourceLoadRequest,
-    JobConfig, JobTableData, NodeDeathInfo, NotifyGcsRestartReply, NotifyGcsRestartRequest,
+    ChannelType, ErrorTableData, GcsNodeInfo, GetResourceLoadReply, GetResourceLoadRequest, JobConfig, JobTableData,
+    NodeDeathInfo, NotifyGcsRestartReply, NotifyGcsRestartRequest,
 };
 use raylet_uring::ray::rpc::auth::{Auth, Token, INVALID_TOKEN_MESSAGE};
 use raylet_uring::ray::rpc::chaos::Chaos;
@@ -38,16 +38,10 @@ fn token() -> Auth {
 
 fn client(gcs: &Gcs, auth: Auth, chaos: &str) -> GcsClient {
     let context = ClientContext::new(
-        ClientConfig {
-            auth,
-            ..ClientConfig::default()
-        },
+        ClientConfig { auth, ..ClientConfig::default() },
         Chaos::from_setting(chaos).expect("setting"),
     );
-    let config = GcsConfig {
-        reconnect_timeout_s: 30,
-        ..GcsConfig::default()
-    };
+    let config = GcsConfig { reconnect_timeout_s: 30, ..GcsConfig::default() };
     GcsClient::new(context, &gcs.address(), config).expect("address")
 }
 
@@ -81,28 +75,17 @@ impl FakeNode {
         let health = Health::new();
         health.set(&hex(id.as_bytes()), true);
         let router = Router::new()
-            .unary(
-                "/ray.rpc.NodeManagerService/GetResourceLoad",
-                move |_: GetResourceLoadRequest| {
-                    polls.set(polls.get() + 1);
-                    async { Ok(GetResourceLoadReply::default()) }
-                },
-            )
-            .unary(
-                "/ray.rpc.NodeManagerService/NotifyGCSRestart",
-                move |_: NotifyGcsRestartRequest| {
-                    restarts.set(restarts.get() + 1);
-                    async { Ok(NotifyGcsRestartReply {}) }
-                },
-            );
-        let listener = bind("127.0.0.1:0".parse().expect("address"))
-            .await
-            .expect("bind");
+            .unary("/ray.rpc.NodeManagerService/GetResourceLoad", move |_: GetResourceLoadRequest| {
+                polls.set(polls.get() + 1);
+                async { Ok(GetResourceLoadReply::default()) }
+            })
+            .unary("/ray.rpc.NodeManagerService/NotifyGCSRestart", move |_: NotifyGcsRestartRequest| {
+                restarts.set(restarts.get() + 1);
+                async { Ok(NotifyGcsRestartReply {}) }
+            });
+        let listener = bind("127.0.0.1:0".parse().expect("address")).await.expect("bind");
         let port = listener.local_addr().expect("address").port();
-        let config = ServerConfig {
-            auth: token(),
-            ..ServerConfig::default()
-        };
+        let config = ServerConfig { auth: token(), ..ServerConfig::default() };
         let server = Server::new(health.serve_on(router), config);
         tokio::task::spawn_local(server.serve(listener, std::future::pending()));
         let info = GcsNodeInfo {
@@ -115,13 +98,7 @@ impl FakeNode {
             state: GcsNodeState::Alive.into(),
             ..Default::default()
         };
-        Self {
-            id,
-            health,
-            info,
-            polled,
-            told_of_restart,
-        }
+        Self { id, health, info, polled, told_of_restart }
     }
 }
 
@@ -140,24 +117,17 @@ impl Seen {
             GcsEvent::Subscribed => sink.subscribed.set(sink.subscribed.get() + 1),
             GcsEvent::Published(message) => match &message.inner_message {
                 Some(InnerMessage::NodeInfoMessage(node)) => {
-                    sink.nodes
-                        .borrow_mut()
-                        .push((node.node_id.clone(), node.state()));
+                    sink.nodes.borrow_mut().push((node.node_id.clone(), node.state()));
                 }
                 other => panic!("unexpected message: {other:?}"),
             },
         };
-        subscriber
-            .subscribe(ChannelType::GcsNodeInfoChannel, None, deliver)
-            .expect("below the limit");
+        subscriber.subscribe(ChannelType::GcsNodeInfoChannel, None, deliver).expect("below the limit");
         seen
     }
 
     fn has(&self, node: NodeId, state: GcsNodeState) -> bool {
-        self.nodes
-            .borrow()
-            .iter()
-            .any(|(id, s)| id[..] == *node.as_bytes() && *s == state)
+        self.nodes.borrow().iter().any(|(id, s)| id[..] == *node.as_bytes() && *s == state)
     }
 }
 
@@ -171,47 +141,20 @@ fn a_node_lives_as_long_as_it_answers_health_checks() {
         eventually("subscribed", || seen.subscribed.get() == 1).await;
         let (first, second) = (FakeNode::start(1).await, FakeNode::start(2).await);
         for node in [&first, &second] {
-            client
-                .register_node(node.info.clone())
-                .await
-                .expect("registered");
+            client.register_node(node.info.clone()).await.expect("registered");
         }
-        eventually("both published", || {
-            [&first, &second]
-                .iter()
-                .all(|node| seen.has(node.id, GcsNodeState::Alive))
-        })
-        .await;
+        eventually("both published", || [&first, &second].iter().all(|node| seen.has(node.id, GcsNodeState::Alive)))
+            .await;
         let stored = client.all_nodes().await.expect("nodes");
-        let stored = stored
-            .iter()
-            .find(|node| node.node_id[..] == *first.id.as_bytes())
-            .expect("stored");
-        assert_eq!(
-            (stored.node_name.as_str(), stored.resources_total["CPU"]),
-            ("fake-1", 3.0)
-        );
-        eventually("the GCS polls the node with its token", || {
-            first.polled.get() > 2
-        })
-        .await;
-        assert_eq!(
-            client
-                .check_alive(&[first.id, NodeId::NIL, second.id])
-                .await
-                .expect("reply"),
-            [true, false, true]
-        );
+        let stored = stored.iter().find(|node| node.node_id[..] == *first.id.as_bytes()).expect("stored");
+        assert_eq!((stored.node_name.as_str(), stored.resources_total["CPU"]), ("fake-1", 3.0));
+        eventually("the GCS polls the node with its token", || first.polled.get() > 2).await;
+        assert_eq!(client.check_alive(&[first.id, NodeId::NIL, second.id]).await.expect("reply"), [true, false, true]);
         first.health.stop();
         eventually("taken for dead", || seen.has(first.id, GcsNodeState::Dead)).await;
-        let cause = NodeDeathInfo {
-            reason: Reason::ExpectedTermination.into(),
-            reason_message: "end of test".to_owned(),
-        };
-        client
-            .unregister_node(second.id, cause)
-            .await
-            .expect("unregistered");
+        let cause =
+            NodeDeathInfo { reason: Reason::ExpectedTermination.into(), reason_message: "end of test".to_owned() };
+        client.unregister_node(second.id, cause).await.expect("unregistered");
         eventually("gone", || seen.has(second.id, GcsNodeState::Dead)).await;
     });
 }
@@ -224,18 +167,9 @@ fn values_are_kept_and_jobs_recorded() {
         assert_eq!(client.internal_config().await.expect("config"), "{}");
         assert_eq!(client.kv_get(b"ns", b"key").await.expect("reply"), None);
         let value = Bytes::from_static(b"any\x00bytes\xff");
-        assert!(client
-            .kv_put(b"ns", b"key", value.clone(), true)
-            .await
-            .expect("put"));
-        assert!(!client
-            .kv_put(b"ns", b"key", "kept out".into(), false)
-            .await
-            .expect("put"));
-        assert_eq!(
-            client.kv_get(b"ns", b"key").await.expect("reply"),
-            Some(value)
-        );
+        assert!(client.kv_put(b"ns", b"key", value.clone(), true).await.expect("put"));
+        assert!(!client.kv_put(b"ns", b"key", "kept out".into(), false).await.expect("put"));
+        assert_eq!(client.kv_get(b"ns", b"key").await.expect("reply"), Some(value));
         assert_eq!(client.kv_get(b"other", b"key").await.expect("reply"), None);
         assert!(client.kv_exists(b"ns", b"key").await.expect("reply"));
         assert_eq!(client.kv_keys(b"ns", b"k").await.expect("keys"), ["key"]);
@@ -244,10 +178,7 @@ fn values_are_kept_and_jobs_recorded() {
         let job = JobId([1, 0, 0, 0]);
         let row = JobTableData {
             job_id: Bytes::copy_from_slice(job.as_bytes()),
-            config: Some(JobConfig {
-                ray_namespace: "tests".to_owned(),
-                ..Default::default()
-            }),
+            config: Some(JobConfig { ray_namespace: "tests".to_owned(), ..Default::default() }),
             ..Default::default()
         };
         client.add_job(row).await.expect("added");
@@ -255,10 +186,7 @@ fn values_are_kept_and_jobs_recorded() {
         let jobs = client.all_jobs().await.expect("jobs");
         assert_eq!(jobs.len(), 1);
         assert!(jobs[0].is_dead);
-        assert_eq!(
-            jobs[0].config.as_ref().expect("config").ray_namespace,
-            "tests"
-        );
+        assert_eq!(jobs[0].config.as_ref().expect("config").ray_namespace, "tests");
         let error = ErrorTableData {
             job_id: Bytes::copy_from_slice(job.as_bytes()),
             r#type: "test".to_owned(),
@@ -266,15 +194,8 @@ fn values_are_kept_and_jobs_recorded() {
             timestamp: 1.0,
         };
         client.publish_error(error).await.expect("published");
-        let nobodys = client
-            .publish_error(ErrorTableData::default())
-            .await
-            .expect_err("no job named")
-            .to_string();
-        assert!(
-            nobodys.contains("InvalidArgument: Invalid job_id"),
-            "{nobodys}"
-        );
+        let nobodys = client.publish_error(ErrorTableData::default()).await.expect_err("no job named").to_string();
+        assert!(nobodys.contains("InvalidArgument: Invalid job_id"), "{nobodys}");
     });
 }
 
@@ -285,29 +206,16 @@ fn strangers_are_refused() {
         let wrong = Auth::with_token(Token::new("wrong").expect("token"));
         for auth in [Auth::disabled(), wrong] {
             let (code, message) = refusal(client(&gcs, auth, "").join_cluster().await);
-            assert_eq!(
-                (code, message.as_str()),
-                (Code::Unauthenticated, INVALID_TOKEN_MESSAGE)
-            );
+            assert_eq!((code, message.as_str()), (Code::Unauthenticated, INVALID_TOKEN_MESSAGE));
         }
-        let context = ClientContext::new(
-            ClientConfig {
-                auth: token(),
-                ..ClientConfig::default()
-            },
-            Chaos::none(),
-        );
-        let client =
-            GcsClient::new(context.clone(), &gcs.address(), GcsConfig::default()).expect("address");
+        let context = ClientContext::new(ClientConfig { auth: token(), ..ClientConfig::default() }, Chaos::none());
+        let client = GcsClient::new(context.clone(), &gcs.address(), GcsConfig::default()).expect("address");
         let cluster_id = client.join_cluster().await.expect("cluster id");
         context.set_cluster_id(Some(&[7; 28]));
         let (code, message) = refusal(client.kv_get(b"ns", b"key").await);
         assert_eq!(code, Code::Unauthenticated);
         assert!(message.starts_with("WrongClusterID"), "{message}");
-        assert_eq!(
-            client.join_cluster().await.expect("joined again"),
-            cluster_id
-        );
+        assert_eq!(client.join_cluster().await.expect("joined again"), cluster_id);
         assert_eq!(client.kv_get(b"ns", b"key").await.expect("reply"), None);
     });
 }
@@ -320,18 +228,8 @@ fn lost_requests_and_replies_are_made_up_for() {
             "num_lower_bound_in_flight_failures":1}}"#;
         let client = client(&gcs, token(), setting);
         client.join_cluster().await.expect("cluster id");
-        client
-            .kv_put(b"ns", b"key", "value".into(), true)
-            .await
-            .expect("put");
-        assert_eq!(
-            client
-                .kv_get(b"ns", b"key")
-                .await
-                .expect("reply")
-                .as_deref(),
-            Some(&b"value"[..])
-        );
+        client.kv_put(b"ns", b"key", "value".into(), true).await.expect("put");
+        assert_eq!(client.kv_get(b"ns", b"key").await.expect("reply").as_deref(), Some(&b"value"[..]));
     });
 }
 
@@ -343,14 +241,8 @@ fn everything_goes_on_after_the_gcs_was_restarted() {
         let subscriber = GcsSubscriber::start(client.clone());
         let seen = Seen::subscribe(&subscriber);
         let (first, second) = (FakeNode::start(1).await, FakeNode::start(2).await);
-        client
-            .register_node(first.info.clone())
-            .await
-            .expect("registered");
-        client
-            .kv_put(b"ns", b"key", "kept".into(), true)
-            .await
-            .expect("put");
+        client.register_node(first.info.clone()).await.expect("registered");
+        client.kv_put(b"ns", b"key", "kept".into(), true).await.expect("put");
         eventually("published", || seen.has(first.id, GcsNodeState::Alive)).await;
         gcs.kill();
         let asked = tokio::task::spawn_local({
@@ -363,18 +255,9 @@ fn everything_goes_on_after_the_gcs_was_restarted() {
         let kept = asked.await.expect("no panic").expect("reply");
         assert_eq!(kept.as_deref(), Some(&b"kept"[..]));
         eventually("subscribed again", || seen.subscribed.get() > 1).await;
-        eventually("the node is told of the restart", || {
-            first.told_of_restart.get() > 0
-        })
-        .await;
-        client
-            .register_node(second.info.clone())
-            .await
-            .expect("registered");
-        eventually("published again", || {
-            seen.has(second.id, GcsNodeState::Alive)
-        })
-        .await;
+        eventually("the node is told of the restart", || first.told_of_restart.get() > 0).await;
+        client.register_node(second.info.clone()).await.expect("registered");
+        eventually("published again", || seen.has(second.id, GcsNodeState::Alive)).await;
     });
 }
 
@@ -382,17 +265,8 @@ fn everything_goes_on_after_the_gcs_was_restarted() {
 fn a_gcs_away_for_too_long_is_lost() {
     on_control_thread(async {
         let mut gcs = Gcs::start();
-        let context = ClientContext::new(
-            ClientConfig {
-                auth: token(),
-                ..ClientConfig::default()
-            },
-            Chaos::none(),
-        );
-        let config = GcsConfig {
-            reconnect_timeout_s: 2,
-            ..GcsConfig::default()
-        };
+        let context = ClientContext::new(ClientConfig { auth: token(), ..ClientConfig::default() }, Chaos::none());
+        let config = GcsConfig { reconnect_timeout_s: 2, ..GcsConfig::default() };
         let client = GcsClient::new(context, &gcs.address(), config).expect("address");
         client.join_cluster().await.expect("cluster id");
         let subscriber = GcsSubscriber::start(client.clone());
@@ -400,10 +274,7 @@ fn a_gcs_away_for_too_long_is_lost() {
         eventually("subscribed", || seen.subscribed.get() == 1).await;
         gcs.kill();
         client.lost().await;
-        assert!(matches!(
-            client.kv_get(b"ns", b"key").await,
-            Err(GcsError::Lost { away_s: 2.., .. })
-        ));
+        assert!(matches!(client.kv_get(b"ns", b"key").await, Err(GcsError::Lost { away_s: 2.., .. })));
     });
 }
 
@@ -416,10 +287,7 @@ fn resource_views_reach_the_gcs_and_the_other_nodes() {
         let heard = Rc::new(RefCell::new(Vec::new()));
         for node in [&first, &second] {
             let client = member(&gcs).await;
-            client
-                .register_node(node.info.clone())
-                .await
-                .expect("registered");
+            client.register_node(node.info.clone()).await.expect("registered");
             let (sink, id) = (heard.clone(), node.id);
             let deliver = move |from: NodeId, update| sink.borrow_mut().push((id, from, update));
             let syncer = Syncer::start(client.channel().clone(), node.id, deliver);
@@ -441,16 +309,9 @@ fn resource_views_reach_the_gcs_and_the_other_nodes() {
             })
             .await;
         }
-        assert!(
-            heard.borrow().iter().all(|(to, from, _)| to != from),
-            "no node hears itself"
-        );
+        assert!(heard.borrow().iter().all(|(to, from, _)| to != from), "no node hears itself");
         let usage = syncers[0].0.all_resource_usage().await.expect("usage");
-        let usage = usage
-            .batch
-            .iter()
-            .find(|data| data.node_id[..] == *first.id.as_bytes())
-            .expect("known");
+        let usage = usage.batch.iter().find(|data| data.node_id[..] == *first.id.as_bytes()).expect("known");
         assert_eq!(usage.resources_available["CPU"], 1.0);
         syncers.iter().for_each(|(_, syncer)| syncer.stop());
     });

@@ -13,9 +13,7 @@ use std::time::Duration;
 use driver::Driver;
 use prost::Message;
 use raylet_shard::ids::{NodeId, ObjectId, WorkerId};
-use raylet_uring::ray::proto::{
-    Address, GetCoreWorkerStatsRequest, WorkerObjectLocationsPubMessage,
-};
+use raylet_uring::ray::proto::{Address, GetCoreWorkerStatsRequest, WorkerObjectLocationsPubMessage};
 use raylet_uring::ray::rpc::auth::{Auth, Token};
 use raylet_uring::ray::rpc::chaos::Chaos;
 use raylet_uring::ray::rpc::client::{ClientConfig, ClientContext};
@@ -40,47 +38,28 @@ fn an_owner_tells_and_is_told_until_it_is_gone() {
         let owner = Address::decode(driver.owner.as_slice()).expect("an address");
         let object = ObjectId::from_slice(&driver.object).expect("an object id");
         let auth = Auth::with_token(Token::new(TOKEN).expect("token"));
-        let context = ClientContext::new(
-            ClientConfig {
-                auth,
-                ..ClientConfig::default()
-            },
-            Chaos::none(),
-        );
+        let context = ClientContext::new(ClientConfig { auth, ..ClientConfig::default() }, Chaos::none());
         let workers = CoreWorkers::new(context);
-        let stats = GetCoreWorkerStatsRequest {
-            intended_worker_id: owner.worker_id.clone(),
-            ..Default::default()
-        };
-        let stats = workers
-            .at(&owner)
-            .get_core_worker_stats(stats, Duration::from_secs(10))
-            .await
-            .expect("stats");
-        assert_eq!(
-            stats.core_worker_stats.expect("stats").worker_id,
-            owner.worker_id
-        );
+        let stats = GetCoreWorkerStatsRequest { intended_worker_id: owner.worker_id.clone(), ..Default::default() };
+        let stats = workers.at(&owner).get_core_worker_stats(stats, Duration::from_secs(10)).await.expect("stats");
+        assert_eq!(stats.core_worker_stats.expect("stats").worker_id, owner.worker_id);
 
         let events = Events::default();
         let sink = events.clone();
         let this_node = NodeId([9; 28]);
         let deliver = move |event| sink.borrow_mut().push(event);
-        let subscriber =
-            OwnerSubscriber::new(workers.clone(), this_node, Duration::from_secs(1), deliver);
+        let subscriber = OwnerSubscriber::new(workers.clone(), this_node, Duration::from_secs(1), deliver);
         subscriber.subscribe(&owner, object);
         subscriber.subscribe(&owner, object);
         assert_eq!(subscriber.len(), 1);
         eventually("the copy in the driver's store is known", || {
-            newest_locations(&events).is_some_and(|l| {
-                l.node_ids == [owner.node_id.clone()] && l.object_size >= 1_000_000
-            })
+            newest_locations(&events)
+                .is_some_and(|l| l.node_ids == [owner.node_id.clone()] && l.object_size >= 1_000_000)
         })
         .await;
 
         let here = |events: &Events| {
-            newest_locations(events)
-                .is_some_and(|l| l.node_ids.iter().any(|id| id[..] == *this_node.as_bytes()))
+            newest_locations(events).is_some_and(|l| l.node_ids.iter().any(|id| id[..] == *this_node.as_bytes()))
         };
         let reporter = LocationReporter::new(workers.clone(), this_node);
         reporter.in_store(&owner, object, true, None);
@@ -91,12 +70,8 @@ fn an_owner_tells_and_is_told_until_it_is_gone() {
         let strange_events = Events::default();
         let sink = strange_events.clone();
         let deliver = move |event| sink.borrow_mut().push(event);
-        let strangers =
-            OwnerSubscriber::new(workers, NodeId([8; 28]), Duration::from_secs(1), deliver);
-        let stranger = Address {
-            worker_id: vec![1; WorkerId::LEN].into(),
-            ..owner.clone()
-        };
+        let strangers = OwnerSubscriber::new(workers, NodeId([8; 28]), Duration::from_secs(1), deliver);
+        let stranger = Address { worker_id: vec![1; WorkerId::LEN].into(), ..owner.clone() };
         strangers.subscribe(&stranger, object);
         eventually("a worker that is not the owner says so", || {
             let events = strange_events.borrow();
@@ -108,7 +83,8 @@ fn an_owner_tells_and_is_told_until_it_is_gone() {
         subscriber.subscribe(&owner, kept);
         driver.free();
         eventually("the object is no longer in use", || {
-            let ended = |event: &OwnerEvent| matches!(event, OwnerEvent::Ended { object: ended, .. } if *ended == object);
+            let ended =
+                |event: &OwnerEvent| matches!(event, OwnerEvent::Ended { object: ended, .. } if *ended == object);
             events.borrow().iter().any(ended)
         })
         .await;

@@ -32,9 +32,7 @@ macro_rules! messages {
 fn messages_filled_by_ray_are_read_and_written_unchanged() {
     let mut recoders: BTreeMap<String, Recode> = BTreeMap::new();
     recoders.extend(messages!("ray.rpc.syncer", proto::syncer: CommandsSyncMessage, RaySyncMessage, RaySyncMessageBatch, ResourceViewSyncMessage));
-    recoders.extend(
-        messages!("grpc.health.v1", proto::health: HealthCheckRequest, HealthCheckResponse),
-    );
+    recoders.extend(messages!("grpc.health.v1", proto::health: HealthCheckRequest, HealthCheckResponse));
     recoders.extend(messages!("ray.rpc", proto:
         ActorCallArgWaitCompleteReply, ActorCallArgWaitCompleteRequest, ActorCreationTaskSpec, ActorDeathCause,
         ActorDiedErrorContext, ActorTableData, ActorTaskSpec, ActorUnavailableContext, ActorUnschedulableContext,
@@ -103,15 +101,8 @@ fn messages_filled_by_ray_are_read_and_written_unchanged() {
         WorkerRefRemovedSubMessage, WorkerTableData,
     ));
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/rpc_support/messages.py");
-    let output = Command::new(python::python())
-        .args([script, &SEEDS.to_string()])
-        .output()
-        .expect("python runs");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = Command::new(python::python()).args([script, &SEEDS.to_string()]).output().expect("python runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let mut checked = BTreeSet::new();
     for line in String::from_utf8(output.stdout).expect("utf-8").lines() {
         let (name, digits) = line.split_once('\t').expect("two columns");
@@ -120,15 +111,9 @@ fn messages_filled_by_ray_are_read_and_written_unchanged() {
         };
         let bytes = BASE64_STANDARD.decode(digits).expect("base64");
         let recoded = recode(&bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert!(
-            recoded == bytes,
-            "{name}\nfrom {bytes:02x?}\nto   {recoded:02x?}"
-        );
+        assert!(recoded == bytes, "{name}\nfrom {bytes:02x?}\nto   {recoded:02x?}");
         checked.insert(name);
     }
-    let missed: Vec<_> = recoders
-        .keys()
-        .filter(|name| !checked.contains(name))
-        .collect();
+    let missed: Vec<_> = recoders.keys().filter(|name| !checked.contains(name)).collect();
     assert!(missed.is_empty(), "Ray 2.60 has no {missed:?}");
 }

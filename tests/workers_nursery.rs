@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 use raylet_uring::workers::command::CommandLine;
 use raylet_uring::workers::exit::ExitStatus;
 use raylet_uring::workers::nursery::{Nursery, NurserySettings};
-use raylet_uring::workers::process::{
-    ProcessConfig, ProcessExit, ProcessTable, SpawnSpec, Started,
-};
+use raylet_uring::workers::process::{ProcessConfig, ProcessExit, ProcessTable, SpawnSpec, Started};
 use workers_support::{eventually, python};
 
 /// Writes what it sees to a file named after its pid, then does what its last argument says.
@@ -58,12 +56,7 @@ struct Stage {
 impl Stage {
     fn spec(&self, what: &str) -> SpawnSpec {
         let dir = self.dir.path().display();
-        let argv = vec![
-            self.python.clone(),
-            format!("{dir}/scripts/default_worker.py"),
-            dir.to_string(),
-            what.into(),
-        ];
+        let argv = vec![self.python.clone(), format!("{dir}/scripts/default_worker.py"), dir.to_string(), what.into()];
         let env = vec![
             ("RAY_JOB_ID".to_string(), "ffffffff".to_string()),
             ("RAY_RAYLET_PID".to_string(), std::process::id().to_string()),
@@ -71,11 +64,7 @@ impl Stage {
             ("OPENBLAS_NUM_THREADS".to_string(), "1".to_string()),
         ];
         SpawnSpec {
-            command: CommandLine {
-                argv,
-                env,
-                env_remove: vec![],
-            },
+            command: CommandLine { argv, env, env_remove: vec![] },
             own_group: true,
             oom_score_adjustment: Some(77),
             ..SpawnSpec::default()
@@ -92,10 +81,7 @@ impl Stage {
     async fn parent_of_next(&self) -> u64 {
         let worker = self.nursery.spawn(&self.spec("end")).await.unwrap();
         let seen = self.seen(worker).await;
-        assert_eq!(
-            self.exits.recv_async().await.unwrap().status,
-            ExitStatus::Code(5)
-        );
+        assert_eq!(self.exits.recv_async().await.unwrap().status, ExitStatus::Code(5));
         seen["parent"].as_u64().unwrap()
     }
 }
@@ -103,48 +89,25 @@ impl Stage {
 /// Runs a test on a control thread. `python` is the interpreter, `site` code that it runs before all else.
 fn run(enabled: bool, python: &Path, site: &str, test: impl AsyncFnOnce(&Stage)) {
     let dir = tempfile::tempdir().unwrap();
-    for (name, content) in [
-        ("scripts/default_worker.py", WORKER),
-        ("site/sitecustomize.py", site),
-    ] {
+    for (name, content) in [("scripts/default_worker.py", WORKER), ("site/sitecustomize.py", site)] {
         fs::create_dir_all(dir.path().join(name).parent().unwrap()).unwrap();
         fs::write(dir.path().join(name), content).unwrap();
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let (sender, exits) = flume::bounded(64);
-        let config = ProcessConfig {
-            max_processes: 64,
-            kill_timeout: Duration::from_millis(500),
-        };
+        let config = ProcessConfig { max_processes: 64, kill_timeout: Duration::from_millis(500) };
         let table = ProcessTable::new(config, sender);
-        let settings = NurserySettings {
-            enabled,
-            ready_timeout: Duration::from_secs(60),
-            ..NurserySettings::default()
-        };
+        let settings =
+            NurserySettings { enabled, ready_timeout: Duration::from_secs(60), ..NurserySettings::default() };
         let nursery = Nursery::new(settings, table.clone());
-        let stage = Stage {
-            dir,
-            python: python.display().to_string(),
-            nursery,
-            table,
-            exits,
-        };
-        tokio::time::timeout(Duration::from_secs(120), test(&stage))
-            .await
-            .expect("in time");
+        let stage = Stage { dir, python: python.display().to_string(), nursery, table, exits };
+        tokio::time::timeout(Duration::from_secs(120), test(&stage)).await.expect("in time");
         let nursery = stage.nursery.pid();
         stage.nursery.shutdown().await;
         assert_eq!(stage.nursery.pid(), None);
         if let Some(pid) = nursery {
-            assert!(
-                !Path::new(&format!("/proc/{pid}")).exists(),
-                "the nursery is gone"
-            );
+            assert!(!Path::new(&format!("/proc/{pid}")).exists(), "the nursery is gone");
         }
         assert_eq!(stage.table.shutdown().await, 0);
     });
@@ -160,20 +123,14 @@ fn a_forked_worker_is_like_one_that_was_started() {
         assert_eq!(forked.1["parent"], stage.nursery.pid().unwrap());
         assert_eq!(plain.1["parent"], std::process::id());
         assert_ne!(forked.1["random"], plain.1["random"]);
-        for same in [
-            "argv", "file", "main", "name", "job", "leads", "stdin", "path", "open", "sigchld",
-            "oom", "ray",
-        ] {
+        for same in ["argv", "file", "main", "name", "job", "leads", "stdin", "path", "open", "sigchld", "oom", "ray"] {
             assert_eq!(forked.1[same], plain.1[same], "{same}");
         }
         assert_eq!(forked.1["leads"], true);
         for (worker, _) in [forked, plain] {
             stage.table.kill(worker.key);
             let exit = stage.exits.recv_async().await.unwrap();
-            assert_eq!(
-                (exit.key, exit.status.as_code(), exit.requested),
-                (worker.key, -9, true)
-            );
+            assert_eq!((exit.key, exit.status.as_code(), exit.requested), (worker.key, -9, true));
         }
     });
 }
@@ -188,11 +145,7 @@ fn forked_workers_come_quickly_and_differ() {
         for _ in 0..5 {
             workers.push(stage.nursery.spawn(&stage.spec("end")).await.unwrap());
         }
-        assert!(
-            begun.elapsed() < Duration::from_secs(1),
-            "five forks took {:?}",
-            begun.elapsed()
-        );
+        assert!(begun.elapsed() < Duration::from_secs(1), "five forks took {:?}", begun.elapsed());
         for key in ["random", "numpy"] {
             let mut drawn = Vec::new();
             for worker in &workers {
@@ -203,25 +156,12 @@ fn forked_workers_come_quickly_and_differ() {
             assert_eq!(drawn.len(), 6, "{key}");
         }
         for _ in 0..6 {
-            assert_eq!(
-                stage.exits.recv_async().await.unwrap().status,
-                ExitStatus::Code(5)
-            );
+            assert_eq!(stage.exits.recv_async().await.unwrap().status, ExitStatus::Code(5));
         }
         let dying = stage.nursery.spawn(&stage.spec("die")).await.unwrap();
         let exit = stage.exits.recv_async().await.unwrap();
         assert_eq!(exit.key, dying.key);
-        assert!(
-            matches!(
-                exit.status,
-                ExitStatus::Signal {
-                    signal: libc::SIGSEGV,
-                    ..
-                }
-            ),
-            "{}",
-            exit.status
-        );
+        assert!(matches!(exit.status, ExitStatus::Signal { signal: libc::SIGSEGV, .. }), "{}", exit.status);
     });
 }
 
@@ -253,27 +193,16 @@ fn a_nursery_that_dies_costs_nothing_but_time() {
         let worker = stage.nursery.spawn(&stage.spec("stay")).await.unwrap();
         stage.seen(worker).await;
         let first = stage.nursery.pid().unwrap();
-        Command::new("kill")
-            .args(["-9", &first.to_string()])
-            .status()
-            .unwrap();
+        Command::new("kill").args(["-9", &first.to_string()]).status().unwrap();
         eventually("its end is seen", || stage.nursery.pid().is_none()).await;
-        assert_eq!(
-            stage.parent_of_next().await,
-            this,
-            "plain, while the nursery rests"
-        );
+        assert_eq!(stage.parent_of_next().await, this, "plain, while the nursery rests");
         assert!(stage.table.is_alive(worker.key));
         stage.table.kill(worker.key);
         let exit = stage.exits.recv_async().await.unwrap();
         assert_eq!((exit.key, exit.status), (worker.key, ExitStatus::Unknown));
         tokio::time::sleep(Duration::from_millis(1100)).await;
         let parent = stage.parent_of_next().await;
-        assert_eq!(
-            parent,
-            u64::from(stage.nursery.pid().unwrap()),
-            "a second nursery"
-        );
+        assert_eq!(parent, u64::from(stage.nursery.pid().unwrap()), "a second nursery");
         assert_ne!(parent, u64::from(first));
     });
 }

@@ -7,61 +7,36 @@ use std::time::{Duration, Instant};
 
 use raylet_uring::workers::command::CommandLine;
 use raylet_uring::workers::exit::ExitStatus;
-use raylet_uring::workers::process::{
-    Output, ProcessConfig, ProcessExit, ProcessTable, SpawnError, SpawnSpec, Stdin,
-};
+use raylet_uring::workers::process::{Output, ProcessConfig, ProcessExit, ProcessTable, SpawnError, SpawnSpec, Stdin};
 
 /// Far above what any of the processes here needs, far below what a person waits for.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn spec(script: &str) -> SpawnSpec {
     let argv = ["/bin/sh", "-c", script].map(String::from).to_vec();
-    SpawnSpec {
-        command: CommandLine {
-            argv,
-            ..CommandLine::default()
-        },
-        ..SpawnSpec::default()
-    }
+    SpawnSpec { command: CommandLine { argv, ..CommandLine::default() }, ..SpawnSpec::default() }
 }
 
 fn grouped(script: &str) -> SpawnSpec {
-    SpawnSpec {
-        own_group: true,
-        ..spec(script)
-    }
+    SpawnSpec { own_group: true, ..spec(script) }
 }
 
 /// Runs a test on a control thread as the node has one, with a table of quick tempers.
 fn run<F: AsyncFnOnce(ProcessTable, flume::Receiver<ProcessExit>)>(test: F) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (exits, receiver) = flume::bounded(64);
-    let config = ProcessConfig {
-        max_processes: 8,
-        kill_timeout: Duration::from_millis(300),
-    };
+    let config = ProcessConfig { max_processes: 8, kill_timeout: Duration::from_millis(300) };
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let table = ProcessTable::new(config, exits);
-        tokio::time::timeout(PATIENCE, test(table.clone(), receiver))
-            .await
-            .expect("in time");
+        tokio::time::timeout(PATIENCE, test(table.clone(), receiver)).await.expect("in time");
         assert_eq!(table.shutdown().await, 0, "nothing is left behind");
     });
 }
 
 fn running(pid: u32) -> bool {
     // A zombie has ended; only a state other than Z counts as running.
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-        !stat
-            .rsplit(')')
-            .next()
-            .unwrap_or("")
-            .trim_start()
-            .starts_with('Z')
-    })
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'))
 }
 
 async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
@@ -73,10 +48,7 @@ async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 async fn read_pid(path: &Path) -> u32 {
-    eventually("the script writes a pid", || {
-        fs::read_to_string(path).is_ok_and(|t| t.ends_with('\n'))
-    })
-    .await;
+    eventually("the script writes a pid", || fs::read_to_string(path).is_ok_and(|t| t.ends_with('\n'))).await;
     fs::read_to_string(path).unwrap().trim().parse().unwrap()
 }
 
@@ -87,28 +59,13 @@ fn each_end_is_reported_once_with_its_status() {
         assert!(table.is_alive(done.key));
         assert_eq!(table.pid(done.key), Some(done.pid));
         let exit = exits.recv_async().await.unwrap();
-        assert_eq!(
-            (exit.key, exit.pid, exit.requested),
-            (done.key, done.pid, false)
-        );
+        assert_eq!((exit.key, exit.pid, exit.requested), (done.key, done.pid, false));
         assert!(exit.status.success());
         table.spawn(&spec("exit 7")).unwrap();
-        assert_eq!(
-            exits.recv_async().await.unwrap().status,
-            ExitStatus::Code(7)
-        );
+        assert_eq!(exits.recv_async().await.unwrap().status, ExitStatus::Code(7));
         table.spawn(&spec("kill -SEGV $$")).unwrap();
         let status = exits.recv_async().await.unwrap().status;
-        assert!(
-            matches!(
-                status,
-                ExitStatus::Signal {
-                    signal: libc::SIGSEGV,
-                    ..
-                }
-            ),
-            "{status}"
-        );
+        assert!(matches!(status, ExitStatus::Signal { signal: libc::SIGSEGV, .. }), "{status}");
         eventually("ended processes leave the table", || table.is_empty()).await;
         assert!(exits.is_empty());
     });
@@ -133,33 +90,20 @@ fn the_environment_is_the_nodes_with_changes() {
 #[test]
 fn a_polite_request_comes_before_force() {
     run(async |table, exits| {
-        let polite = table
-            .spawn(&spec("trap 'exit 3' TERM; while :; do sleep 0.02; done"))
-            .unwrap();
+        let polite = table.spawn(&spec("trap 'exit 3' TERM; while :; do sleep 0.02; done")).unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
         table.terminate(polite.key);
         let exit = exits.recv_async().await.unwrap();
         assert_eq!((exit.status, exit.requested), (ExitStatus::Code(3), true));
 
-        let deaf = table
-            .spawn(&spec("trap '' TERM; while :; do sleep 0.02; done"))
-            .unwrap();
+        let deaf = table.spawn(&spec("trap '' TERM; while :; do sleep 0.02; done")).unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
         let asked = Instant::now();
         table.terminate(deaf.key);
         table.terminate(deaf.key);
         let exit = exits.recv_async().await.unwrap();
-        assert!(
-            asked.elapsed() >= Duration::from_millis(300),
-            "the time to end was granted"
-        );
-        assert_eq!(
-            exit.status,
-            ExitStatus::Signal {
-                signal: libc::SIGKILL,
-                core_dumped: false
-            }
-        );
+        assert!(asked.elapsed() >= Duration::from_millis(300), "the time to end was granted");
+        assert_eq!(exit.status, ExitStatus::Signal { signal: libc::SIGKILL, core_dumped: false });
     });
 }
 
@@ -168,15 +112,9 @@ fn children_of_a_worker_end_with_it() {
     run(async |table, exits| {
         let dir = tempfile::tempdir().unwrap();
         // One that ends on SIGTERM, one that has to be killed.
-        for (i, script) in ["sleep 100", "trap '' TERM; while :; do sleep 0.02; done"]
-            .into_iter()
-            .enumerate()
-        {
+        for (i, script) in ["sleep 100", "trap '' TERM; while :; do sleep 0.02; done"].into_iter().enumerate() {
             let file = dir.path().join(i.to_string());
-            let worker = format!(
-                "({script}) & echo $! > {}; sleep 0.2; exit 0",
-                file.display()
-            );
+            let worker = format!("({script}) & echo $! > {}; sleep 0.2; exit 0", file.display());
             table.spawn(&grouped(&worker)).unwrap();
             let child = read_pid(&file).await;
             assert!(exits.recv_async().await.unwrap().status.success());
@@ -190,10 +128,7 @@ fn a_killed_worker_takes_its_group_with_it_at_once() {
     run(async |table, exits| {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pid");
-        let script = format!(
-            "(trap '' TERM; sleep 100) & echo $! > {}; wait",
-            file.display()
-        );
+        let script = format!("(trap '' TERM; sleep 100) & echo $! > {}; wait", file.display());
         let worker = table.spawn(&grouped(&script)).unwrap();
         let child = read_pid(&file).await;
         let asked = Instant::now();
@@ -201,10 +136,7 @@ fn a_killed_worker_takes_its_group_with_it_at_once() {
         let exit = exits.recv_async().await.unwrap();
         assert_eq!((exit.status.as_code(), exit.requested), (-9, true));
         eventually("the child ends", || !running(child)).await;
-        assert!(
-            asked.elapsed() < Duration::from_millis(290),
-            "no time to end was granted"
-        );
+        assert!(asked.elapsed() < Duration::from_millis(290), "no time to end was granted");
     });
 }
 
@@ -213,20 +145,12 @@ fn without_a_group_of_its_own_nothing_else_is_signalled() {
     run(async |table, exits| {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pid");
-        let worker = table
-            .spawn(&spec(&format!(
-                "sleep 1.5 & echo $! > {}; wait",
-                file.display()
-            )))
-            .unwrap();
+        let worker = table.spawn(&spec(&format!("sleep 1.5 & echo $! > {}; wait", file.display()))).unwrap();
         let child = read_pid(&file).await;
         table.kill(worker.key);
         exits.recv_async().await.unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
-        assert!(
-            running(child),
-            "and this test process, which shares the group, is alive too"
-        );
+        assert!(running(child), "and this test process, which shares the group, is alive too");
     });
 }
 
@@ -239,11 +163,7 @@ fn the_lifetime_pipe_is_open_as_long_as_the_table_holds_the_process() {
         tokio::time::sleep(Duration::from_millis(200)).await;
         assert!(running(started.pid), "the pipe is open");
         table.spawn(&spec("read line; exit 6")).unwrap();
-        assert_eq!(
-            exits.recv_async().await.unwrap().status,
-            ExitStatus::Code(6),
-            "/dev/null ends at once"
-        );
+        assert_eq!(exits.recv_async().await.unwrap().status, ExitStatus::Code(6), "/dev/null ends at once");
         table.kill(started.key);
         exits.recv_async().await.unwrap();
         // One that ignores the signal but not the end of the pipe.
@@ -251,21 +171,14 @@ fn the_lifetime_pipe_is_open_as_long_as_the_table_holds_the_process() {
         let started = table.spawn(&reader).unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
         table.terminate(started.key);
-        assert_eq!(
-            exits.recv_async().await.unwrap().status,
-            ExitStatus::Code(8)
-        );
+        assert_eq!(exits.recv_async().await.unwrap().status, ExitStatus::Code(8));
     });
 }
 
 #[test]
 fn the_oom_score_is_raised_from_the_nodes_own() {
     run(async |table, exits| {
-        let own: i32 = fs::read_to_string("/proc/self/oom_score_adj")
-            .unwrap()
-            .trim()
-            .parse()
-            .unwrap();
+        let own: i32 = fs::read_to_string("/proc/self/oom_score_adj").unwrap().trim().parse().unwrap();
         for (adjustment, expected) in [(300, (own + 300).min(1000)), (5000, 1000)] {
             let mut spec = spec("sleep 100");
             spec.oom_score_adjustment = Some(adjustment);
@@ -284,32 +197,19 @@ fn what_cannot_start_is_an_error_that_names_it() {
         let mut missing = spec("");
         missing.command.argv[0] = "/no/such/program".into();
         let error = table.spawn(&missing).unwrap_err();
-        assert!(
-            matches!(&error, SpawnError::Start { program, .. } if program == "/no/such/program"),
-            "{error}"
-        );
+        assert!(matches!(&error, SpawnError::Start { program, .. } if program == "/no/such/program"), "{error}");
 
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("not-executable");
         fs::write(&file, "#!/bin/sh\n").unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
         missing.command.argv[0] = file.display().to_string();
-        assert!(table
-            .spawn(&missing)
-            .unwrap_err()
-            .to_string()
-            .contains("ermission"));
+        assert!(table.spawn(&missing).unwrap_err().to_string().contains("ermission"));
 
         let mut no_log = spec("exit 0");
         no_log.stdout = Output::Append(dir.path().join("no/such/dir"));
-        assert!(matches!(
-            table.spawn(&no_log),
-            Err(SpawnError::Output { .. })
-        ));
-        assert!(matches!(
-            table.spawn(&SpawnSpec::default()),
-            Err(SpawnError::EmptyCommand)
-        ));
+        assert!(matches!(table.spawn(&no_log), Err(SpawnError::Output { .. })));
+        assert!(matches!(table.spawn(&SpawnSpec::default()), Err(SpawnError::EmptyCommand)));
         assert!(table.is_empty());
     });
 }
@@ -317,13 +217,8 @@ fn what_cannot_start_is_an_error_that_names_it() {
 #[test]
 fn a_full_table_refuses_until_a_process_ends() {
     run(async |table, exits| {
-        let started: Vec<_> = (0..8)
-            .map(|_| table.spawn(&spec("sleep 100")).unwrap())
-            .collect();
-        assert!(matches!(
-            table.spawn(&spec("exit 0")),
-            Err(SpawnError::TableFull(8))
-        ));
+        let started: Vec<_> = (0..8).map(|_| table.spawn(&spec("sleep 100")).unwrap()).collect();
+        assert!(matches!(table.spawn(&spec("exit 0")), Err(SpawnError::TableFull(8))));
         table.kill(started[0].key);
         exits.recv_async().await.unwrap();
         eventually("a place is free", || table.len() == 7).await;
@@ -338,12 +233,7 @@ fn shutdown_ends_everything_and_says_so() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pid");
         let deaf = "trap '' TERM; while :; do sleep 0.02; done";
-        table
-            .spawn(&grouped(&format!(
-                "({deaf}) & echo $! > {}; {deaf}",
-                file.display()
-            )))
-            .unwrap();
+        table.spawn(&grouped(&format!("({deaf}) & echo $! > {}; {deaf}", file.display()))).unwrap();
         table.spawn(&spec("sleep 100")).unwrap();
         let child = read_pid(&file).await;
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -357,19 +247,13 @@ fn shutdown_ends_everything_and_says_so() {
 fn a_foreign_process_is_watched_and_its_status_taken_from_its_parent() {
     run(async |table, exits| {
         for tell in [true, false] {
-            let mut child = std::process::Command::new("/bin/sh")
-                .args(["-c", "exec sleep 100"])
-                .spawn()
-                .unwrap();
+            let mut child = std::process::Command::new("/bin/sh").args(["-c", "exec sleep 100"]).spawn().unwrap();
             let (status, receiver) = tokio::sync::oneshot::channel();
             let adopted = table.adopt(child.id(), &spec(""), receiver).unwrap();
             assert_eq!(adopted.pid, child.id());
             table.kill(adopted.key);
             child.wait().unwrap();
-            let told = ExitStatus::Signal {
-                signal: libc::SIGKILL,
-                core_dumped: false,
-            };
+            let told = ExitStatus::Signal { signal: libc::SIGKILL, core_dumped: false };
             if tell {
                 status.send(told).unwrap();
             } else {

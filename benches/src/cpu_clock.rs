@@ -36,9 +36,7 @@ impl CpuClock {
 
     /// The clock of this process.
     pub fn own() -> Self {
-        Self {
-            clock: libc::CLOCK_PROCESS_CPUTIME_ID,
-        }
+        Self { clock: libc::CLOCK_PROCESS_CPUTIME_ID }
     }
 
     /// CPU time spent since the process began, in user and kernel; fails once the process is gone.
@@ -71,9 +69,7 @@ mod tests {
     fn the_clock_of_a_process_counts_its_work_and_its_ended_threads() {
         let clock = CpuClock::of(std::process::id() as i32).expect("this process is there");
         let before = clock.read().expect("read");
-        std::thread::spawn(|| burn(Duration::from_millis(60)))
-            .join()
-            .expect("joined");
+        std::thread::spawn(|| burn(Duration::from_millis(60))).join().expect("joined");
         let spent = clock.read().expect("read") - before;
         // Another program may have had the core for a part of it, never for more than the test's own time.
         assert!(spent > Duration::from_millis(5), "{spent:?}");

@@ -94,13 +94,7 @@ pub struct Report {
 
 impl Settings {
     fn check(&self) -> Result<(), LoadError> {
-        let wrong = |setting, expected, got: String| {
-            Err(LoadError::Setting {
-                setting,
-                expected,
-                got,
-            })
-        };
+        let wrong = |setting, expected, got: String| Err(LoadError::Setting { setting, expected, got });
         if self.in_flight == 0 || self.connections == 0 {
             return wrong("--in-flight and --connections", "at least 1", "0".into());
         }
@@ -141,9 +135,7 @@ impl Settings {
             required_resources: self.resources(slot),
             required_placement_resources: self.resources(slot),
             scheduling_strategy: Some(proto::SchedulingStrategy {
-                scheduling_strategy: Some(Strategy::DefaultSchedulingStrategy(
-                    proto::DefaultSchedulingStrategy {},
-                )),
+                scheduling_strategy: Some(Strategy::DefaultSchedulingStrategy(proto::DefaultSchedulingStrategy {})),
             }),
             runtime_env_info: Some(proto::RuntimeEnvInfo {
                 serialized_runtime_env: "{}".to_owned(),
@@ -182,9 +174,7 @@ impl Run {
     fn lease_id(&self) -> Bytes {
         let counter = self.next_lease.get();
         self.next_lease.set(counter.wrapping_add(1));
-        [&self.worker_id[..], &counter.to_le_bytes()]
-            .concat()
-            .into()
+        [&self.worker_id[..], &counter.to_le_bytes()].concat().into()
     }
 }
 
@@ -218,11 +208,7 @@ async fn measure(settings: &Settings, auth: &Auth) -> Result<Report, LoadError> 
     let mut slots = JoinSet::new();
     for slot in 0..settings.in_flight {
         let connection = connections[slot % connections.len()].clone();
-        slots.spawn_local(keep_asking(
-            run.clone(),
-            connection,
-            settings.template(slot),
-        ));
+        slots.spawn_local(keep_asking(run.clone(), connection, settings.template(slot)));
     }
 
     watch_for_errors(&mut slots, settings.warm_up).await?;
@@ -268,11 +254,7 @@ struct Sample {
 impl Sample {
     fn take(raylet: Option<CpuClock>) -> Result<Self, LoadError> {
         let read = |clock: CpuClock| clock.read().map_err(LoadError::io("reading a CPU clock"));
-        Ok(Self {
-            raylet: raylet.map(read).transpose()?,
-            own: read(CpuClock::own())?,
-            at: Instant::now(),
-        })
+        Ok(Self { raylet: raylet.map(read).transpose()?, own: read(CpuClock::own())?, at: Instant::now() })
     }
 }
 
@@ -290,10 +272,7 @@ async fn watch_for_errors(slots: &mut JoinSet<Served>, time: Duration) -> Result
 fn served(ended: Option<Result<Served, tokio::task::JoinError>>) -> Result<u64, LoadError> {
     match ended {
         Some(Ok(served)) => served,
-        Some(Err(error)) => Err(LoadError::Io {
-            what: "a request's task".to_owned(),
-            source: error.into(),
-        }),
+        Some(Err(error)) => Err(LoadError::Io { what: "a request's task".to_owned(), source: error.into() }),
         None => Ok(0),
     }
 }
@@ -317,10 +296,7 @@ async fn drain(
     } else {
         phases.send_replace(Phase::Cancel);
         let Ok(outcome) = timeout(CANCEL_TIMEOUT, all(slots)).await else {
-            return Err(LoadError::Stuck {
-                left: slots.len(),
-                waited_s: start.elapsed().as_secs_f64(),
-            });
+            return Err(LoadError::Stuck { left: slots.len(), waited_s: start.elapsed().as_secs_f64() });
         };
         outcome?;
     }
@@ -340,11 +316,7 @@ async fn keep_asking(run: Rc<Run>, raylet: NodeManager, template: proto::LeaseSp
         let granted = lease(&run, &raylet, &template, &lease_id).await?;
         let grant_latency = start.elapsed();
         if let Some(worker) = granted {
-            let back = proto::ReturnWorkerLeaseRequest {
-                worker_port: worker.port,
-                lease_id,
-                ..Default::default()
-            };
+            let back = proto::ReturnWorkerLeaseRequest { worker_port: worker.port, lease_id, ..Default::default() };
             raylet.return_worker_lease(&back).await?;
         } else {
             run.cancelled.set(run.cancelled.get() + 1);
@@ -370,10 +342,7 @@ async fn lease(
     lease_id: &Bytes,
 ) -> Result<Option<proto::Address>, LoadError> {
     let request = proto::RequestWorkerLeaseRequest {
-        lease_spec: Some(proto::LeaseSpec {
-            lease_id: lease_id.clone(),
-            ..template.clone()
-        }),
+        lease_spec: Some(proto::LeaseSpec { lease_id: lease_id.clone(), ..template.clone() }),
         ..Default::default()
     };
     let mut phase = run.phase.clone();
@@ -411,9 +380,7 @@ fn granted(reply: proto::RequestWorkerLeaseReply) -> Result<proto::Address, Load
     match (why_not, reply.worker_address) {
         (None, Some(worker)) => Ok(worker),
         (Some(why_not), _) => Err(LoadError::NotGranted(why_not)),
-        (None, None) => Err(LoadError::NotGranted(
-            "the reply names no worker".to_owned(),
-        )),
+        (None, None) => Err(LoadError::NotGranted("the reply names no worker".to_owned())),
     }
 }
 
@@ -457,33 +424,15 @@ mod tests {
 
     #[test]
     fn only_a_reply_with_a_worker_is_a_grant() {
-        let worker = proto::Address {
-            port: 7,
-            ..Default::default()
-        };
-        let grant = proto::RequestWorkerLeaseReply {
-            worker_address: Some(worker.clone()),
-            ..Default::default()
-        };
+        let worker = proto::Address { port: 7, ..Default::default() };
+        let grant = proto::RequestWorkerLeaseReply { worker_address: Some(worker.clone()), ..Default::default() };
         assert_eq!(granted(grant.clone()).expect("a grant"), worker);
-        let elsewhere = proto::Address {
-            node_id: Bytes::from_static(&[1; 28]),
-            ..Default::default()
-        };
+        let elsewhere = proto::Address { node_id: Bytes::from_static(&[1; 28]), ..Default::default() };
         for refused in [
             proto::RequestWorkerLeaseReply::default(),
-            proto::RequestWorkerLeaseReply {
-                canceled: true,
-                ..grant.clone()
-            },
-            proto::RequestWorkerLeaseReply {
-                rejected: true,
-                ..grant.clone()
-            },
-            proto::RequestWorkerLeaseReply {
-                retry_at_raylet_address: Some(elsewhere),
-                ..grant.clone()
-            },
+            proto::RequestWorkerLeaseReply { canceled: true, ..grant.clone() },
+            proto::RequestWorkerLeaseReply { rejected: true, ..grant.clone() },
+            proto::RequestWorkerLeaseReply { retry_at_raylet_address: Some(elsewhere), ..grant.clone() },
         ] {
             assert!(matches!(granted(refused), Err(LoadError::NotGranted(_))));
         }

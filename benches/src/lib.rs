@@ -56,7 +56,9 @@ pub enum LoadError {
     #[error("RequestWorkerLease was not granted: {0}")]
     NotGranted(String),
     /// Requests were neither granted nor cancelled in the time given.
-    #[error("{left} lease requests were neither granted nor cancelled {waited_s:.1} s after the end: the raylet holds them")]
+    #[error(
+        "{left} lease requests were neither granted nor cancelled {waited_s:.1} s after the end: the raylet holds them"
+    )]
     Stuck {
         /// How many.
         left: usize,
@@ -97,9 +99,6 @@ pub enum LoadError {
 impl LoadError {
     /// An I/O error with what was tried.
     pub fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
-        move |source| Self::Io {
-            what: what.into(),
-            source,
-        }
+        move |source| Self::Io { what: what.into(), source }
     }
 }

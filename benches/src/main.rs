@@ -121,8 +121,7 @@ fn owner(text: &str) -> Result<proto::Address, LoadError> {
         expected: "a serialized ray.rpc.Address with a 28-byte worker id",
         got,
     };
-    let address = proto::Address::decode(&bytes("--owner", text)?[..])
-        .map_err(|error| wrong(error.to_string()))?;
+    let address = proto::Address::decode(&bytes("--owner", text)?[..]).map_err(|error| wrong(error.to_string()))?;
     match address.worker_id.len() {
         28 => Ok(address),
         other => Err(wrong(format!("a worker id of {other} bytes"))),

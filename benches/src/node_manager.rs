@@ -32,21 +32,14 @@ impl NodeManager {
     /// Connects to the raylet at `host:port`; the connection lives in a task of the current `LocalSet`.
     pub async fn connect(address: &str, auth: &Auth) -> Result<Self, LoadError> {
         let what = || format!("connecting to the raylet at {address}");
-        let socket = TcpStream::connect(address)
-            .await
-            .map_err(LoadError::io(what()))?;
-        socket
-            .set_nodelay(true)
-            .map_err(LoadError::io("switching Nagle's algorithm off"))?;
+        let socket = TcpStream::connect(address).await.map_err(LoadError::io(what()))?;
+        socket.set_nodelay(true).map_err(LoadError::io("switching Nagle's algorithm off"))?;
         let (requests, connection) = h2::client::Builder::new()
             .initial_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES)
             .handshake(socket)
             .await
-            .map_err(|source| LoadError::Http2 {
-                what: what(),
-                source,
-            })?;
+            .map_err(|source| LoadError::Http2 { what: what(), source })?;
         // A connection that breaks fails the calls on it, which say so.
         tokio::task::spawn_local(async move { drop(connection.await) });
         Ok(Self {
@@ -80,27 +73,16 @@ impl NodeManager {
         self.call("CancelWorkerLease", request).await
     }
 
-    async fn call<Q: Message, R: Message + Default>(
-        &self,
-        method: &'static str,
-        message: &Q,
-    ) -> Result<R, LoadError> {
-        let broken = |source| LoadError::Http2 {
-            what: method.to_owned(),
-            source,
-        };
+    async fn call<Q: Message, R: Message + Default>(&self, method: &'static str, message: &Q) -> Result<R, LoadError> {
+        let broken = |source| LoadError::Http2 { what: method.to_owned(), source };
         let mut requests = self.requests.clone().ready().await.map_err(broken)?;
-        let (response, mut body) = requests
-            .send_request(self.head(method)?, false)
-            .map_err(broken)?;
+        let (response, mut body) = requests.send_request(self.head(method)?, false).map_err(broken)?;
         body.send_data(framed(message), true).map_err(broken)?;
         let (head, mut body) = response.await.map_err(broken)?.into_parts();
         let mut reply = BytesMut::new();
         while let Some(data) = body.data().await {
             let data = data.map_err(broken)?;
-            body.flow_control()
-                .release_capacity(data.len())
-                .map_err(broken)?;
+            body.flow_control().release_capacity(data.len()).map_err(broken)?;
             reply.extend_from_slice(&data);
         }
         let trailers = body.trailers().await.map_err(broken)?;
@@ -110,10 +92,7 @@ impl NodeManager {
 
     fn head(&self, method: &'static str) -> Result<Request<()>, LoadError> {
         let path = format!("/ray.rpc.NodeManagerService/{method}");
-        let uri = Uri::builder()
-            .scheme("http")
-            .authority(self.authority.as_str())
-            .path_and_query(path);
+        let uri = Uri::builder().scheme("http").authority(self.authority.as_str()).path_and_query(path);
         let mut head = Request::new(());
         *head.method_mut() = Method::POST;
         *head.version_mut() = Version::HTTP_2;
@@ -142,37 +121,23 @@ fn framed<Q: Message>(message: &Q) -> Bytes {
 }
 
 fn unframed<R: Message + Default>(method: &'static str, mut frame: Bytes) -> Result<R, LoadError> {
-    let bad = |message: String| LoadError::Call {
-        method,
-        code: None,
-        message,
-    };
+    let bad = |message: String| LoadError::Call { method, code: None, message };
     if frame.len() < PREFIX_BYTES {
         return Err(bad(format!("a reply of {} bytes", frame.len())));
     }
     let (flag, length) = (frame.get_u8(), frame.get_u32() as usize);
     if flag != 0 || length != frame.len() {
         let got = frame.len();
-        return Err(bad(format!(
-            "a reply with flag {flag} and {got} bytes, expected flag 0 and {length}"
-        )));
+        return Err(bad(format!("a reply with flag {flag} and {got} bytes, expected flag 0 and {length}")));
     }
     R::decode(frame).map_err(|error| bad(error.to_string()))
 }
 
 fn check_status(method: &'static str, headers: &HeaderMap) -> Result<(), LoadError> {
-    let text = |name| {
-        headers
-            .get(name)
-            .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
-    };
+    let text = |name| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     match text("grpc-status") {
         Some(code) if code == "0" => Ok(()),
-        code => Err(LoadError::Call {
-            method,
-            code,
-            message: text("grpc-message").unwrap_or_default(),
-        }),
+        code => Err(LoadError::Call { method, code, message: text("grpc-message").unwrap_or_default() }),
     }
 }
 
@@ -182,9 +147,7 @@ mod tests {
 
     #[test]
     fn a_message_survives_its_frame() {
-        let request = proto::CancelWorkerLeaseRequest {
-            lease_id: Bytes::from_static(&[3; 32]),
-        };
+        let request = proto::CancelWorkerLeaseRequest { lease_id: Bytes::from_static(&[3; 32]) };
         let frame = framed(&request);
         assert_eq!(&frame[..PREFIX_BYTES], &[0, 0, 0, 0, 34]);
         let back: proto::CancelWorkerLeaseRequest = unframed("test", frame).expect("valid");
@@ -193,9 +156,7 @@ mod tests {
 
     #[test]
     fn a_cut_or_compressed_frame_is_refused() {
-        let request = proto::CancelWorkerLeaseRequest {
-            lease_id: Bytes::from_static(&[3; 32]),
-        };
+        let request = proto::CancelWorkerLeaseRequest { lease_id: Bytes::from_static(&[3; 32]) };
         let frame = framed(&request);
         let mut compressed = BytesMut::from(&frame[..]);
         compressed[0] = 1;
@@ -208,10 +169,7 @@ mod tests {
     #[test]
     fn only_status_zero_is_success() {
         let with = |code: &'static str| {
-            HeaderMap::from_iter([(
-                "grpc-status".parse().expect("a name"),
-                HeaderValue::from_static(code),
-            )])
+            HeaderMap::from_iter([("grpc-status".parse().expect("a name"), HeaderValue::from_static(code))])
         };
         assert!(check_status("test", &with("0")).is_ok());
         let refused = check_status("test", &with("16")).expect_err("refused");

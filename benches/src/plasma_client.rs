@@ -41,11 +41,8 @@ pub struct PlasmaClient {
 impl PlasmaClient {
     /// Connects and says hello.
     pub fn connect(path: &Path) -> Result<Self, LoadError> {
-        let socket = UnixStream::connect(path)
-            .map_err(LoadError::io(format!("connecting to {}", path.display())))?;
-        socket
-            .set_read_timeout(Some(ANSWER_TIMEOUT))
-            .map_err(LoadError::io("limiting reads of the store's socket"))?;
+        let socket = UnixStream::connect(path).map_err(LoadError::io(format!("connecting to {}", path.display())))?;
+        socket.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(LoadError::io("limiting reads of the store's socket"))?;
         let mut client = Self {
             socket,
             encoder: Encoder::new(),
@@ -97,10 +94,7 @@ impl PlasmaClient {
                 Reply::Create(CreateReply::RetryLater { request_id, .. }) => {
                     self.create_retries += 1;
                     std::thread::sleep(FULL_DELAY);
-                    self.send(&Request::CreateRetry {
-                        object_id,
-                        request_id,
-                    })?;
+                    self.send(&Request::CreateRetry { object_id, request_id })?;
                 }
                 other => return Err(wrong("Create", "an object", &other)),
             }
@@ -111,28 +105,19 @@ impl PlasmaClient {
     pub fn seal(&mut self, object_id: ObjectId) -> Result<(), LoadError> {
         self.send(&Request::Seal { object_id })?;
         match self.receive()? {
-            Reply::Seal {
-                error: PlasmaError::Ok,
-                ..
-            } => Ok(()),
+            Reply::Seal { error: PlasmaError::Ok, .. } => Ok(()),
             other => Err(wrong("Seal", "a sealed object", &other)),
         }
     }
 
     /// Says that an object is no longer used. Nothing comes back.
     pub fn release(&mut self, object_id: ObjectId) -> Result<(), LoadError> {
-        self.send(&Request::Release {
-            object_id,
-            may_unmap: false,
-        })
+        self.send(&Request::Release { object_id, may_unmap: false })
     }
 
     /// Finds a sealed object, and keeps it in use until it is released.
     pub fn get(&mut self, object_id: ObjectId) -> Result<ObjectSpec, LoadError> {
-        self.send(&Request::Get {
-            object_ids: List::from(&[object_id][..]),
-            timeout_ms: 0,
-        })?;
+        self.send(&Request::Get { object_ids: List::from(&[object_id][..]), timeout_ms: 0 })?;
         let (object, segments) = match self.receive()? {
             Reply::Get(reply) => {
                 let segments: Vec<_> = reply.segments().collect();
@@ -145,11 +130,9 @@ impl PlasmaClient {
         }
         match object {
             Some(object) if !object.is_absent() => Ok(object),
-            _ => Err(LoadError::Answer {
-                request: "Get",
-                expected: "the object",
-                got: "a reply without it".to_owned(),
-            }),
+            _ => {
+                Err(LoadError::Answer { request: "Get", expected: "the object", got: "a reply without it".to_owned() })
+            }
         }
     }
 
@@ -164,13 +147,9 @@ impl PlasmaClient {
 
     /// Deletes a sealed object that nobody uses.
     pub fn delete(&mut self, object_id: ObjectId) -> Result<(), LoadError> {
-        self.send(&Request::Delete {
-            object_ids: List::from(&[object_id][..]),
-        })?;
+        self.send(&Request::Delete { object_ids: List::from(&[object_id][..]) })?;
         match self.receive()? {
-            Reply::Delete { errors, .. } if errors.iter().all(|error| error == PlasmaError::Ok) => {
-                Ok(())
-            }
+            Reply::Delete { errors, .. } if errors.iter().all(|error| error == PlasmaError::Ok) => Ok(()),
             other => Err(wrong("Delete", "a deleted object", &other)),
         }
     }
@@ -178,21 +157,15 @@ impl PlasmaClient {
     fn send(&mut self, request: &Request<'_>) -> Result<(), LoadError> {
         self.out.clear();
         request.encode(&mut self.encoder, &mut self.out);
-        self.socket
-            .write_all(&self.out)
-            .map_err(LoadError::io("sending to the store"))
+        self.socket.write_all(&self.out).map_err(LoadError::io("sending to the store"))
     }
 
     fn receive(&mut self) -> Result<Reply<'_>, LoadError> {
         let mut head = [0; HEADER_BYTES];
-        self.socket
-            .read_exact(&mut head)
-            .map_err(LoadError::io("waiting for the store's answer"))?;
+        self.socket.read_exact(&mut head).map_err(LoadError::io("waiting for the store's answer"))?;
         let header = frame::parse_header(&head, PLASMA_MAX_BODY_BYTES)?;
         self.body.resize(header.body_bytes, 0);
-        self.socket
-            .read_exact(&mut self.body)
-            .map_err(LoadError::io("reading the store's answer"))?;
+        self.socket.read_exact(&mut self.body).map_err(LoadError::io("reading the store's answer"))?;
         Ok(decode_reply(header.message_type, &self.body)?)
     }
 
@@ -205,9 +178,5 @@ impl PlasmaClient {
 }
 
 fn wrong(request: &'static str, expected: &'static str, got: &Reply<'_>) -> LoadError {
-    LoadError::Answer {
-        request,
-        expected,
-        got: format!("{got:?}"),
-    }
+    LoadError::Answer { request, expected, got: format!("{got:?}") }
 }

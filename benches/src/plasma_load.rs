@@ -104,9 +104,7 @@ pub fn run(settings: &Settings) -> Result<Report, LoadError> {
     let phase = AtomicU8::new(WARM_UP);
     let start = Barrier::new(settings.clients + 1);
     std::thread::scope(|scope| {
-        let clients: Vec<_> = (0..settings.clients)
-            .map(|_| scope.spawn(|| client(settings, &phase, &start)))
-            .collect();
+        let clients: Vec<_> = (0..settings.clients).map(|_| scope.spawn(|| client(settings, &phase, &start))).collect();
         start.wait();
         std::thread::sleep(settings.warm_up);
         let (before, began) = (spent(), Instant::now());
@@ -117,9 +115,7 @@ pub fn run(settings: &Settings) -> Result<Report, LoadError> {
 
         let mut all = Seen::default();
         for client in clients {
-            let seen = client
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let seen = client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             all.latencies.add(&seen.latencies);
             all.create_retries += seen.create_retries;
             all.segments = all.segments.max(seen.segments);
@@ -134,9 +130,8 @@ pub fn run(settings: &Settings) -> Result<Report, LoadError> {
             operations: latency.count,
             operations_per_s: latency.count as f64 / window_s,
             latency,
-            raylet_cpu_us_per_operation: cpu.map(|(after, before)| {
-                after.saturating_sub(before).as_secs_f64() * 1e6 / latency.count.max(1) as f64
-            }),
+            raylet_cpu_us_per_operation: cpu
+                .map(|(after, before)| after.saturating_sub(before).as_secs_f64() * 1e6 / latency.count.max(1) as f64),
             create_retries: all.create_retries,
             segments: all.segments,
         })
@@ -198,9 +193,7 @@ fn prepare(settings: &Settings) -> Result<(PlasmaClient, Vec<ObjectId>), LoadErr
         Operation::Put => 0,
         Operation::Get | Operation::Contains => settings.objects,
     };
-    let objects = (0..count)
-        .map(|_| new_object(&mut store, settings))
-        .collect::<Result<_, _>>()?;
+    let objects = (0..count).map(|_| new_object(&mut store, settings)).collect::<Result<_, _>>()?;
     Ok((store, objects))
 }
 

@@ -43,10 +43,7 @@ impl Raylet {
             };
             self.leased.insert(lease_id);
             let reply = proto::RequestWorkerLeaseReply {
-                worker_address: Some(proto::Address {
-                    port: 4711,
-                    ..Default::default()
-                }),
+                worker_address: Some(proto::Address { port: 4711, ..Default::default() }),
                 rejected: self.refuses,
                 ..Default::default()
             };
@@ -62,8 +59,7 @@ impl Raylet {
             self.wrong.push(format!("lease id {:?}", spec.lease_id));
         }
         let (granted, answer) = oneshot::channel();
-        self.queue
-            .push_back((spec.lease_id, spec.required_resources["CPU"], granted));
+        self.queue.push_back((spec.lease_id, spec.required_resources["CPU"], granted));
         self.most_waiting = self.most_waiting.max(self.queue.len() + self.leased.len());
         self.grant();
         answer
@@ -82,10 +78,7 @@ impl Raylet {
         let cancel = proto::CancelWorkerLeaseRequest::decode(body).expect("a cancel");
         if let Some(at) = self.queue.iter().position(|q| q.0 == cancel.lease_id) {
             let (_, _, granted) = self.queue.remove(at).expect("just found");
-            let reply = proto::RequestWorkerLeaseReply {
-                canceled: true,
-                ..Default::default()
-            };
+            let reply = proto::RequestWorkerLeaseReply { canceled: true, ..Default::default() };
             drop(granted.send(reply));
         }
     }
@@ -109,11 +102,8 @@ async fn call(
         body.extend_from_slice(&data);
     }
     let known = head.headers.get("authorization") == Some(&HeaderValue::from_static(TOKEN));
-    let (status, reply) = if known {
-        ("0", reply(head.uri.path(), &body[5..], &raylet).await)
-    } else {
-        ("16", Vec::new())
-    };
+    let (status, reply) =
+        if known { ("0", reply(head.uri.path(), &body[5..], &raylet).await) } else { ("16", Vec::new()) };
     let mut framed = BytesMut::new();
     framed.put_u8(0);
     framed.put_u32(reply.len() as u32);
@@ -152,14 +142,10 @@ fn start(raylet: Raylet) -> (Settings, Arc<Mutex<Raylet>>) {
     let (port, bound) = std::sync::mpsc::channel();
     let served = raylet.clone();
     std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async move {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
-            port.send(listener.local_addr().expect("an address"))
-                .expect("the test waits");
+            port.send(listener.local_addr().expect("an address")).expect("the test waits");
             while let Ok((socket, _)) = listener.accept().await {
                 tokio::spawn(serve(socket, served.clone()));
             }
@@ -167,10 +153,7 @@ fn start(raylet: Raylet) -> (Settings, Arc<Mutex<Raylet>>) {
     });
     let settings = Settings {
         address: bound.recv().expect("a port").to_string(),
-        owner: proto::Address {
-            worker_id: Bytes::from_static(&[5; 28]),
-            ..Default::default()
-        },
+        owner: proto::Address { worker_id: Bytes::from_static(&[5; 28]), ..Default::default() },
         job_id: Bytes::from_static(&[1, 0, 0, 0]),
         in_flight: 8,
         connections: 2,
@@ -191,10 +174,7 @@ fn auth() -> Auth {
 
 #[test]
 fn every_lease_is_given_back_and_the_number_in_flight_is_kept() {
-    let (settings, raylet) = start(Raylet {
-        workers: 2,
-        ..Raylet::default()
-    });
+    let (settings, raylet) = start(Raylet { workers: 2, ..Raylet::default() });
     let report = lease_load::run(&settings, &auth()).expect("a report");
     let raylet = raylet.lock().unwrap();
     assert!(raylet.wrong.is_empty(), "{:?}", raylet.wrong);
@@ -210,17 +190,8 @@ fn every_lease_is_given_back_and_the_number_in_flight_is_kept() {
 
 #[test]
 fn a_shape_that_starves_is_seen_and_its_request_cancelled() {
-    let (settings, raylet) = start(Raylet {
-        workers: 2,
-        never_cpus: Some(0.9997),
-        ..Raylet::default()
-    });
-    let settings = Settings {
-        shapes: 4,
-        in_flight: 4,
-        drain: Duration::from_millis(50),
-        ..settings
-    };
+    let (settings, raylet) = start(Raylet { workers: 2, never_cpus: Some(0.9997), ..Raylet::default() });
+    let settings = Settings { shapes: 4, in_flight: 4, drain: Duration::from_millis(50), ..settings };
     let report = lease_load::run(&settings, &auth()).expect("a report");
     assert_eq!((report.cancelled, report.unserved), (1, 1), "{report:?}");
     assert!(report.pair.over_ten_medians >= 1, "{report:?}");
@@ -231,11 +202,7 @@ fn a_shape_that_starves_is_seen_and_its_request_cancelled() {
 
 #[test]
 fn a_request_that_is_rejected_ends_the_run() {
-    let (settings, _raylet) = start(Raylet {
-        workers: 2,
-        refuses: true,
-        ..Raylet::default()
-    });
+    let (settings, _raylet) = start(Raylet { workers: 2, refuses: true, ..Raylet::default() });
     let error = lease_load::run(&settings, &auth()).expect_err("rejected");
     assert!(matches!(error, LoadError::NotGranted(_)), "{error}");
 }

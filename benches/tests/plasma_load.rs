@@ -11,9 +11,7 @@ use raylet_bench::plasma_load::{self, Operation, Settings};
 use raylet_bench::LoadError;
 use raylet_shard::ids::ObjectId;
 use raylet_uring::ray::wire::frame::{parse_header, HEADER_BYTES, PLASMA_MAX_BODY_BYTES};
-use raylet_uring::ray::wire::plasma::{
-    decode, CreateReply, GetReply, ObjectSpec, PlasmaError, Reply, Request,
-};
+use raylet_uring::ray::wire::plasma::{decode, CreateReply, GetReply, ObjectSpec, PlasmaError, Reply, Request};
 use raylet_uring::ray::wire::{fdpass, Encoder, List};
 
 const STORE_FD: i32 = 9;
@@ -60,9 +58,7 @@ fn serve(mut socket: UnixStream, store: &Mutex<Store>) {
             has_segment = true;
             let segment = tempfile::tempfile().expect("a file");
             let fds = [segment.as_fd()];
-            fdpass::PendingSend::new(&[], &fds)
-                .advance(&socket)
-                .expect("passed");
+            fdpass::PendingSend::new(&[], &fds).advance(&socket).expect("passed");
         }
     }
 }
@@ -70,17 +66,11 @@ fn serve(mut socket: UnixStream, store: &Mutex<Store>) {
 /// Writes the answer; true if an object's segment goes with it.
 fn answer(request: &Request<'_>, store: &mut Store, e: &mut Encoder, out: &mut Vec<u8>) -> bool {
     match *request {
-        Request::Connect => Reply::Connect {
-            memory_capacity_bytes: 1 << 20,
-        }
-        .encode(e, out),
+        Request::Connect => Reply::Connect { memory_capacity_bytes: 1 << 20 }.encode(e, out),
         Request::Create(ref create) if store.retries_to_ask > 0 => {
             store.retries_to_ask -= 1;
             let object_id = create.object_id;
-            let later = CreateReply::RetryLater {
-                object_id,
-                request_id: 77,
-            };
+            let later = CreateReply::RetryLater { object_id, request_id: 77 };
             Reply::Create(later).encode(e, out);
         }
         Request::Create(_) | Request::CreateRetry { request_id: 77, .. } => {
@@ -91,19 +81,11 @@ fn answer(request: &Request<'_>, store: &mut Store, e: &mut Encoder, out: &mut V
             };
             store.created += 1;
             store.objects.insert(object_id, 1);
-            let created = CreateReply::Created {
-                object_id,
-                object: spec(100),
-                mmap_size_bytes: 4096,
-            };
+            let created = CreateReply::Created { object_id, object: spec(100), mmap_size_bytes: 4096 };
             Reply::Create(created).encode(e, out);
             return true;
         }
-        Request::Seal { object_id } => Reply::Seal {
-            object_id,
-            error: PlasmaError::Ok,
-        }
-        .encode(e, out),
+        Request::Seal { object_id } => Reply::Seal { object_id, error: PlasmaError::Ok }.encode(e, out),
         Request::Get { object_ids, .. } => {
             let objects: Vec<_> = object_ids
                 .iter()
@@ -144,11 +126,9 @@ fn answer(request: &Request<'_>, store: &mut Store, e: &mut Encoder, out: &mut V
             let errors = List::from(&errors[..]);
             Reply::Delete { object_ids, errors }.encode(e, out);
         }
-        Request::Contains { object_id } => Reply::Contains {
-            object_id,
-            has_object: store.objects.contains_key(&object_id),
+        Request::Contains { object_id } => {
+            Reply::Contains { object_id, has_object: store.objects.contains_key(&object_id) }.encode(e, out)
         }
-        .encode(e, out),
         ref other => store.wrong.push(format!("unexpected {other:?}")),
     }
     false
@@ -159,10 +139,7 @@ fn start(retries_to_ask: u32) -> (tempfile::TempDir, Settings, Arc<Mutex<Store>>
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("plasma");
     let listener = UnixListener::bind(&socket).expect("bound");
-    let store = Arc::new(Mutex::new(Store {
-        retries_to_ask,
-        ..Store::default()
-    }));
+    let store = Arc::new(Mutex::new(Store { retries_to_ask, ..Store::default() }));
     let served = store.clone();
     std::thread::spawn(move || {
         for connection in listener.incoming().map_while(Result::ok) {
@@ -188,10 +165,7 @@ fn start(retries_to_ask: u32) -> (tempfile::TempDir, Settings, Arc<Mutex<Store>>
 fn every_operation_leaves_the_store_as_it_was() {
     for operation in [Operation::Put, Operation::Get, Operation::Contains] {
         let (_directory, settings, store) = start(0);
-        let settings = Settings {
-            operation,
-            ..settings
-        };
+        let settings = Settings { operation, ..settings };
         let report = plasma_load::run(&settings).expect("a report");
         assert!(report.operations > 0, "{report:?}");
         assert_eq!(report.latency.count, report.operations);

@@ -76,10 +76,7 @@ pub struct Finished<T> {
 
 impl<T> Default for Waits<T> {
     fn default() -> Self {
-        Self {
-            requests: FxHashMap::default(),
-            next: 0,
-        }
+        Self { requests: FxHashMap::default(), next: 0 }
     }
 }
 
@@ -89,12 +86,7 @@ impl<T> Waits<T> {
     ///
     /// # Errors
     /// Refuses past [`MAX_WAITS`] and [`MAX_OBJECTS`].
-    pub fn begin(
-        &mut self,
-        mut objects: Vec<ObjectId>,
-        required: usize,
-        context: T,
-    ) -> Result<WaitId, WaitRefused> {
+    pub fn begin(&mut self, mut objects: Vec<ObjectId>, required: usize, context: T) -> Result<WaitId, WaitRefused> {
         if self.requests.len() >= MAX_WAITS {
             return Err(WaitRefused::TooManyRequests);
         }
@@ -106,12 +98,8 @@ impl<T> Waits<T> {
             objects.retain(|object| seen.insert(*object));
         }
         let key = self.free_number();
-        let request = Request {
-            ready: vec![false; objects.len()],
-            missing: required.min(objects.len()),
-            objects,
-            context,
-        };
+        let request =
+            Request { ready: vec![false; objects.len()], missing: required.min(objects.len()), objects, context };
         self.requests.insert(key, request);
         Ok(WaitId(key))
     }
@@ -167,11 +155,7 @@ impl<T> Waits<T> {
     /// Ends a request, complete or not. `None` when it ended before.
     pub fn finish(&mut self, wait: WaitId) -> Option<Finished<T>> {
         let request = self.requests.remove(&wait.0)?;
-        Some(Finished {
-            context: request.context,
-            objects: request.objects,
-            ready: request.ready,
-        })
+        Some(Finished { context: request.context, objects: request.objects, ready: request.ready })
     }
 
     /// The requests for which `belongs` holds, as those of a client that went away.

@@ -5,18 +5,11 @@
 use raylet_shard::sim::store_sim::{run, run_world, STEPS_PER_WORLD};
 
 /// Steps without `RAYLET_SIM_STEPS`: seconds with optimisation.
-const DEFAULT_STEPS: u64 = if cfg!(debug_assertions) {
-    500_000
-} else {
-    5_000_000
-};
+const DEFAULT_STEPS: u64 = if cfg!(debug_assertions) { 500_000 } else { 5_000_000 };
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{name}: expected a number, got {text:?}")),
-    )
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}: expected a number, got {text:?}")))
 }
 
 #[test]
@@ -25,32 +18,16 @@ fn no_object_and_no_span_is_lost_or_shared_whatever_clients_do() {
     let steps = number("RAYLET_SIM_STEPS").unwrap_or(DEFAULT_STEPS);
     let began = std::time::Instant::now();
     let report = run(seed, steps).unwrap_or_else(|failure| {
-        panic!(
-            "{failure}\nagain with RAYLET_SIM_SEED={} RAYLET_SIM_STEPS={STEPS_PER_WORLD}",
-            failure.seed
-        )
+        panic!("{failure}\nagain with RAYLET_SIM_SEED={} RAYLET_SIM_STEPS={STEPS_PER_WORLD}", failure.seed)
     });
     let rate = report.steps as f64 / began.elapsed().as_secs_f64() / 1e6;
     println!("seed {seed}: {report:?}, {rate:.2} M steps/s");
     // A run that never came near the limits proves nothing.
-    let tried = [
-        report.made,
-        report.evicted,
-        report.refused,
-        report.grants,
-        report.reclaims,
-        report.checks,
-    ];
-    assert!(
-        tried.iter().all(|count| *count > steps / 10_000),
-        "{report:?}"
-    );
+    let tried = [report.made, report.evicted, report.refused, report.grants, report.reclaims, report.checks];
+    assert!(tried.iter().all(|count| *count > steps / 10_000), "{report:?}");
 }
 
 #[test]
 fn a_seed_replays_exactly() {
-    assert_eq!(
-        run_world(7, 3000).map_err(|f| f.what),
-        run_world(7, 3000).map_err(|f| f.what)
-    );
+    assert_eq!(run_world(7, 3000).map_err(|f| f.what), run_world(7, 3000).map_err(|f| f.what));
 }

@@ -4,19 +4,14 @@ use std::time::Instant;
 
 use raylet_shard::ids::{ObjectId, WorkerId};
 use raylet_shard::store::{
-    BankConfig, Layout, NodeMemory, ObjectSource, SegmentSpec, SpanBank, Store, StoreConfig,
-    StoreEvent,
+    BankConfig, Layout, NodeMemory, ObjectSource, SegmentSpec, SpanBank, Store, StoreConfig, StoreEvent,
 };
 
 /// Objects that live at the same time.
 const LIVE: u64 = 1000;
 
 /// Puts that are measured.
-const PUTS: u64 = if cfg!(debug_assertions) {
-    50_000
-} else {
-    2_000_000
-};
+const PUTS: u64 = if cfg!(debug_assertions) { 50_000 } else { 2_000_000 };
 
 fn id(number: u64) -> ObjectId {
     let mut bytes = [7; ObjectId::LEN];
@@ -25,14 +20,7 @@ fn id(number: u64) -> ObjectId {
 }
 
 fn node(mib: u64) -> NodeMemory {
-    let layout = Layout::new(
-        &[SegmentSpec {
-            bytes: mib << 20,
-            numa_node: 0,
-        }],
-        4 << 20,
-    )
-    .unwrap();
+    let layout = Layout::new(&[SegmentSpec { bytes: mib << 20, numa_node: 0 }], 4 << 20).unwrap();
     let bank = SpanBank::new(BankConfig::new(layout.clone(), vec![0])).unwrap();
     NodeMemory::new(Store::new(StoreConfig::new(layout, 1)), bank, 0)
 }
@@ -74,32 +62,12 @@ fn put_get_free(size_of: impl Fn(u64) -> u64) -> (u64, f64) {
         let (writer, reader) = (1 + number % 8, 20 + number % 4);
         for event in [
             create,
-            StoreEvent::Seal {
-                client: writer,
-                token: number,
-                id: new,
-            },
-            StoreEvent::Pin {
-                token: number,
-                id: new,
-            },
-            StoreEvent::Release {
-                client: writer,
-                id: new,
-            },
-            StoreEvent::Get {
-                client: reader,
-                token: number,
-                id: new,
-                wait: true,
-            },
-            StoreEvent::Release {
-                client: reader,
-                id: new,
-            },
-            StoreEvent::Free {
-                id: id(number.wrapping_sub(LIVE)),
-            },
+            StoreEvent::Seal { client: writer, token: number, id: new },
+            StoreEvent::Pin { token: number, id: new },
+            StoreEvent::Release { client: writer, id: new },
+            StoreEvent::Get { client: reader, token: number, id: new, wait: true },
+            StoreEvent::Release { client: reader, id: new },
+            StoreEvent::Free { id: id(number.wrapping_sub(LIVE)) },
         ] {
             node.handle(event, number, &mut out, &mut others);
         }
@@ -113,17 +81,12 @@ fn puts_and_gets_in_the_steady_state_do_not_use_the_heap() {
     for (what, size_of) in [
         ("1 KiB", (|_| 1024) as fn(u64) -> u64),
         ("200 KiB", |_| 200 * 1024),
-        ("mixed", |number| {
-            1 + number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 300_000
-        }),
+        ("mixed", |number| 1 + number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 300_000),
     ] {
         let (allocations, ns) = put_get_free(size_of);
         println!("{what}: create, seal, pin, release, get, release, free: {ns:.0} ns");
         // Mixed sizes may still meet a new most fragmented moment, which grows the slab of blocks.
-        assert!(
-            allocations <= 2,
-            "{what}: {allocations} allocations in {PUTS} puts"
-        );
+        assert!(allocations <= 2, "{what}: {allocations} allocations in {PUTS} puts");
     }
 }
 
@@ -144,11 +107,7 @@ fn a_full_store_evicts_in_the_steady_state_without_the_heap() {
             mutable: false,
             try_immediately: false,
         };
-        let seal = StoreEvent::Seal {
-            client: 1,
-            token: number,
-            id: new,
-        };
+        let seal = StoreEvent::Seal { client: 1, token: number, id: new };
         for event in [create, seal, StoreEvent::Release { client: 1, id: new }] {
             node.handle(event, number, &mut out, &mut others);
         }
@@ -156,8 +115,5 @@ fn a_full_store_evicts_in_the_steady_state_without_the_heap() {
     });
     let evicted = node.store().stats().counters.evicted.objects;
     println!("create with eviction, seal, release: {ns:.0} ns");
-    assert!(
-        evicted >= PUTS && allocations <= 2,
-        "{evicted} evicted, {allocations} allocations"
-    );
+    assert!(evicted >= PUTS && allocations <= 2, "{evicted} evicted, {allocations} allocations");
 }

@@ -173,13 +173,7 @@ impl Installation {
         let _lock = self.lock()?;
         let (live, stock) = (inspect(&self.raylet)?, inspect(&self.stock())?);
         let stock_sha256 = match (&live, stock) {
-            (
-                Some(Found {
-                    kind: Kind::Stock,
-                    sha256,
-                }),
-                _,
-            ) => {
+            (Some(Found { kind: Kind::Stock, sha256 }), _) => {
                 // Also where an older raylet.stock is there: Ray was reinstalled over an attached installation.
                 files::link_over(&self.raylet, &self.stock())?;
                 sha256.clone()
@@ -201,18 +195,12 @@ impl Installation {
         let ours = files::copy_executable(binary, &new)?;
         if ours.kind != Kind::Ours {
             files::remove(&new)?;
-            return Err(AttachError::NotOurs {
-                binary: binary.to_owned(),
-            });
+            return Err(AttachError::NotOurs { binary: binary.to_owned() });
         }
         self.write_record(&record(&ours))?;
         files::rename(&new, &self.raylet)?;
         files::sync_directory_of(&self.raylet)?;
-        Ok(if is_ours {
-            Outcome::Updated
-        } else {
-            Outcome::Done
-        })
+        Ok(if is_ours { Outcome::Updated } else { Outcome::Done })
     }
 
     /// Puts Ray's own raylet back.
@@ -222,12 +210,7 @@ impl Installation {
     pub fn detach(&self) -> Result<Outcome, AttachError> {
         let _lock = self.lock()?;
         let outcome = match (inspect(&self.raylet)?, inspect(&self.stock())?) {
-            (
-                Some(Found {
-                    kind: Kind::Stock, ..
-                }),
-                _,
-            ) => Outcome::Already,
+            (Some(Found { kind: Kind::Stock, .. }), _) => Outcome::Already,
             (None, None) => return Err(self.no_raylet()),
             (_, stock) => {
                 self.checked_stock(stock)?;
@@ -261,15 +244,10 @@ impl Installation {
         };
         match (stock, self.record()) {
             (None, _) => Err(lost("isn't there")),
-            (
-                Some(Found {
-                    kind: Kind::Ours, ..
-                }),
-                _,
-            ) => Err(lost("is a raylet-uring executable")),
-            (Some(found), Some(record)) if record.stock_sha256 != found.sha256 => Err(lost(
-                "was changed since it was put there (its checksum is another)",
-            )),
+            (Some(Found { kind: Kind::Ours, .. }), _) => Err(lost("is a raylet-uring executable")),
+            (Some(found), Some(record)) if record.stock_sha256 != found.sha256 => {
+                Err(lost("was changed since it was put there (its checksum is another)"))
+            }
             (Some(found), _) => Ok(found.sha256),
         }
     }
@@ -278,16 +256,11 @@ impl Installation {
         if SUPPORTED_RAY_VERSIONS.contains(&self.ray_version.as_str()) {
             return Ok(());
         }
-        Err(AttachError::UnsupportedVersion {
-            found: self.ray_version.clone(),
-        })
+        Err(AttachError::UnsupportedVersion { found: self.ray_version.clone() })
     }
 
     fn no_raylet(&self) -> AttachError {
-        AttachError::NoRaylet {
-            raylet: self.raylet.clone(),
-            version: self.ray_version.clone(),
-        }
+        AttachError::NoRaylet { raylet: self.raylet.clone(), version: self.ray_version.clone() }
     }
 
     /// The record, where there is one that can be read. One that can't be proves nothing, and is as good as none.
@@ -308,14 +281,9 @@ impl Installation {
     /// One attach or detach at a time: a lock on the directory, which leaves no file behind.
     fn lock(&self) -> Result<fs::File, AttachError> {
         let directory = self.raylet.parent().unwrap_or(Path::new("/"));
-        let error = |source| AttachError::File {
-            action: "lock",
-            path: directory.to_owned(),
-            source,
-        };
+        let error = |source| AttachError::File { action: "lock", path: directory.to_owned(), source };
         let file = fs::File::open(directory).map_err(error)?;
-        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
-            .map_err(|e| error(e.into()))?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).map_err(|e| error(e.into()))?;
         Ok(file)
     }
 }

@@ -39,10 +39,7 @@ struct Answer {
 }
 
 pub(super) fn find(python: &Path) -> Result<Installation, AttachError> {
-    let failed = |source| AttachError::Python {
-        python: python.to_owned(),
-        source,
-    };
+    let failed = |source| AttachError::Python { python: python.to_owned(), source };
     // A relative path is meant from here, and the Python runs elsewhere: a directory `ray` here is not the installation.
     let program = match python.components().count() {
         0 | 1 => python.to_owned(),
@@ -72,27 +69,14 @@ pub(super) fn find(python: &Path) -> Result<Installation, AttachError> {
             None => thread::sleep(POLL_INTERVAL),
         }
     };
-    let (out, err) = (
-        out.join().unwrap_or_default(),
-        err.join().unwrap_or_default(),
-    );
-    let answer = out
-        .lines()
-        .find_map(|line| serde_json::from_str::<Answer>(line.strip_prefix(LINE)?).ok());
+    let (out, err) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
+    let answer = out.lines().find_map(|line| serde_json::from_str::<Answer>(line.strip_prefix(LINE)?).ok());
     match answer.filter(|_| status.success()) {
-        Some(Answer { version, raylet }) => Ok(Installation {
-            ray_version: version,
-            raylet,
-        }),
+        Some(Answer { version, raylet }) => Ok(Installation { ray_version: version, raylet }),
         None => {
             let start = err.len().saturating_sub(SHOWN_MAX_BYTES);
-            let start = (start..=err.len())
-                .find(|at| err.is_char_boundary(*at))
-                .unwrap_or(0);
-            Err(AttachError::NoRay {
-                python: python.to_owned(),
-                stderr: err[start..].trim().to_owned(),
-            })
+            let start = (start..=err.len()).find(|at| err.is_char_boundary(*at)).unwrap_or(0);
+            Err(AttachError::NoRay { python: python.to_owned(), stderr: err[start..].trim().to_owned() })
         }
     }
 }

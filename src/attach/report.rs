@@ -61,12 +61,7 @@ impl fmt::Display for Report {
             (Some(Kind::Ours), Some(version)) => format!("raylet-uring {version} is in place"),
             (Some(Kind::Ours), None) => "raylet-uring is in place".to_owned(),
         };
-        writeln!(
-            f,
-            "Ray {}: {what} ({})",
-            self.ray_version,
-            self.raylet.display()
-        )?;
+        writeln!(f, "Ray {}: {what} ({})", self.ray_version, self.raylet.display())?;
         for problem in &self.problems {
             writeln!(f, "problem: {problem}")?;
         }
@@ -75,11 +70,7 @@ impl fmt::Display for Report {
                 Kind::Ours => "raylet-uring",
                 Kind::Stock => "Ray's own raylet",
             };
-            let note = if Some(*kind) == self.in_place {
-                ""
-            } else {
-                ", until it ends"
-            };
+            let note = if Some(*kind) == self.in_place { "" } else { ", until it ends" };
             writeln!(f, "running: pid {pid}, {name}{note}")?;
         }
         Ok(())
@@ -87,47 +78,24 @@ impl fmt::Display for Report {
 }
 
 pub(super) fn gather(installation: &Installation) -> Result<Report, AttachError> {
-    let (live, stock) = (
-        inspect(&installation.raylet)?,
-        inspect(&installation.stock())?,
-    );
+    let (live, stock) = (inspect(&installation.raylet)?, inspect(&installation.stock())?);
     let record = installation.record();
     let mut problems = Vec::new();
     if !SUPPORTED_RAY_VERSIONS.contains(&installation.ray_version.as_str()) {
         let supported = SUPPORTED_RAY_VERSIONS.join(", ");
-        problems.push(format!(
-            "Ray {} is none of those that raylet-uring speaks: {supported}",
-            installation.ray_version
-        ));
+        problems
+            .push(format!("Ray {} is none of those that raylet-uring speaks: {supported}", installation.ray_version));
     }
     match (&live, &record) {
-        (None, _) => problems.push(
-            "the raylet isn't there; reinstall Ray, or detach where raylet.stock is there"
-                .to_owned(),
-        ),
-        (
-            Some(Found {
-                kind: Kind::Stock, ..
-            }),
-            _,
-        ) => {}
-        (
-            Some(Found {
-                kind: Kind::Ours, ..
-            }),
-            None,
-        ) => {
+        (None, _) => {
+            problems.push("the raylet isn't there; reinstall Ray, or detach where raylet.stock is there".to_owned())
+        }
+        (Some(Found { kind: Kind::Stock, .. }), _) => {}
+        (Some(Found { kind: Kind::Ours, .. }), None) => {
             problems.push("raylet-uring.json is missing or broken; attach again".to_owned());
         }
-        (
-            Some(Found {
-                kind: Kind::Ours,
-                sha256,
-            }),
-            Some(record),
-        ) if record.ours_sha256 != *sha256 => {
-            problems
-                .push("the executable isn't the one that was attached; attach again".to_owned());
+        (Some(Found { kind: Kind::Ours, sha256 }), Some(record)) if record.ours_sha256 != *sha256 => {
+            problems.push("the executable isn't the one that was attached; attach again".to_owned());
         }
         _ => {}
     }
@@ -158,12 +126,9 @@ fn running(installation: &Installation) -> Vec<Running> {
             let name = target.file_name()?.to_str()?;
             // The kernel marks a file that was replaced since.
             let name = name.strip_suffix(" (deleted)").unwrap_or(name);
-            let is_raylet = target.parent() == Some(directory)
-                && matches!(name, "raylet" | "raylet.stock" | "raylet.uring-new");
-            is_raylet
-                .then(|| kind_of(&exe, installation))
-                .flatten()
-                .map(|kind| Running { pid, kind })
+            let is_raylet =
+                target.parent() == Some(directory) && matches!(name, "raylet" | "raylet.stock" | "raylet.uring-new");
+            is_raylet.then(|| kind_of(&exe, installation)).flatten().map(|kind| Running { pid, kind })
         })
         .collect();
     running.sort_unstable_by_key(|r| r.pid);
@@ -172,9 +137,7 @@ fn running(installation: &Installation) -> Vec<Running> {
 
 /// Whose executable a process runs: by the file that it is, else by its bytes (it was replaced since, but still exists).
 fn kind_of(exe: &Path, installation: &Installation) -> Option<Kind> {
-    let same = |a: &fs::Metadata, b: &Path| {
-        fs::metadata(b).is_ok_and(|b| (a.dev(), a.ino()) == (b.dev(), b.ino()))
-    };
+    let same = |a: &fs::Metadata, b: &Path| fs::metadata(b).is_ok_and(|b| (a.dev(), a.ino()) == (b.dev(), b.ino()));
     let meta = fs::metadata(exe).ok()?;
     if same(&meta, &installation.stock()) {
         return Some(Kind::Stock);

@@ -28,17 +28,9 @@ pub fn attach(arguments: &AttachArgs, out: &mut dyn Write) -> Result<i32, Attach
         Outcome::Already => "attached already",
     };
     let (version, original) = (&installation.ray_version, installation.stock());
-    let _ = writeln!(
-        out,
-        "{did}: Ray {version} starts raylet-uring {} now",
-        env!("CARGO_PKG_VERSION")
-    );
+    let _ = writeln!(out, "{did}: Ray {version} starts raylet-uring {} now", env!("CARGO_PKG_VERSION"));
     let _ = writeln!(out, "  {}", installation.raylet.display());
-    let _ = writeln!(
-        out,
-        "  Ray's own raylet is kept as {}; `detach` puts it back",
-        original.display()
-    );
+    let _ = writeln!(out, "  Ray's own raylet is kept as {}; `detach` puts it back", original.display());
     still_running(&report, out);
     Ok(0)
 }
@@ -60,16 +52,9 @@ pub fn detach(arguments: &DetachArgs, out: &mut dyn Write) -> Result<i32, Attach
 
 /// A raylet that runs stays what it is until it ends.
 fn still_running(report: &Report, out: &mut dyn Write) {
-    let others = report
-        .running
-        .iter()
-        .filter(|r| Some(r.kind) != report.in_place);
+    let others = report.running.iter().filter(|r| Some(r.kind) != report.in_place);
     let pids: Vec<String> = others.map(|Running { pid, .. }| pid.to_string()).collect();
     if !pids.is_empty() {
-        let _ = writeln!(
-            out,
-            "  still running from before, until it ends: pid {}",
-            pids.join(", ")
-        );
+        let _ = writeln!(out, "  still running from before, until it ends: pid {}", pids.join(", "));
     }
 }

@@ -19,10 +19,7 @@ mod tests {
     #[test]
     fn a_slip_finds_its_name_and_nonsense_finds_none() {
         let known = ["raylet_socket_name", "store_socket_name", "node_id"];
-        assert_eq!(
-            closest("raylet_socket_nme", known.into_iter()),
-            Some("raylet_socket_name")
-        );
+        assert_eq!(closest("raylet_socket_nme", known.into_iter()), Some("raylet_socket_name"));
         assert_eq!(closest("nodeid", known.into_iter()), Some("node_id"));
         assert_eq!(closest("zzzz", known.into_iter()), None);
     }

@@ -49,11 +49,7 @@ pub fn split_command(text: &str) -> Result<Vec<String>, CommandLineError> {
     Ok(arguments)
 }
 
-fn quoted(
-    quote: char,
-    at: usize,
-    rest: &mut std::str::CharIndices,
-) -> Result<String, CommandLineError> {
+fn quoted(quote: char, at: usize, rest: &mut std::str::CharIndices) -> Result<String, CommandLineError> {
     let open = CommandLineError::OpenQuote { quote, at };
     let mut piece = String::new();
     loop {
@@ -86,24 +82,15 @@ mod tests {
         assert_eq!(split("a  b\tc "), ["a", "b", "c"]);
         assert_eq!(split(r#"a"b"'c'"#), ["abc"]);
         assert_eq!(split(r#"x "" '' y"#), ["x", "", "", "y"]);
-        assert_eq!(
-            split(r#"\x\\y "\x\\y\"" '\x\\y'"#),
-            [r"x\y", r#"\x\y""#, r"\x\\y"]
-        );
+        assert_eq!(split(r#"\x\\y "\x\\y\"" '\x\\y'"#), [r"x\y", r#"\x\y""#, r"\x\\y"]);
         assert_eq!(split(r"a\ b|c;$d"), ["a b|c;$d"]);
         assert_eq!(split("--webui=é ü"), ["--webui=é", "ü"]);
     }
 
     #[test]
     fn what_is_left_open_is_an_error() {
-        assert_eq!(
-            split_command("a 'b"),
-            Err(CommandLineError::OpenQuote { quote: '\'', at: 2 })
-        );
-        assert_eq!(
-            split_command("\"a\\"),
-            Err(CommandLineError::OpenQuote { quote: '"', at: 0 })
-        );
+        assert_eq!(split_command("a 'b"), Err(CommandLineError::OpenQuote { quote: '\'', at: 2 }));
+        assert_eq!(split_command("\"a\\"), Err(CommandLineError::OpenQuote { quote: '"', at: 0 }));
         assert_eq!(split_command("a\\"), Err(CommandLineError::OpenEscape));
         assert_eq!(split_command("a\0b"), Err(CommandLineError::Zero));
     }

@@ -58,95 +58,25 @@ pub struct Flag {
 
 /// The flags that gflags adds to every executable (Ray 2.60: first three blocks of `raylet --helpfull`).
 pub const BUILT_IN: &[Flag] = &[
-    flag(
-        "flagfile",
-        Kind::String,
-        "",
-        "read further flags from these files (comma-separated), one flag a line",
-    ),
-    flag(
-        "fromenv",
-        Kind::String,
-        "",
-        "take these flags (comma-separated) from the environment variables FLAGS_<name>",
-    ),
-    flag(
-        "tryfromenv",
-        Kind::String,
-        "",
-        "as --fromenv, but a missing variable is no error",
-    ),
-    flag(
-        "undefok",
-        Kind::String,
-        "",
-        "names (comma-separated) that may be given although there is no such flag",
-    ),
-    flag(
-        "tab_completion_columns",
-        Kind::Int32,
-        "80",
-        "width of the answer to --tab_completion_word",
-    ),
-    flag(
-        "tab_completion_word",
-        Kind::String,
-        "",
-        "print the flags that begin like this word, and exit",
-    ),
+    flag("flagfile", Kind::String, "", "read further flags from these files (comma-separated), one flag a line"),
+    flag("fromenv", Kind::String, "", "take these flags (comma-separated) from the environment variables FLAGS_<name>"),
+    flag("tryfromenv", Kind::String, "", "as --fromenv, but a missing variable is no error"),
+    flag("undefok", Kind::String, "", "names (comma-separated) that may be given although there is no such flag"),
+    flag("tab_completion_columns", Kind::Int32, "80", "width of the answer to --tab_completion_word"),
+    flag("tab_completion_word", Kind::String, "", "print the flags that begin like this word, and exit"),
     flag("help", Kind::Bool, "false", "print all flags, and exit"),
     flag("helpfull", Kind::Bool, "false", "print all flags, and exit"),
-    flag(
-        "helpshort",
-        Kind::Bool,
-        "false",
-        "print the raylet's own flags, and exit",
-    ),
-    flag(
-        "helppackage",
-        Kind::Bool,
-        "false",
-        "print the raylet's own flags, and exit",
-    ),
-    flag(
-        "helpmatch",
-        Kind::String,
-        "",
-        "print the flags whose name contains this text, and exit",
-    ),
-    flag(
-        "helpon",
-        Kind::String,
-        "",
-        "print the flags of this source (main), and exit",
-    ),
-    flag(
-        "helpxml",
-        Kind::Bool,
-        "false",
-        "print all flags as XML, and exit",
-    ),
-    flag(
-        "version",
-        Kind::Bool,
-        "false",
-        "print the version, and exit",
-    ),
+    flag("helpshort", Kind::Bool, "false", "print the raylet's own flags, and exit"),
+    flag("helppackage", Kind::Bool, "false", "print the raylet's own flags, and exit"),
+    flag("helpmatch", Kind::String, "", "print the flags whose name contains this text, and exit"),
+    flag("helpon", Kind::String, "", "print the flags of this source (main), and exit"),
+    flag("helpxml", Kind::Bool, "false", "print all flags as XML, and exit"),
+    flag("version", Kind::Bool, "false", "print the version, and exit"),
 ];
 
 /// A table row.
-pub const fn flag(
-    name: &'static str,
-    kind: Kind,
-    default: &'static str,
-    help: &'static str,
-) -> Flag {
-    Flag {
-        name,
-        kind,
-        default,
-        help,
-    }
+pub const fn flag(name: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Flag {
+    Flag { name, kind, default, help }
 }
 
 /// A command line that can't be used. Each says what was expected, what was there, and what to do.
@@ -224,11 +154,7 @@ fn hint(closest: &Option<&'static str>) -> String {
 }
 
 fn list(names: &[&'static str]) -> String {
-    names
-        .iter()
-        .map(|n| format!("--{n}"))
-        .collect::<Vec<_>>()
-        .join(", ")
+    names.iter().map(|n| format!("--{n}")).collect::<Vec<_>>().join(", ")
 }
 
 /// The values of the flags that were given, as text that fits the flag's kind.
@@ -256,32 +182,15 @@ pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 ///
 /// # Errors
 /// Everything in [`FlagError`] but `Missing` and `Conflict`, which are for the caller to find.
-pub fn parse(
-    table: &[Flag],
-    arguments: &[String],
-    environment: Environment,
-) -> Result<Values, FlagError> {
-    let mut reader = Reader {
-        table,
-        environment,
-        values: Values::default(),
-        unknown: Vec::new(),
-        tolerated: BTreeSet::new(),
-    };
+pub fn parse(table: &[Flag], arguments: &[String], environment: Environment) -> Result<Values, FlagError> {
+    let mut reader =
+        Reader { table, environment, values: Values::default(), unknown: Vec::new(), tolerated: BTreeSet::new() };
     reader.read(arguments, 0)?;
-    let Reader {
-        values,
-        unknown,
-        tolerated,
-        ..
-    } = reader;
+    let Reader { values, unknown, tolerated, .. } = reader;
     match unknown.into_iter().find(|name| !tolerated.contains(name)) {
         Some(name) => {
             let names = table.iter().chain(BUILT_IN).map(|f| f.name);
-            Err(FlagError::Unknown {
-                closest: closest(&name, names),
-                name,
-            })
+            Err(FlagError::Unknown { closest: closest(&name, names), name })
         }
         None => Ok(values),
     }
@@ -298,34 +207,21 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn find(&self, name: &str) -> Option<Flag> {
-        self.table
-            .iter()
-            .chain(BUILT_IN)
-            .find(|f| f.name == name)
-            .copied()
+        self.table.iter().chain(BUILT_IN).find(|f| f.name == name).copied()
     }
 
     fn read(&mut self, arguments: &[String], depth: usize) -> Result<(), FlagError> {
         let mut rest = arguments.iter();
         while let Some(argument) = rest.next() {
-            let Some(body) = argument
-                .strip_prefix("--")
-                .or_else(|| argument.strip_prefix('-'))
-            else {
-                return Err(FlagError::Unexpected {
-                    argument: argument.clone(),
-                });
+            let Some(body) = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-')) else {
+                return Err(FlagError::Unexpected { argument: argument.clone() });
             };
             if body.is_empty() {
                 // "--" ends the flags, and a raylet takes nothing else.
                 return match rest.next() {
-                    Some(extra) => Err(FlagError::Unexpected {
-                        argument: extra.clone(),
-                    }),
+                    Some(extra) => Err(FlagError::Unexpected { argument: extra.clone() }),
                     None if argument == "--" => Ok(()),
-                    None => Err(FlagError::Unexpected {
-                        argument: argument.clone(),
-                    }),
+                    None => Err(FlagError::Unexpected { argument: argument.clone() }),
                 };
             }
             let (name, value) = match body.split_once('=') {
@@ -336,10 +232,7 @@ impl Reader<'_> {
                 (Some(flag), Some(value)) => (flag, value),
                 (Some(flag), None) if flag.kind == Kind::Bool => (flag, "true".to_owned()),
                 (Some(flag), None) => {
-                    let missing = FlagError::MissingValue {
-                        name: flag.name,
-                        expected: flag.kind.expected(),
-                    };
+                    let missing = FlagError::MissingValue { name: flag.name, expected: flag.kind.expected() };
                     (flag, rest.next().ok_or(missing)?.clone())
                 }
                 (None, None) => match name.strip_prefix("no").and_then(|n| self.find(n)) {
@@ -379,33 +272,19 @@ impl Reader<'_> {
     }
 
     fn read_flag_files(&mut self, files: &str, depth: usize) -> Result<(), FlagError> {
-        for path in files
-            .split(',')
-            .filter(|f| !f.is_empty())
-            .map(PathBuf::from)
-        {
+        for path in files.split(',').filter(|f| !f.is_empty()).map(PathBuf::from) {
             if depth >= MAX_FLAGFILE_DEPTH {
                 return Err(FlagError::FlagFileDepth { path });
             }
-            let text = std::fs::read_to_string(&path)
-                .map_err(|source| FlagError::FlagFile { path, source })?;
-            let flags: Vec<String> = text
-                .lines()
-                .map(str::trim)
-                .filter(|l| l.starts_with('-'))
-                .map(str::to_owned)
-                .collect();
+            let text = std::fs::read_to_string(&path).map_err(|source| FlagError::FlagFile { path, source })?;
+            let flags: Vec<String> =
+                text.lines().map(str::trim).filter(|l| l.starts_with('-')).map(str::to_owned).collect();
             self.read(&flags, depth + 1)?;
         }
         Ok(())
     }
 
-    fn read_environment(
-        &mut self,
-        names: &str,
-        must_exist: bool,
-        depth: usize,
-    ) -> Result<(), FlagError> {
+    fn read_environment(&mut self, names: &str, must_exist: bool, depth: usize) -> Result<(), FlagError> {
         for name in names_in(names) {
             let Some(flag) = self.find(&name) else {
                 self.unknown.push(name);
@@ -423,10 +302,7 @@ impl Reader<'_> {
 }
 
 fn names_in(list: &str) -> impl Iterator<Item = String> + '_ {
-    list.split(',')
-        .map(str::trim)
-        .filter(|n| !n.is_empty())
-        .map(|n| n.trim_start_matches('-').replace('-', "_"))
+    list.split(',').map(str::trim).filter(|n| !n.is_empty()).map(|n| n.trim_start_matches('-').replace('-', "_"))
 }
 
 /// Checks a value against its flag's kind and brings it to one form: "true"/"false", or a decimal number.
@@ -462,10 +338,7 @@ fn integer(text: &str) -> Option<i64> {
     if !digits.starts_with(|c: char| c.is_ascii_digit()) {
         return None;
     }
-    let magnitude = match digits
-        .strip_prefix("0x")
-        .or_else(|| digits.strip_prefix("0X"))
-    {
+    let magnitude = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
         Some(hex) => i128::from_str_radix(hex, 16).ok()?,
         None => digits.parse::<i128>().ok()?,
     };

@@ -138,10 +138,7 @@ mod tests {
             let flag = command
                 .get_arguments()
                 .find(|a| a.get_long().map(|l| format!("--{l}")).as_deref() == Some(setting.flag));
-            let help = flag
-                .and_then(|f| f.get_help())
-                .unwrap_or_else(|| panic!("no {}", setting.flag))
-                .to_string();
+            let help = flag.and_then(|f| f.get_help()).unwrap_or_else(|| panic!("no {}", setting.flag)).to_string();
             let named = help.contains(setting.variable) || setting.name == "print_config";
             assert!(named, "{} doesn't name {}", setting.flag, setting.variable);
         }
@@ -149,16 +146,9 @@ mod tests {
 
     #[test]
     fn flags_reach_their_settings() {
-        let cli = parse(&[
-            "--cores",
-            "0-1",
-            "--hugepages",
-            "--warm-reserve=1G",
-            "--log-level",
-            "debug",
-            "--print-config",
-        ])
-        .unwrap();
+        let cli =
+            parse(&["--cores", "0-1", "--hugepages", "--warm-reserve=1G", "--log-level", "debug", "--print-config"])
+                .unwrap();
         let given = cli.node.given();
         let expected = [
             ("cores", "0-1"),
@@ -167,17 +157,8 @@ mod tests {
             ("print_config", "true"),
             ("warm_reserve_bytes", "1G"),
         ];
-        assert_eq!(
-            given,
-            expected
-                .into_iter()
-                .map(|(n, v)| (n, v.to_owned()))
-                .collect()
-        );
-        assert_eq!(
-            parse(&["--hugepages=1G"]).unwrap().node.given()["hugepages"],
-            "1G"
-        );
+        assert_eq!(given, expected.into_iter().map(|(n, v)| (n, v.to_owned())).collect());
+        assert_eq!(parse(&["--hugepages=1G"]).unwrap().node.given()["hugepages"], "1G");
         assert!(parse(&[]).unwrap().node.given().is_empty());
     }
 
@@ -187,16 +168,10 @@ mod tests {
             parse(&["attach", "--status", "p"]).unwrap().command,
             Some(Command::Attach(AttachArgs { status: true, .. }))
         ));
-        assert!(matches!(
-            parse(&["detach", "p"]).unwrap().command,
-            Some(Command::Detach(_))
-        ));
+        assert!(matches!(parse(&["detach", "p"]).unwrap().command, Some(Command::Detach(_))));
         assert!(parse(&["status", "--node", "x", "--all"]).is_err());
         assert!(parse(&["attach"]).is_err());
-        assert!(
-            parse(&["--cores", "0", "status"]).is_err(),
-            "settings are for nodes"
-        );
+        assert!(parse(&["--cores", "0", "status"]).is_err(), "settings are for nodes");
         let error = parse(&["--coers", "0"]).unwrap_err().to_string();
         assert!(error.contains("--cores"), "{error}");
     }

@@ -150,17 +150,12 @@ impl RayFlags {
         if let Some(text) = answer(&values) {
             return Ok(RayRequest::Print(text));
         }
-        let names: Vec<&'static str> = REQUIRED
-            .iter()
-            .copied()
-            .filter(|name| values.given(name).is_none_or(str::is_empty))
-            .collect();
+        let names: Vec<&'static str> =
+            REQUIRED.iter().copied().filter(|name| values.given(name).is_none_or(str::is_empty)).collect();
         if !names.is_empty() {
             return Err(FlagError::Missing { names });
         }
-        Reader(&values)
-            .flags()
-            .map(|flags| RayRequest::Run(Box::new(flags)))
+        Reader(&values).flags().map(|flags| RayRequest::Run(Box::new(flags)))
     }
 }
 
@@ -212,29 +207,16 @@ impl Reader<'_> {
     }
 
     fn text(&self, name: &'static str) -> &str {
-        let default = RAY_FLAGS
-            .iter()
-            .find(|f| f.name == name)
-            .map_or("", |f| f.default);
+        let default = RAY_FLAGS.iter().find(|f| f.name == name).map_or("", |f| f.default);
         self.0.given(name).unwrap_or(default)
     }
 
     fn bad(&self, name: &'static str, expected: impl Into<String>) -> FlagError {
-        FlagError::BadValue {
-            name,
-            expected: expected.into(),
-            got: self.text(name).to_owned(),
-        }
+        FlagError::BadValue { name, expected: expected.into(), got: self.text(name).to_owned() }
     }
 
-    fn parsed<T: std::str::FromStr>(
-        &self,
-        name: &'static str,
-        expected: &str,
-    ) -> Result<T, FlagError> {
-        self.text(name)
-            .parse()
-            .map_err(|_| self.bad(name, expected))
+    fn parsed<T: std::str::FromStr>(&self, name: &'static str, expected: &str) -> Result<T, FlagError> {
+        self.text(name).parse().map_err(|_| self.bad(name, expected))
     }
 
     fn path(&self, name: &'static str) -> PathBuf {
@@ -250,18 +232,14 @@ impl Reader<'_> {
         T: std::str::FromStr + PartialOrd + std::fmt::Display + Copy,
     {
         let number: Option<T> = self.text(name).parse().ok();
-        number
-            .filter(|n| *n >= min)
-            .ok_or_else(|| self.bad(name, format!("a whole number of at least {min}")))
+        number.filter(|n| *n >= min).ok_or_else(|| self.bad(name, format!("a whole number of at least {min}")))
     }
 
     /// -1 is gflags' default for "not given", which is the same to us as 0.
     fn port(&self, name: &'static str) -> Result<u16, FlagError> {
         match self.text(name) {
             "-1" => Ok(0),
-            text => text
-                .parse()
-                .map_err(|_| self.bad(name, "a port from 0 to 65535, or -1")),
+            text => text.parse().map_err(|_| self.bad(name, "a port from 0 to 65535, or -1")),
         }
     }
 
@@ -274,10 +252,7 @@ impl Reader<'_> {
         }
         for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
             let (high, low) = (nibble(pair[0]), nibble(pair[1]));
-            *byte = high
-                .zip(low)
-                .map(|(h, l)| h << 4 | l)
-                .ok_or_else(|| self.bad(name, "56 hexadecimal digits"))?;
+            *byte = high.zip(low).map(|(h, l)| h << 4 | l).ok_or_else(|| self.bad(name, "56 hexadecimal digits"))?;
         }
         Ok(id)
     }
@@ -287,16 +262,13 @@ impl Reader<'_> {
         let valid = text.rsplit_once(':').is_some_and(|(host, port)| {
             !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0) && !host.contains('/')
         });
-        valid
-            .then(|| text.to_owned())
-            .ok_or_else(|| self.bad("gcs_address", "host:port"))
+        valid.then(|| text.to_owned()).ok_or_else(|| self.bad("gcs_address", "host:port"))
     }
 
     fn labels(&self) -> Result<BTreeMap<String, String>, FlagError> {
         match self.text("labels") {
             "" => Ok(BTreeMap::new()),
-            text => serde_json::from_str(text)
-                .map_err(|_| self.bad("labels", "a JSON object of strings")),
+            text => serde_json::from_str(text).map_err(|_| self.bad("labels", "a JSON object of strings")),
         }
     }
 
@@ -310,33 +282,21 @@ impl Reader<'_> {
         let fields: Vec<&str> = text.split(',').map(str::trim).collect();
         for pair in fields.chunks(2) {
             let [name, quantity] = pair else {
-                return Err(self.bad(
-                    NAME,
-                    format!(
-                        "a quantity after each name (`CPU,2,memory,123`); {:?} has none",
-                        pair[0]
-                    ),
-                ));
+                return Err(
+                    self.bad(NAME, format!("a quantity after each name (`CPU,2,memory,123`); {:?} has none", pair[0]))
+                );
             };
-            let quantity: Option<f64> = quantity
-                .parse()
-                .ok()
-                .filter(|q: &f64| q.is_finite() && *q >= 0.0);
-            let quantity = quantity
-                .ok_or_else(|| self.bad(NAME, format!("for {name:?} a number of at least 0")))?;
+            let quantity: Option<f64> = quantity.parse().ok().filter(|q: &f64| q.is_finite() && *q >= 0.0);
+            let quantity = quantity.ok_or_else(|| self.bad(NAME, format!("for {name:?} a number of at least 0")))?;
             if name.is_empty() || resources.insert((*name).to_owned(), quantity).is_some() {
-                return Err(self.bad(
-                    NAME,
-                    format!("each resource once and with a name; {name:?} isn't"),
-                ));
+                return Err(self.bad(NAME, format!("each resource once and with a name; {name:?} isn't")));
             }
         }
         Ok(resources)
     }
 
     fn command(&self, name: &'static str) -> Result<Vec<String>, FlagError> {
-        split_command(self.text(name))
-            .map_err(|error| self.bad(name, format!("a command line ({error})")))
+        split_command(self.text(name)).map_err(|error| self.bad(name, format!("a command line ({error})")))
     }
 
     fn worker_ports(&self) -> Result<WorkerPorts, FlagError> {
@@ -345,14 +305,14 @@ impl Reader<'_> {
             let ports: Result<Vec<u16>, _> = list.split(',').map(|p| p.trim().parse()).collect();
             let ports = ports.ok().filter(|ports| !ports.contains(&0));
             let expected = "ports from 1 to 65535, separated by commas";
-            return ports
-                .map(WorkerPorts::List)
-                .ok_or_else(|| self.bad("worker_port_list", expected));
+            return ports.map(WorkerPorts::List).ok_or_else(|| self.bad("worker_port_list", expected));
         }
         let (low, high) = (self.port("min_worker_port")?, self.port("max_worker_port")?);
         match (low, high) {
             (0, 0) => Ok(WorkerPorts::Any),
-            (0, _) => Err(FlagError::Conflict("--max_worker_port is given without --min_worker_port: give both, or neither".into())),
+            (0, _) => Err(FlagError::Conflict(
+                "--max_worker_port is given without --min_worker_port: give both, or neither".into(),
+            )),
             (low, 0) => Ok(WorkerPorts::List((low..=u16::MAX).collect())),
             (low, high) if low <= high => Ok(WorkerPorts::List((low..=high).collect())),
             (low, high) => Err(FlagError::Conflict(format!(
@@ -365,32 +325,20 @@ impl Reader<'_> {
         if !self.0.is_on("enable_resource_isolation") {
             return Ok(None);
         }
-        let cgroup_path = self.optional_path("cgroup_path").ok_or_else(|| {
-            self.bad(
-                "cgroup_path",
-                "a directory, as --enable_resource_isolation is on",
-            )
-        })?;
+        let cgroup_path = self
+            .optional_path("cgroup_path")
+            .ok_or_else(|| self.bad("cgroup_path", "a directory, as --enable_resource_isolation is on"))?;
         let weight: u32 = self.at_least("system_reserved_cpu_weight", 1)?;
         if weight > 10_000 {
-            return Err(self.bad(
-                "system_reserved_cpu_weight",
-                "a whole number from 1 to 10000",
-            ));
+            return Err(self.bad("system_reserved_cpu_weight", "a whole number from 1 to 10000"));
         }
-        let pids: Result<Vec<u32>, _> = self
-            .text("system_pids")
-            .split(',')
-            .map(str::trim)
-            .filter(|p| !p.is_empty())
-            .map(str::parse)
-            .collect();
+        let pids: Result<Vec<u32>, _> =
+            self.text("system_pids").split(',').map(str::trim).filter(|p| !p.is_empty()).map(str::parse).collect();
         Ok(Some(ResourceIsolation {
             cgroup_path,
             system_reserved_cpu_weight: weight,
             system_reserved_memory_bytes: self.at_least("system_reserved_memory_bytes", 0)?,
-            system_pids: pids
-                .map_err(|_| self.bad("system_pids", "process ids, separated by commas"))?,
+            system_pids: pids.map_err(|_| self.bad("system_pids", "process ids, separated by commas"))?,
         }))
     }
 }
@@ -401,14 +349,9 @@ pub fn stderr_filepath(arguments: &[String]) -> Option<PathBuf> {
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         let body = argument.trim_start_matches('-');
-        let (name, value) = body
-            .split_once('=')
-            .map_or((body, None), |(n, v)| (n, Some(v.to_owned())));
+        let (name, value) = body.split_once('=').map_or((body, None), |(n, v)| (n, Some(v.to_owned())));
         if argument.starts_with('-') && name.replace('-', "_") == "stderr_filepath" {
-            return value
-                .or_else(|| rest.next().cloned())
-                .filter(|v| !v.is_empty())
-                .map(PathBuf::from);
+            return value.or_else(|| rest.next().cloned()).filter(|v| !v.is_empty()).map(PathBuf::from);
         }
     }
     None

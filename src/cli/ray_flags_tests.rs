@@ -48,10 +48,7 @@ fn stock() -> Vec<String> {
 }
 
 fn with(extra: &[&str]) -> Result<RayFlags, FlagError> {
-    let arguments: Vec<String> = stock()
-        .into_iter()
-        .chain(extra.iter().map(|a| (*a).to_owned()))
-        .collect();
+    let arguments: Vec<String> = stock().into_iter().chain(extra.iter().map(|a| (*a).to_owned())).collect();
     match RayFlags::parse(&arguments, &|_| None)? {
         RayRequest::Run(flags) => Ok(*flags),
         RayRequest::Print(text) => panic!("printed {text}"),
@@ -65,10 +62,7 @@ fn error(extra: &[&str]) -> String {
 #[test]
 fn the_command_line_of_stock_ray() {
     let flags = with(&[]).unwrap();
-    assert_eq!(
-        flags.raylet_socket_name,
-        PathBuf::from("/tmp/ray/s/sockets/raylet")
-    );
+    assert_eq!(flags.raylet_socket_name, PathBuf::from("/tmp/ray/s/sockets/raylet"));
     assert_eq!((flags.node_id[0], flags.node_id[27]), (0x54, 0x3c));
     assert_eq!(flags.node_ip_address.to_string(), "192.0.2.2");
     assert_eq!(flags.gcs_address, "192.0.2.2:42969");
@@ -83,34 +77,19 @@ fn the_command_line_of_stock_ray() {
     assert_eq!(flags.object_store_memory_bytes, 209715200);
     assert_eq!(flags.worker_ports, WorkerPorts::Any);
     assert!(flags.head && !flags.huge_pages && !flags.ray_debugger_external);
-    assert_eq!(
-        flags.stderr_filepath,
-        Some(PathBuf::from("/tmp/ray/s/logs/raylet.err"))
-    );
+    assert_eq!(flags.stderr_filepath, Some(PathBuf::from("/tmp/ray/s/logs/raylet.err")));
     assert_eq!(flags.resource_isolation, None);
-    assert_eq!(
-        (
-            flags.maximum_startup_concurrency,
-            flags.num_prestart_python_workers
-        ),
-        (2, 2)
-    );
+    assert_eq!((flags.maximum_startup_concurrency, flags.num_prestart_python_workers), (2, 2));
 }
 
 #[test]
 fn defaults_are_those_of_the_table() {
     let required: Vec<String> = stock()
         .into_iter()
-        .filter(|a| {
-            REQUIRED
-                .iter()
-                .any(|r| a.replace('-', "_").starts_with(&format!("__{r}=")))
-        })
+        .filter(|a| REQUIRED.iter().any(|r| a.replace('-', "_").starts_with(&format!("__{r}="))))
         .collect();
     assert_eq!(required.len(), REQUIRED.len());
-    let RayRequest::Run(flags) = RayFlags::parse(&required, &|_| None).unwrap() else {
-        panic!("printed")
-    };
+    let RayRequest::Run(flags) = RayFlags::parse(&required, &|_| None).unwrap() else { panic!("printed") };
     assert_eq!(flags.plasma_directory, PathBuf::from("/dev/shm"));
     assert_eq!(flags.object_manager_port, 0, "-1 means any port");
     assert_eq!(flags.metrics_export_port, 1);
@@ -120,17 +99,10 @@ fn defaults_are_those_of_the_table() {
 
 #[test]
 fn missing_flags_are_named() {
-    let arguments: Vec<String> = stock()
-        .into_iter()
-        .filter(|a| !a.starts_with("--node_id") && !a.starts_with("--gcs-address"))
-        .collect();
-    let error = RayFlags::parse(&arguments, &|_| None)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.starts_with("missing flags: --node_id, --gcs_address."),
-        "{error}"
-    );
+    let arguments: Vec<String> =
+        stock().into_iter().filter(|a| !a.starts_with("--node_id") && !a.starts_with("--gcs-address")).collect();
+    let error = RayFlags::parse(&arguments, &|_| None).unwrap_err().to_string();
+    assert!(error.starts_with("missing flags: --node_id, --gcs_address."), "{error}");
     assert!(error.contains("raylet-uring"), "{error}");
 }
 
@@ -168,55 +140,27 @@ fn bad_values_say_what_was_expected_and_given() {
 #[test]
 fn worker_ports_from_a_list_or_a_range() {
     let ports = |extra: &[&str]| with(extra).unwrap().worker_ports;
-    assert_eq!(
-        ports(&["--worker_port_list=10002, 10000"]),
-        WorkerPorts::List(vec![10002, 10000])
-    );
+    assert_eq!(ports(&["--worker_port_list=10002, 10000"]), WorkerPorts::List(vec![10002, 10000]));
     assert_eq!(
         ports(&["--min_worker_port=10000", "--max_worker_port=10002"]),
         WorkerPorts::List(vec![10000, 10001, 10002])
     );
-    assert_eq!(
-        ports(&["--min_worker_port=65535"]),
-        WorkerPorts::List(vec![65535])
-    );
-    assert_eq!(
-        ports(&["--worker_port_list=7", "--min_worker_port=9"]),
-        WorkerPorts::List(vec![7]),
-        "the list wins"
-    );
+    assert_eq!(ports(&["--min_worker_port=65535"]), WorkerPorts::List(vec![65535]));
+    assert_eq!(ports(&["--worker_port_list=7", "--min_worker_port=9"]), WorkerPorts::List(vec![7]), "the list wins");
     assert!(error(&["--min_worker_port=3", "--max_worker_port=2"]).contains("no port is left"));
     assert!(error(&["--max_worker_port=2"]).contains("without --min_worker_port"));
 }
 
 #[test]
 fn resource_isolation_wants_its_settings() {
-    let on = [
-        "--enable-resource-isolation",
-        "--cgroup-path=/sys/fs/cgroup/ray",
-        "--system-reserved-cpu-weight=500",
-    ];
+    let on = ["--enable-resource-isolation", "--cgroup-path=/sys/fs/cgroup/ray", "--system-reserved-cpu-weight=500"];
     let rest = ["--system-reserved-memory-bytes=1024", "--system-pids=1,22"];
-    let isolation = with(&[&on[..], &rest[..]].concat())
-        .unwrap()
-        .resource_isolation
-        .unwrap();
+    let isolation = with(&[&on[..], &rest[..]].concat()).unwrap().resource_isolation.unwrap();
     assert_eq!(isolation.system_pids, [1, 22]);
-    assert_eq!(
-        (
-            isolation.system_reserved_cpu_weight,
-            isolation.system_reserved_memory_bytes
-        ),
-        (500, 1024)
-    );
+    assert_eq!((isolation.system_reserved_cpu_weight, isolation.system_reserved_memory_bytes), (500, 1024));
     assert!(error(&on[..1]).starts_with("--cgroup_path: expected a directory"));
-    assert!(error(&on).starts_with(
-        "--system_reserved_memory_bytes: expected a whole number of at least 0, got \"-1\""
-    ));
-    assert!(
-        error(&[&on[..2], &["--system-reserved-cpu-weight=10001"]].concat())
-            .contains("from 1 to 10000")
-    );
+    assert!(error(&on).starts_with("--system_reserved_memory_bytes: expected a whole number of at least 0, got \"-1\""));
+    assert!(error(&[&on[..2], &["--system-reserved-cpu-weight=10001"]].concat()).contains("from 1 to 10000"));
 }
 
 #[test]
@@ -226,23 +170,15 @@ fn help_and_version_print_and_win_over_missing_flags() {
         RayRequest::Run(_) => panic!("{flag} ran"),
     };
     for flag in RAY_FLAGS.iter().chain(BUILT_IN) {
-        assert!(
-            print("--helpfull").contains(&format!("    -{} (", flag.name)),
-            "{}",
-            flag.name
-        );
+        assert!(print("--helpfull").contains(&format!("    -{} (", flag.name)), "{}", flag.name);
         assert!(print("-helpxml").contains(&format!("<name>{}</name>", flag.name)));
     }
     assert!(!print("--helpshort").contains("-flagfile"));
     assert!(
-        print("--helpmatch=socket").contains("-store_socket_name")
-            && !print("--helpmatch=socket").contains("-labels")
+        print("--helpmatch=socket").contains("-store_socket_name") && !print("--helpmatch=socket").contains("-labels")
     );
     assert!(print("--version").contains(env!("CARGO_PKG_VERSION")));
-    assert_eq!(
-        print("--tab_completion_word=--session"),
-        "--session_dir\n--session_name\n"
-    );
+    assert_eq!(print("--tab_completion_word=--session"), "--session_dir\n--session_name\n");
 }
 
 #[test]
@@ -252,21 +188,8 @@ fn an_unknown_flag_names_the_closest() {
 
 #[test]
 fn the_error_file_is_found_in_a_broken_command_line() {
-    let find = |arguments: &[&str]| {
-        stderr_filepath(
-            &arguments
-                .iter()
-                .map(|a| (*a).to_owned())
-                .collect::<Vec<_>>(),
-        )
-    };
-    assert_eq!(
-        find(&["--bad", "--stderr-filepath=/x/err"]),
-        Some(PathBuf::from("/x/err"))
-    );
-    assert_eq!(
-        find(&["-stderr_filepath", "/x/err"]),
-        Some(PathBuf::from("/x/err"))
-    );
+    let find = |arguments: &[&str]| stderr_filepath(&arguments.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>());
+    assert_eq!(find(&["--bad", "--stderr-filepath=/x/err"]), Some(PathBuf::from("/x/err")));
+    assert_eq!(find(&["-stderr_filepath", "/x/err"]), Some(PathBuf::from("/x/err")));
     assert_eq!(find(&["stderr_filepath=/x", "--stderr_filepath="]), None);
 }

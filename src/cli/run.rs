@@ -44,14 +44,8 @@ pub fn main(node: Node) -> ExitCode {
     match &cli.command {
         None => own_node(node, &cli),
         Some(Command::Status(arguments)) => show_status(arguments),
-        Some(Command::Attach(arguments)) => finish(
-            attach::attach(arguments, &mut io::stdout()),
-            EXIT_ATTACH_ERROR,
-        ),
-        Some(Command::Detach(arguments)) => finish(
-            attach::detach(arguments, &mut io::stdout()),
-            EXIT_ATTACH_ERROR,
-        ),
+        Some(Command::Attach(arguments)) => finish(attach::attach(arguments, &mut io::stdout()), EXIT_ATTACH_ERROR),
+        Some(Command::Detach(arguments)) => finish(attach::detach(arguments, &mut io::stdout()), EXIT_ATTACH_ERROR),
     }
 }
 
@@ -91,10 +85,7 @@ fn own_node(node: Node, cli: &Cli) -> ExitCode {
         Ok(log) => log,
         Err(error) => return finish(Err(error), EXIT_ERROR),
     };
-    config
-        .warnings
-        .iter()
-        .for_each(|warning| tracing::warn!("{warning}"));
+    config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     finish((node.run_native)(config, log), EXIT_ERROR)
 }
 
@@ -102,16 +93,8 @@ fn show_status(arguments: &super::own::StatusArgs) -> ExitCode {
     let run = || -> Result<i32, Box<dyn std::error::Error>> {
         let config = Config::load(&BTreeMap::new(), &environment())?;
         let is_chosen = config.source("runtime_dir") != Source::Default;
-        let runtime_dir = RuntimeDir {
-            path: config.runtime_dir,
-            is_chosen,
-        };
-        Ok(status::run(
-            arguments,
-            &runtime_dir,
-            &mut io::stdout(),
-            &mut io::stderr(),
-        )?)
+        let runtime_dir = RuntimeDir { path: config.runtime_dir, is_chosen };
+        Ok(status::run(arguments, &runtime_dir, &mut io::stdout(), &mut io::stderr())?)
     };
     finish(run(), EXIT_ERROR)
 }
@@ -133,8 +116,7 @@ enum RayStartError {
 
 fn ray(node: Node, arguments: Vec<OsString>) -> ExitCode {
     let environment = environment();
-    let text: Result<Vec<String>, OsString> =
-        arguments.into_iter().map(OsString::into_string).collect();
+    let text: Result<Vec<String>, OsString> = arguments.into_iter().map(OsString::into_string).collect();
     let text = match text {
         Ok(text) => text,
         Err(argument) => return finish(Err(RayStartError::NotText(argument)), EXIT_ERROR),
@@ -158,18 +140,10 @@ fn ray(node: Node, arguments: Vec<OsString>) -> ExitCode {
 
 fn append(path: &Path, line: &str) {
     // The error goes to standard error too; a file that can't be written takes nothing away.
-    let _ = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .and_then(|mut f| f.write_all(line.as_bytes()));
+    let _ = OpenOptions::new().create(true).append(true).open(path).and_then(|mut f| f.write_all(line.as_bytes()));
 }
 
-fn start_ray(
-    node: Node,
-    arguments: &[String],
-    environment: &BTreeMap<String, String>,
-) -> Result<i32, RayStartError> {
+fn start_ray(node: Node, arguments: &[String], environment: &BTreeMap<String, String>) -> Result<i32, RayStartError> {
     let variable = |name: &str| environment.get(name).cloned();
     let flags = match RayFlags::parse(arguments, &variable)? {
         RayRequest::Run(flags) => *flags,
@@ -182,28 +156,15 @@ fn start_ray(
     config.apply_ray_flags(&flags);
     let rotation = Rotation::from_environment(variable);
     let (stdout, stderr) = (flags.stdout_filepath.clone(), flags.stderr_filepath.clone());
-    let log = log::init(
-        &config.log,
-        LogTarget::Files {
-            stdout,
-            stderr,
-            rotation,
-        },
-    )?;
+    let log = log::init(&config.log, LogTarget::Files { stdout, stderr, rotation })?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         pid = std::process::id(),
         "raylet-uring starts as Ray's raylet"
     );
-    config
-        .warnings
-        .iter()
-        .for_each(|warning| tracing::warn!("{warning}"));
+    config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     if config.print_config {
-        config
-            .describe()
-            .lines()
-            .for_each(|line| tracing::info!("setting {line}"));
+        config.describe().lines().for_each(|line| tracing::info!("setting {line}"));
     }
     (node.run_ray)(flags, config, log).map_err(RayStartError::Node)
 }

@@ -59,9 +59,7 @@ pub fn run(
         Some(socket) => vec![socket.clone()],
         None => sockets(arguments.all, runtime_dir)?,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut nodes: Vec<NodeStatus> = Vec::new();
     let mut failed = false;
     for socket in &sockets {
@@ -87,11 +85,7 @@ pub fn run(
         (_, true) => Ok(EXIT_UNREACHABLE),
         (false, false) => Ok(0),
         (true, false) => {
-            writeln!(
-                problems,
-                "raylet-uring: no node runs (looked in {})",
-                runtime_dir.path.display()
-            )?;
+            writeln!(problems, "raylet-uring: no node runs (looked in {})", runtime_dir.path.display())?;
             Ok(EXIT_NO_NODE)
         }
     }

@@ -122,35 +122,21 @@ impl Config {
         environment: &BTreeMap<String, String>,
     ) -> Result<Config, ConfigError> {
         let mut values = settings::Values::gather(flags, environment)?;
-        let runtime_dir =
-            default_runtime_dir(environment.get("XDG_RUNTIME_DIR").map(String::as_str));
+        let runtime_dir = default_runtime_dir(environment.get("XDG_RUNTIME_DIR").map(String::as_str));
         let hugepages = "off, 2M, 1G, thp or 4k";
         let switch = "true or false";
         Ok(Config {
-            cores: values
-                .take("cores", "auto, or CPU numbers like 0-3,6", parse_cores)?
-                .unwrap_or(CoreChoice::Auto),
-            hugepages: values
-                .take("hugepages", hugepages, parse_hugepages)?
-                .unwrap_or(PageChoice::Auto),
-            object_store_memory_bytes: values.take(
-                "object_store_memory_bytes",
-                size::EXPECTED,
-                |t| size::parse_size_bytes(t).filter(|s| *s > 0),
-            )?,
+            cores: values.take("cores", "auto, or CPU numbers like 0-3,6", parse_cores)?.unwrap_or(CoreChoice::Auto),
+            hugepages: values.take("hugepages", hugepages, parse_hugepages)?.unwrap_or(PageChoice::Auto),
+            object_store_memory_bytes: values
+                .take("object_store_memory_bytes", size::EXPECTED, |t| size::parse_size_bytes(t).filter(|s| *s > 0))?,
             warm_reserve_bytes: values
                 .take("warm_reserve_bytes", size::EXPECTED, size::parse_size_bytes)?
                 .unwrap_or(WARM_RESERVE_DEFAULT_BYTES),
             socket: values.take("socket", "a path", parse_path)?,
-            runtime_dir: values
-                .take("runtime_dir", "an absolute path", parse_absolute)?
-                .unwrap_or(runtime_dir),
-            log: values
-                .take("log", LOG_EXPECTED, parse_log)?
-                .unwrap_or_else(|| "info".to_owned()),
-            print_config: values
-                .take("print_config", switch, parse_switch)?
-                .unwrap_or(false),
+            runtime_dir: values.take("runtime_dir", "an absolute path", parse_absolute)?.unwrap_or(runtime_dir),
+            log: values.take("log", LOG_EXPECTED, parse_log)?.unwrap_or_else(|| "info".to_owned()),
+            print_config: values.take("print_config", switch, parse_switch)?.unwrap_or(false),
             file: values.file,
             sources: values.sources,
             warnings: unknown_variables(environment),
@@ -161,31 +147,21 @@ impl Config {
     /// the cluster was told), huge pages where nobody chose pages by a setting of ours.
     pub fn apply_ray_flags(&mut self, flags: &RayFlags) {
         self.object_store_memory_bytes = Some(flags.object_store_memory_bytes);
-        self.sources.insert(
-            "object_store_memory_bytes",
-            Source::Flag("--object_store_memory"),
-        );
+        self.sources.insert("object_store_memory_bytes", Source::Flag("--object_store_memory"));
         if flags.huge_pages && self.source("hugepages") == Source::Default {
             self.hugepages = PageChoice::Huge2M;
-            self.sources
-                .insert("hugepages", Source::Flag("--huge_pages"));
+            self.sources.insert("hugepages", Source::Flag("--huge_pages"));
         }
     }
 
     /// Where a setting came from.
     pub fn source(&self, setting: &str) -> Source {
-        self.sources
-            .get(setting)
-            .cloned()
-            .unwrap_or(Source::Default)
+        self.sources.get(setting).cloned().unwrap_or(Source::Default)
     }
 
     /// Every setting with its value and where it came from, one a line.
     pub fn describe(&self) -> String {
-        let path = |p: &Option<PathBuf>, none: &str| {
-            p.as_ref()
-                .map_or(none.to_owned(), |p| p.display().to_string())
-        };
+        let path = |p: &Option<PathBuf>, none: &str| p.as_ref().map_or(none.to_owned(), |p| p.display().to_string());
         let rows = SETTINGS.iter().map(|setting| {
             let value = match setting.name {
                 "cores" => self.cores.to_string(),
@@ -195,11 +171,7 @@ impl Config {
                     None => "a share of this machine's memory".to_owned(),
                 },
                 "warm_reserve_bytes" => {
-                    format!(
-                        "{} ({})",
-                        self.warm_reserve_bytes,
-                        size::format_bytes(self.warm_reserve_bytes)
-                    )
+                    format!("{} ({})", self.warm_reserve_bytes, size::format_bytes(self.warm_reserve_bytes))
                 }
                 "socket" => path(&self.socket, "in runtime_dir"),
                 "runtime_dir" => self.runtime_dir.display().to_string(),
@@ -210,17 +182,14 @@ impl Config {
             (setting.name, value, self.source(setting.name).to_string())
         });
         let rows: Vec<_> = rows.collect();
-        let width = |column: fn(&(&str, String, String)) -> usize| {
-            rows.iter().map(column).max().unwrap_or(0)
-        };
+        let width = |column: fn(&(&str, String, String)) -> usize| rows.iter().map(column).max().unwrap_or(0);
         let (names, values) = (width(|r| r.0.len()), width(|r| r.1.len()));
-        rows.iter()
-            .map(|(n, v, s)| format!("{n:names$}  {v:values$}  {s}\n"))
-            .collect()
+        rows.iter().map(|(n, v, s)| format!("{n:names$}  {v:values$}  {s}\n")).collect()
     }
 }
 
-const LOG_EXPECTED: &str = "a level (error, warn, info, debug, trace, off) or directives like `info,raylet_uring::workers=debug`";
+const LOG_EXPECTED: &str =
+    "a level (error, warn, info, debug, trace, off) or directives like `info,raylet_uring::workers=debug`";
 
 fn parse_cores(text: &str) -> Option<CoreChoice> {
     text.parse().ok()
@@ -230,12 +199,7 @@ fn parse_hugepages(text: &str) -> Option<PageChoice> {
     match text.to_ascii_lowercase().as_str() {
         "off" | "false" | "no" | "0" | "none" => Some(PageChoice::Auto),
         "on" | "true" | "yes" | "1" => Some(PageChoice::Huge2M),
-        other => other
-            .strip_suffix("ib")
-            .or(other.strip_suffix('b'))
-            .unwrap_or(other)
-            .parse()
-            .ok(),
+        other => other.strip_suffix("ib").or(other.strip_suffix('b')).unwrap_or(other).parse().ok(),
     }
 }
 
@@ -268,10 +232,7 @@ fn parse_log(text: &str) -> Option<String> {
 /// The well-known directory of this user's admin sockets: `$XDG_RUNTIME_DIR/raylet-uring` where there is such a
 /// directory, else `/tmp/raylet-uring-<uid>`.
 pub fn default_runtime_dir(xdg_runtime_dir: Option<&str>) -> PathBuf {
-    match xdg_runtime_dir
-        .map(Path::new)
-        .filter(|dir| dir.is_absolute() && dir.is_dir())
-    {
+    match xdg_runtime_dir.map(Path::new).filter(|dir| dir.is_absolute() && dir.is_dir()) {
         Some(dir) => dir.join("raylet-uring"),
         None => fallback_runtime_dir(),
     }
@@ -279,17 +240,12 @@ pub fn default_runtime_dir(xdg_runtime_dir: Option<&str>) -> PathBuf {
 
 /// `/tmp/raylet-uring-<uid>`.
 pub fn fallback_runtime_dir() -> PathBuf {
-    PathBuf::from(format!(
-        "/tmp/raylet-uring-{}",
-        rustix::process::geteuid().as_raw()
-    ))
+    PathBuf::from(format!("/tmp/raylet-uring-{}", rustix::process::geteuid().as_raw()))
 }
 
 fn unknown_variables(environment: &BTreeMap<String, String>) -> Vec<String> {
     let known: Vec<&str> = SETTINGS.iter().map(|s| s.variable).collect();
-    let ours = environment
-        .keys()
-        .filter(|name| name.starts_with("RAYLET_URING_") && !known.contains(&name.as_str()));
+    let ours = environment.keys().filter(|name| name.starts_with("RAYLET_URING_") && !known.contains(&name.as_str()));
     ours.map(|name| match closest(name, known.iter().copied()) {
         Some(known) => format!("environment variable {name} is no setting; did you mean {known}?"),
         None => format!("environment variable {name} is no setting"),

@@ -38,20 +38,16 @@ impl RayConfig {
     ///
     /// # Errors
     /// [`RayConfigError::BadValue`] for a number that isn't one. As in Ray, every boolean text but "1" and "true" is false.
-    pub fn from_environment(
-        environment: impl Fn(&str) -> Option<String>,
-    ) -> Result<Self, RayConfigError> {
+    pub fn from_environment(environment: impl Fn(&str) -> Option<String>) -> Result<Self, RayConfigError> {
         let mut config = RayConfig::default();
         for name in NAMES {
             let variable = format!("RAY_{name}");
             if let Some(text) = environment(&variable) {
-                config
-                    .set_text(name, &text)
-                    .map_err(|expected| RayConfigError::BadValue {
-                        origin: variable,
-                        expected,
-                        got: format!("{text:?}"),
-                    })?;
+                config.set_text(name, &text).map_err(|expected| RayConfigError::BadValue {
+                    origin: variable,
+                    expected,
+                    got: format!("{text:?}"),
+                })?;
             }
         }
         Ok(config)
@@ -66,24 +62,18 @@ impl RayConfig {
         if json.trim().is_empty() {
             return Ok(());
         }
-        let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(json)
-            .map_err(|error| RayConfigError::NotJson(error.to_string()))?;
+        let object: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(json).map_err(|error| RayConfigError::NotJson(error.to_string()))?;
         let mut changed = self.clone();
         for (name, value) in &object {
-            let known =
-                changed
-                    .set_json(name, value)
-                    .map_err(|expected| RayConfigError::BadValue {
-                        origin: format!("{name:?} in the cluster's configuration"),
-                        expected,
-                        got: value.to_string(),
-                    })?;
+            let known = changed.set_json(name, value).map_err(|expected| RayConfigError::BadValue {
+                origin: format!("{name:?} in the cluster's configuration"),
+                expected,
+                got: value.to_string(),
+            })?;
             if !known && !NAMES_OF_OTHERS.contains(&name.as_str()) {
                 let names = NAMES.iter().chain(NAMES_OF_OTHERS).copied();
-                return Err(RayConfigError::Unknown {
-                    name: name.clone(),
-                    closest: closest(name, names),
-                });
+                return Err(RayConfigError::Unknown { name: name.clone(), closest: closest(name, names) });
             }
         }
         *self = changed;
@@ -100,14 +90,8 @@ impl RayConfig {
     /// The settings that differ from Ray's defaults, as `name=value` for a log line.
     pub fn changed(&self) -> Vec<String> {
         let defaults = RayConfig::default().entries();
-        let differs = self
-            .entries()
-            .into_iter()
-            .zip(defaults)
-            .filter(|(ours, default)| ours != default);
-        differs
-            .map(|((name, value), _)| format!("{name}={value}"))
-            .collect()
+        let differs = self.entries().into_iter().zip(defaults).filter(|(ours, default)| ours != default);
+        differs.map(|((name, value), _)| format!("{name}={value}")).collect()
     }
 }
 
@@ -120,16 +104,8 @@ mod tests {
     use super::*;
 
     fn environment(pairs: &[(&str, &str)]) -> Result<RayConfig, RayConfigError> {
-        let pairs: Vec<(String, String)> = pairs
-            .iter()
-            .map(|(n, v)| (n.to_string(), v.to_string()))
-            .collect();
-        RayConfig::from_environment(|name| {
-            pairs
-                .iter()
-                .find(|(n, _)| n == name)
-                .map(|(_, v)| v.clone())
-        })
+        let pairs: Vec<(String, String)> = pairs.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect();
+        RayConfig::from_environment(|name| pairs.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone()))
     }
 
     #[test]
@@ -142,19 +118,12 @@ mod tests {
             ("RAY_USE_TLS", "1"),
         ])
         .unwrap();
-        config.apply_cluster(r#"{"num_workers_soft_limit": 9, "object_spilling_config": "{}", "max_lineage_bytes": 5}"#).unwrap();
-        assert_eq!(
-            config.worker_register_timeout_seconds, 7,
-            "the environment wins over the default"
-        );
-        assert_eq!(
-            config.num_workers_soft_limit, 9,
-            "the cluster wins over the environment"
-        );
-        assert_eq!(
-            config.kill_worker_timeout_milliseconds, 5000,
-            "Ray 2.60's default"
-        );
+        config
+            .apply_cluster(r#"{"num_workers_soft_limit": 9, "object_spilling_config": "{}", "max_lineage_bytes": 5}"#)
+            .unwrap();
+        assert_eq!(config.worker_register_timeout_seconds, 7, "the environment wins over the default");
+        assert_eq!(config.num_workers_soft_limit, 9, "the cluster wins over the environment");
+        assert_eq!(config.kill_worker_timeout_milliseconds, 5000, "Ray 2.60's default");
         assert_eq!(config.memory_usage_threshold, 0.5);
         assert_eq!(config.preload_python_modules, ["numpy", "pandas"]);
         assert!(config.use_tls && config.prestart_worker_first_driver);
@@ -163,14 +132,7 @@ mod tests {
 
     #[test]
     fn booleans_as_ray_reads_them() {
-        for (text, value) in [
-            ("1", true),
-            ("TRUE", true),
-            ("true", true),
-            ("yes", false),
-            ("0", false),
-            ("", false),
-        ] {
+        for (text, value) in [("1", true), ("TRUE", true), ("true", true), ("yes", false), ("0", false), ("", false)] {
             let config = environment(&[("RAY_process_group_cleanup_enabled", text)]).unwrap();
             assert_eq!(config.process_group_cleanup_enabled, value, "{text:?}");
         }
@@ -178,10 +140,11 @@ mod tests {
 
     #[test]
     fn bad_values_are_named() {
-        let error = environment(&[("RAY_memory_monitor_refresh_ms", "-1")])
-            .unwrap_err()
-            .to_string();
-        assert_eq!(error, "RAY_memory_monitor_refresh_ms: expected a whole number of 64 bits, not negative, got \"-1\"");
+        let error = environment(&[("RAY_memory_monitor_refresh_ms", "-1")]).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "RAY_memory_monitor_refresh_ms: expected a whole number of 64 bits, not negative, got \"-1\""
+        );
         let mut config = RayConfig::default();
         for (json, message) in [
             (r#"{"worker_niceness": "x"}"#, "\"worker_niceness\" in the cluster's configuration: expected a whole number of 32 bits, got \"x\""),
@@ -190,13 +153,8 @@ mod tests {
         ] {
             assert_eq!(config.apply_cluster(json).unwrap_err().to_string(), message);
         }
-        assert!(matches!(
-            config.apply_cluster("[]"),
-            Err(RayConfigError::NotJson(_))
-        ));
-        assert!(config
-            .apply_cluster(r#"{"worker_niceness": 3, "worker_register_timeout_seconds": "x"}"#)
-            .is_err());
+        assert!(matches!(config.apply_cluster("[]"), Err(RayConfigError::NotJson(_))));
+        assert!(config.apply_cluster(r#"{"worker_niceness": 3, "worker_register_timeout_seconds": "x"}"#).is_err());
         assert_eq!(config, RayConfig::default(), "an error changes nothing");
         config.apply_cluster(" ").unwrap();
     }
@@ -208,11 +166,7 @@ mod tests {
         let default = RayConfig::default();
         for (name, value) in default.entries() {
             let mut copy = default.clone();
-            assert_eq!(
-                copy.set_text(name, value.trim_matches('"')),
-                Ok(true),
-                "{name}={value}"
-            );
+            assert_eq!(copy.set_text(name, value.trim_matches('"')), Ok(true), "{name}={value}");
             assert_eq!(copy, default);
         }
     }
@@ -220,21 +174,10 @@ mod tests {
     #[test]
     fn numbers_from_python() {
         let mut config = RayConfig::default();
-        config
-            .apply_cluster(
-                r#"{"min_spilling_size": 5.0, "task_oom_retries": 18446744073709551615}"#,
-            )
-            .unwrap();
-        assert_eq!(
-            (config.min_spilling_size, config.task_oom_retries),
-            (5, u64::MAX)
-        );
-        assert!(config
-            .apply_cluster(r#"{"min_spilling_size": 5.5}"#)
-            .is_err());
-        assert!(config
-            .apply_cluster(r#"{"worker_niceness": 2147483648}"#)
-            .is_err());
+        config.apply_cluster(r#"{"min_spilling_size": 5.0, "task_oom_retries": 18446744073709551615}"#).unwrap();
+        assert_eq!((config.min_spilling_size, config.task_oom_retries), (5, u64::MAX));
+        assert!(config.apply_cluster(r#"{"min_spilling_size": 5.5}"#).is_err());
+        assert!(config.apply_cluster(r#"{"worker_niceness": 2147483648}"#).is_err());
     }
 
     proptest! {

@@ -68,10 +68,7 @@ impl FromSetting for f64 {
     const EXPECTED: &'static str = "a number";
 
     fn from_text(text: &str) -> Option<Self> {
-        text.trim_start()
-            .parse()
-            .ok()
-            .filter(|n: &f64| n.is_finite())
+        text.trim_start().parse().ok().filter(|n: &f64| n.is_finite())
     }
 
     fn from_json(json: &Value) -> Option<Self> {
@@ -103,13 +100,7 @@ impl FromSetting for Vec<String> {
     const EXPECTED: &'static str = "strings, separated by commas (in JSON: an array of strings)";
 
     fn from_text(text: &str) -> Option<Self> {
-        Some(
-            text.split(',')
-                .map(str::trim)
-                .filter(|s| !s.is_empty())
-                .map(str::to_owned)
-                .collect(),
-        )
+        Some(text.split(',').map(str::trim).filter(|s| !s.is_empty()).map(str::to_owned).collect())
     }
 
     fn from_json(json: &Value) -> Option<Self> {

@@ -21,12 +21,7 @@ pub struct Setting {
 
 /// All settings. `config`, the file itself, is the last and can't stand in the file.
 pub const SETTINGS: &[Setting] = &[
-    setting(
-        "cores",
-        "RAYLET_URING_CORES",
-        "--cores",
-        "CPUs that carry a shard each: `0-3,6` or auto",
-    ),
+    setting("cores", "RAYLET_URING_CORES", "--cores", "CPUs that carry a shard each: `0-3,6` or auto"),
     setting(
         "hugepages",
         "RAYLET_URING_HUGEPAGES",
@@ -45,62 +40,28 @@ pub const SETTINGS: &[Setting] = &[
         "--warm-reserve",
         "bytes of the object store whose pages are touched ahead of demand",
     ),
-    setting(
-        "socket",
-        "RAYLET_URING_SOCKET",
-        "--socket",
-        "Unix socket of the native door",
-    ),
-    setting(
-        "runtime_dir",
-        "RAYLET_URING_RUNTIME_DIR",
-        "--runtime-dir",
-        "directory of the admin sockets, mode 0700",
-    ),
-    setting(
-        "log",
-        "RAYLET_URING_LOG",
-        "--log-level",
-        "log level, or directives by module",
-    ),
+    setting("socket", "RAYLET_URING_SOCKET", "--socket", "Unix socket of the native door"),
+    setting("runtime_dir", "RAYLET_URING_RUNTIME_DIR", "--runtime-dir", "directory of the admin sockets, mode 0700"),
+    setting("log", "RAYLET_URING_LOG", "--log-level", "log level, or directives by module"),
     setting(
         "print_config",
         "RAYLET_URING_PRINT_CONFIG",
         "--print-config",
         "show the settings and where they came from",
     ),
-    setting(
-        "config",
-        "RAYLET_URING_CONFIG",
-        "--config",
-        "TOML file with settings",
-    ),
+    setting("config", "RAYLET_URING_CONFIG", "--config", "TOML file with settings"),
 ];
 
 /// Ray's variable for the log level of its C++ processes; ours wins over it.
 const RAY_LOG_VARIABLE: &str = "RAY_BACKEND_LOG_LEVEL";
 
-const fn setting(
-    name: &'static str,
-    variable: &'static str,
-    flag: &'static str,
-    help: &'static str,
-) -> Setting {
-    Setting {
-        name,
-        variable,
-        flag,
-        help,
-    }
+const fn setting(name: &'static str, variable: &'static str, flag: &'static str, help: &'static str) -> Setting {
+    Setting { name, variable, flag, help }
 }
 
 /// The names for an error about an unknown one.
 pub(super) fn names() -> String {
-    let names: Vec<&str> = SETTINGS
-        .iter()
-        .map(|s| s.name)
-        .filter(|n| *n != "config")
-        .collect();
+    let names: Vec<&str> = SETTINGS.iter().map(|s| s.name).filter(|n| *n != "config").collect();
     names.join(", ")
 }
 
@@ -116,40 +77,17 @@ impl Values {
         flags: &BTreeMap<&'static str, String>,
         environment: &BTreeMap<String, String>,
     ) -> Result<Values, ConfigError> {
-        let mut values = Values {
-            texts: BTreeMap::new(),
-            sources: BTreeMap::new(),
-            file: None,
-        };
+        let mut values = Values { texts: BTreeMap::new(), sources: BTreeMap::new(), file: None };
         for setting in SETTINGS {
-            let flag = flags
-                .get(setting.name)
-                .map(|text| (text, Source::Flag(setting.flag)));
-            let variable = |name: &'static str| {
-                environment
-                    .get(name)
-                    .map(|text| (text, Source::Environment(name)))
-            };
-            let ray = || {
-                (setting.name == "log")
-                    .then(|| variable(RAY_LOG_VARIABLE))
-                    .flatten()
-            };
+            let flag = flags.get(setting.name).map(|text| (text, Source::Flag(setting.flag)));
+            let variable = |name: &'static str| environment.get(name).map(|text| (text, Source::Environment(name)));
+            let ray = || (setting.name == "log").then(|| variable(RAY_LOG_VARIABLE)).flatten();
             if let Some((text, source)) = flag.or_else(|| variable(setting.variable)).or_else(ray) {
                 values.set(setting.name, text.clone(), source);
             }
         }
-        if let Some(path) = values
-            .texts
-            .remove("config")
-            .filter(|p| !p.is_empty())
-            .map(PathBuf::from)
-        {
-            let origin = values
-                .sources
-                .get("config")
-                .cloned()
-                .unwrap_or(Source::Default);
+        if let Some(path) = values.texts.remove("config").filter(|p| !p.is_empty()).map(PathBuf::from) {
+            let origin = values.sources.get("config").cloned().unwrap_or(Source::Default);
             values.read_file(&path, origin)?;
             values.file = Some(path);
         }
@@ -167,12 +105,9 @@ impl Values {
             origin,
             source,
         })?;
-        let table: toml::Table =
-            text.parse()
-                .map_err(|e: toml::de::Error| ConfigError::Syntax {
-                    path: path.to_owned(),
-                    message: e.to_string(),
-                })?;
+        let table: toml::Table = text
+            .parse()
+            .map_err(|e: toml::de::Error| ConfigError::Syntax { path: path.to_owned(), message: e.to_string() })?;
         for (key, value) in &table {
             let known = SETTINGS.iter().map(|s| s.name).filter(|n| *n != "config");
             let Some(name) = known.clone().find(|n| n == key) else {
@@ -206,19 +141,10 @@ impl Values {
         let Some(text) = self.texts.remove(setting) else {
             return Ok(None);
         };
-        let source = self
-            .sources
-            .get(setting)
-            .cloned()
-            .unwrap_or(Source::Default);
+        let source = self.sources.get(setting).cloned().unwrap_or(Source::Default);
         match parse(text.trim()) {
             Some(value) => Ok(Some(value)),
-            None => Err(ConfigError::BadValue {
-                setting,
-                source_: source,
-                expected,
-                got: text,
-            }),
+            None => Err(ConfigError::BadValue { setting, source_: source, expected, got: text }),
         }
     }
 }

@@ -6,17 +6,11 @@ pub const EXPECTED: &str = "a size in bytes (`1073741824`) or with a binary unit
 /// Reads a size: a whole number of bytes, or a number with K, M, G or T (1024 based; `KiB`, `KB` and `k` mean the same).
 pub fn parse_size_bytes(text: &str) -> Option<u64> {
     let text = text.trim();
-    let digits = text
-        .find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '_'))
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '_')).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let number = number.replace('_', "");
     let unit = unit.trim().to_ascii_lowercase();
-    let shift = match unit
-        .strip_suffix("ib")
-        .or_else(|| unit.strip_suffix('b'))
-        .unwrap_or(&unit)
-    {
+    let shift = match unit.strip_suffix("ib").or_else(|| unit.strip_suffix('b')).unwrap_or(&unit) {
         "" => 0,
         "k" => 10,
         "m" => 20,
@@ -41,11 +35,7 @@ pub fn format_bytes(bytes: u64) -> String {
     let step = (63 - bytes.max(1).leading_zeros()) / 10;
     match step {
         0 => format!("{bytes} B"),
-        _ => format!(
-            "{:.2} {}",
-            bytes as f64 / (1u64 << (10 * step)) as f64,
-            units[step as usize]
-        ),
+        _ => format!("{:.2} {}", bytes as f64 / (1u64 << (10 * step)) as f64, units[step as usize]),
     }
 }
 
@@ -68,30 +58,16 @@ mod tests {
         ] {
             assert_eq!(parse_size_bytes(text), Some(bytes), "{text}");
         }
-        for bad in [
-            "",
-            "G",
-            "-1",
-            "1.5",
-            "1X",
-            "1.2.3M",
-            "18446744073709551616",
-            "99999999999T",
-            "1e9",
-        ] {
+        for bad in ["", "G", "-1", "1.5", "1X", "1.2.3M", "18446744073709551616", "99999999999T", "1e9"] {
             assert_eq!(parse_size_bytes(bad), None, "{bad}");
         }
     }
 
     #[test]
     fn sizes_for_people() {
-        for (bytes, text) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1024, "1.00 KiB"),
-            (3 << 29, "1.50 GiB"),
-            (u64::MAX, "16.00 EiB"),
-        ] {
+        for (bytes, text) in
+            [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (3 << 29, "1.50 GiB"), (u64::MAX, "16.00 EiB")]
+        {
             assert_eq!(format_bytes(bytes), text);
         }
     }

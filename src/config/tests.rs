@@ -1,20 +1,11 @@
 use super::*;
 
 fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-    pairs
-        .iter()
-        .map(|(n, v)| (n.to_string(), v.to_string()))
-        .collect()
+    pairs.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect()
 }
 
-fn load(
-    flags: &[(&'static str, &str)],
-    environment: &[(&str, &str)],
-) -> Result<Config, ConfigError> {
-    Config::load(
-        &flags.iter().map(|(n, v)| (*n, v.to_string())).collect(),
-        &map(environment),
-    )
+fn load(flags: &[(&'static str, &str)], environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    Config::load(&flags.iter().map(|(n, v)| (*n, v.to_string())).collect(), &map(environment))
 }
 
 fn file(text: &str) -> (tempfile::TempDir, String) {
@@ -28,80 +19,42 @@ fn file(text: &str) -> (tempfile::TempDir, String) {
 #[test]
 fn nothing_set_gives_the_defaults() {
     let config = load(&[], &[]).unwrap();
-    assert_eq!(
-        (config.cores.clone(), config.hugepages),
-        (CoreChoice::Auto, PageChoice::Auto)
-    );
-    assert_eq!(
-        (config.object_store_memory_bytes, config.warm_reserve_bytes),
-        (None, WARM_RESERVE_DEFAULT_BYTES)
-    );
+    assert_eq!((config.cores.clone(), config.hugepages), (CoreChoice::Auto, PageChoice::Auto));
+    assert_eq!((config.object_store_memory_bytes, config.warm_reserve_bytes), (None, WARM_RESERVE_DEFAULT_BYTES));
     assert_eq!(config.log, "info");
     assert_eq!(config.runtime_dir, fallback_runtime_dir());
-    assert!(SETTINGS
-        .iter()
-        .all(|s| config.source(s.name) == Source::Default));
+    assert!(SETTINGS.iter().all(|s| config.source(s.name) == Source::Default));
 }
 
 #[test]
 fn flags_win_over_environment_over_file() {
-    let (_dir, path) =
-        file("cores = [0, 1]\nhugepages = \"1G\"\nwarm_reserve_bytes = 4096\nlog = \"debug\"\n");
-    let environment = [
-        ("RAYLET_URING_CONFIG", path.as_str()),
-        ("RAYLET_URING_CORES", "2-3"),
-        ("RAYLET_URING_HUGEPAGES", "1"),
-    ];
+    let (_dir, path) = file("cores = [0, 1]\nhugepages = \"1G\"\nwarm_reserve_bytes = 4096\nlog = \"debug\"\n");
+    let environment =
+        [("RAYLET_URING_CONFIG", path.as_str()), ("RAYLET_URING_CORES", "2-3"), ("RAYLET_URING_HUGEPAGES", "1")];
     let config = load(&[("cores", "5,4")], &environment).unwrap();
     assert_eq!(config.cores, CoreChoice::List(vec![4, 5]));
     assert_eq!(config.source("cores"), Source::Flag("--cores"));
     assert_eq!(config.hugepages, PageChoice::Huge2M);
-    assert_eq!(
-        config.source("hugepages"),
-        Source::Environment("RAYLET_URING_HUGEPAGES")
-    );
+    assert_eq!(config.source("hugepages"), Source::Environment("RAYLET_URING_HUGEPAGES"));
     assert_eq!(config.warm_reserve_bytes, 4096);
-    assert_eq!(
-        config.source("warm_reserve_bytes"),
-        Source::File(path.clone().into())
-    );
+    assert_eq!(config.source("warm_reserve_bytes"), Source::File(path.clone().into()));
     assert_eq!(config.log, "debug");
     assert_eq!(config.source("socket"), Source::Default);
-    assert_eq!(
-        config.source("config"),
-        Source::Environment("RAYLET_URING_CONFIG")
-    );
+    assert_eq!(config.source("config"), Source::Environment("RAYLET_URING_CONFIG"));
     let text = config.describe();
     assert_eq!(text.lines().count(), SETTINGS.len());
-    let line = |name: &str| {
-        text.lines()
-            .find(|l| l.starts_with(name))
-            .unwrap()
-            .split_whitespace()
-            .collect::<Vec<_>>()
-    };
+    let line = |name: &str| text.lines().find(|l| l.starts_with(name)).unwrap().split_whitespace().collect::<Vec<_>>();
     assert_eq!(line("cores"), ["cores", "4-5", "flag", "--cores"]);
     assert_eq!(line("warm_reserve_bytes")[1..4], ["4096", "(4.00", "KiB)"]);
-    assert_eq!(
-        line("config"),
-        ["config", &path, "environment", "RAYLET_URING_CONFIG"]
-    );
+    assert_eq!(line("config"), ["config", &path, "environment", "RAYLET_URING_CONFIG"]);
 }
 
 #[test]
 fn rays_log_variable_counts_as_environment_below_ours() {
     let ray = ("RAY_BACKEND_LOG_LEVEL", "WARNING");
     let config = load(&[], &[ray]).unwrap();
-    assert_eq!(
-        (config.log.as_str(), config.source("log")),
-        ("warn", Source::Environment("RAY_BACKEND_LOG_LEVEL"))
-    );
-    assert_eq!(
-        load(&[], &[ray, ("RAYLET_URING_LOG", "trace")])
-            .unwrap()
-            .log,
-        "trace"
-    );
+    assert_eq!((config.log.as_str(), config.source("log")), ("warn", Source::Environment("RAY_BACKEND_LOG_LEVEL")));
+    assert_eq!(load(&[], &[ray, ("RAYLET_URING_LOG", "trace")]).unwrap().log, "trace");
     assert_eq!(load(&[("log", "error")], &[ray]).unwrap().log, "error");
     let (_dir, path) = file("log = \"debug\"");
     assert_eq!(load(&[("config", &path)], &[ray]).unwrap().log, "warn");
@@ -120,8 +73,7 @@ fn bad_values_name_the_setting_its_source_and_what_to_write() {
         message(&[], &[("RAYLET_URING_WARM_RESERVE_BYTES", "lots")]),
         "warm_reserve_bytes (from environment RAYLET_URING_WARM_RESERVE_BYTES): expected a size in bytes (`1073741824`) or with a binary unit (`64M`, `1GiB`), got \"lots\""
     );
-    assert!(message(&[("hugepages", "8K")], &[])
-        .contains("expected off, 2M, 1G, thp or 4k, got \"8K\""));
+    assert!(message(&[("hugepages", "8K")], &[]).contains("expected off, 2M, 1G, thp or 4k, got \"8K\""));
     assert!(message(&[("object_store_memory_bytes", "0")], &[]).contains("expected a size"));
     assert!(message(&[("log", "loud")], &[]).contains("expected a level"));
     assert!(message(&[("runtime_dir", "here")], &[]).contains("an absolute path"));
@@ -134,42 +86,25 @@ fn bad_values_name_the_setting_its_source_and_what_to_write() {
 fn the_file_is_checked_as_a_whole() {
     let message = |text: &str| {
         let (_dir, path) = file(text);
-        let error = load(&[("config", &path), ("cores", "0")], &[])
-            .unwrap_err()
-            .to_string();
+        let error = load(&[("config", &path), ("cores", "0")], &[]).unwrap_err().to_string();
         error.replace(&path, "FILE")
     };
-    assert_eq!(
-        message("coers = \"0\""),
-        "FILE: unknown setting \"coers\"; did you mean \"cores\"?"
-    );
-    assert!(message("zzz = 1")
-        .starts_with("FILE: unknown setting \"zzz\"; known are cores, hugepages,"));
+    assert_eq!(message("coers = \"0\""), "FILE: unknown setting \"coers\"; did you mean \"cores\"?");
+    assert!(message("zzz = 1").starts_with("FILE: unknown setting \"zzz\"; known are cores, hugepages,"));
     assert!(message("config = \"other\"").contains("unknown setting \"config\""));
-    assert!(message("cores = { a = 1 }")
-        .starts_with("cores (from file FILE): expected a string, a number"));
+    assert!(message("cores = { a = 1 }").starts_with("cores (from file FILE): expected a string, a number"));
     assert!(message("cores =").starts_with("FILE is not TOML: "));
-    let error = load(&[], &[("RAYLET_URING_CONFIG", "/nowhere/x.toml")])
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.starts_with("can't read /nowhere/x.toml (from environment RAYLET_URING_CONFIG): "),
-        "{error}"
-    );
+    let error = load(&[], &[("RAYLET_URING_CONFIG", "/nowhere/x.toml")]).unwrap_err().to_string();
+    assert!(error.starts_with("can't read /nowhere/x.toml (from environment RAYLET_URING_CONFIG): "), "{error}");
 }
 
 #[test]
 fn variables_that_are_no_settings_are_warned_about() {
-    let config = load(
-        &[],
-        &[
-            ("RAYLET_URING_CORE", "1"),
-            ("RAYLET_URING_CORES", "0"),
-            ("OTHER", "1"),
-        ],
-    )
-    .unwrap();
-    assert_eq!(config.warnings, ["environment variable RAYLET_URING_CORE is no setting; did you mean RAYLET_URING_CORES?"]);
+    let config = load(&[], &[("RAYLET_URING_CORE", "1"), ("RAYLET_URING_CORES", "0"), ("OTHER", "1")]).unwrap();
+    assert_eq!(
+        config.warnings,
+        ["environment variable RAYLET_URING_CORE is no setting; did you mean RAYLET_URING_CORES?"]
+    );
 }
 
 #[test]
@@ -182,11 +117,7 @@ fn page_kinds_in_the_forms_that_people_write() {
         ("thp", PageChoice::Thp),
         ("4k", PageChoice::Small),
     ] {
-        assert_eq!(
-            load(&[("hugepages", text)], &[]).unwrap().hugepages,
-            pages,
-            "{text}"
-        );
+        assert_eq!(load(&[("hugepages", text)], &[]).unwrap().hugepages, pages, "{text}");
     }
 }
 
@@ -194,10 +125,7 @@ fn page_kinds_in_the_forms_that_people_write() {
 fn the_runtime_directory_is_the_users_own() {
     let dir = tempfile::tempdir().unwrap();
     let xdg = dir.path().to_str().unwrap();
-    assert_eq!(
-        default_runtime_dir(Some(xdg)),
-        dir.path().join("raylet-uring")
-    );
+    assert_eq!(default_runtime_dir(Some(xdg)), dir.path().join("raylet-uring"));
     for unusable in [None, Some("relative"), Some("/nowhere/at/all")] {
         assert_eq!(default_runtime_dir(unusable), fallback_runtime_dir());
     }
@@ -221,15 +149,10 @@ fn rays_flags_fill_in_what_nobody_set() {
     .chain([format!("--node_id={id}"), format!("--cluster_id={id}")])
     .collect();
     let request = RayFlags::parse(&arguments, &|_| None).unwrap();
-    let crate::cli::ray_flags::RayRequest::Run(flags) = request else {
-        panic!("printed")
-    };
+    let crate::cli::ray_flags::RayRequest::Run(flags) = request else { panic!("printed") };
     let mut config = load(&[], &[]).unwrap();
     config.apply_ray_flags(&flags);
-    assert_eq!(
-        (config.hugepages, config.source("hugepages")),
-        (PageChoice::Huge2M, Source::Flag("--huge_pages"))
-    );
+    assert_eq!((config.hugepages, config.source("hugepages")), (PageChoice::Huge2M, Source::Flag("--huge_pages")));
     assert_eq!(config.object_store_memory_bytes, Some(4096));
     let mut config = load(&[], &[("RAYLET_URING_HUGEPAGES", "off")]).unwrap();
     config.apply_ray_flags(&flags);

@@ -32,12 +32,7 @@ pub struct Facts {
 impl Facts {
     /// Of a running engine.
     pub fn of(engine: &Engine, doors: Vec<Door>) -> Self {
-        Self {
-            doors,
-            placed: engine.placed.clone(),
-            segments: engine.segments.clone(),
-            started: Instant::now(),
-        }
+        Self { doors, placed: engine.placed.clone(), segments: engine.segments.clone(), started: Instant::now() }
     }
 }
 
@@ -186,7 +181,8 @@ pub fn banner(facts: &Facts, admin: &Path) -> String {
     for (index, segment) in facts.segments.iter().enumerate() {
         let report = segment.report();
         let node = report.numa_node.map_or_else(|| "any NUMA node".to_owned(), |node| format!("NUMA node {node}"));
-        let fallback = report.fallback.map(|reason| format!(" (asked for {}: {reason})", report.asked)).unwrap_or_default();
+        let fallback =
+            report.fallback.map(|reason| format!(" (asked for {}: {reason})", report.asked)).unwrap_or_default();
         lines.push(format!(
             "  arena {index}: {} MiB of {} pages on {node}{fallback}",
             report.size_bytes >> 20,

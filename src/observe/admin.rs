@@ -153,10 +153,7 @@ async fn answer(routes: Rc<Routes>, request: Request<Incoming>) -> Result<Answer
             let status = (routes.status)().await;
             match serde_json::to_vec(&status) {
                 Ok(json) => reply(StatusCode::OK, "application/json", json),
-                Err(error) => plain(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    format!("status: {error}\n"),
-                ),
+                Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("status: {error}\n")),
             }
         }
         (&Method::GET, "/config") => plain(StatusCode::OK, routes.config.clone()),
@@ -166,17 +163,11 @@ async fn answer(routes: Rc<Routes>, request: Request<Incoming>) -> Result<Answer
                 shutdown();
                 plain(StatusCode::ACCEPTED, "shutting down\n")
             }
-            None => plain(
-                StatusCode::FORBIDDEN,
-                "this node doesn't take /shutdown; send it SIGTERM\n",
-            ),
+            None => plain(StatusCode::FORBIDDEN, "this node doesn't take /shutdown; send it SIGTERM\n"),
         },
         (_, "/status" | "/config") => not_allowed("GET"),
         (_, "/log-level" | "/shutdown") => not_allowed("POST"),
-        _ => plain(
-            StatusCode::NOT_FOUND,
-            format!("no {path}; known are /status, /config, /log-level, /shutdown\n"),
-        ),
+        _ => plain(StatusCode::NOT_FOUND, format!("no {path}; known are /status, /config, /log-level, /shutdown\n")),
     }
 }
 
@@ -184,10 +175,7 @@ async fn set_log_filter(log: &LogHandle, body: Incoming) -> Result<Answer, http:
     let body = match Limited::new(body, BODY_MAX_BYTES).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-            return plain(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                format!("a log filter has at most {BODY_MAX_BYTES} bytes\n"),
-            );
+            return plain(StatusCode::PAYLOAD_TOO_LARGE, format!("a log filter has at most {BODY_MAX_BYTES} bytes\n"));
         }
         Err(error) => return plain(StatusCode::BAD_REQUEST, format!("body: {error}\n")),
     };
@@ -205,25 +193,15 @@ async fn set_log_filter(log: &LogHandle, body: Incoming) -> Result<Answer, http:
 
 fn not_allowed(allowed: &'static str) -> Result<Answer, http::Error> {
     let body = Full::from(format!("use {allowed}\n"));
-    Response::builder()
-        .status(StatusCode::METHOD_NOT_ALLOWED)
-        .header(header::ALLOW, allowed)
-        .body(body)
+    Response::builder().status(StatusCode::METHOD_NOT_ALLOWED).header(header::ALLOW, allowed).body(body)
 }
 
 fn plain(status: StatusCode, text: impl Into<Bytes>) -> Result<Answer, http::Error> {
     reply(status, "text/plain; charset=utf-8", text)
 }
 
-fn reply(
-    status: StatusCode,
-    kind: &'static str,
-    body: impl Into<Bytes>,
-) -> Result<Answer, http::Error> {
-    Response::builder()
-        .status(status)
-        .header(header::CONTENT_TYPE, kind)
-        .body(Full::new(body.into()))
+fn reply(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Result<Answer, http::Error> {
+    Response::builder().status(status).header(header::CONTENT_TYPE, kind).body(Full::new(body.into()))
 }
 
 #[cfg(test)]

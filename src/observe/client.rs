@@ -60,39 +60,19 @@ pub enum ClientError {
 ///
 /// # Errors
 /// [`ClientError`]; every status but 2xx is [`ClientError::Refused`].
-pub async fn request(
-    socket: &Path,
-    method: Method,
-    path: &str,
-    body: Bytes,
-) -> Result<Bytes, ClientError> {
+pub async fn request(socket: &Path, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
     match tokio::time::timeout(REQUEST_TIMEOUT, exchange(socket, method, path, body)).await {
         Ok(result) => result,
-        Err(_) => Err(ClientError::Timeout {
-            path: socket.to_owned(),
-        }),
+        Err(_) => Err(ClientError::Timeout { path: socket.to_owned() }),
     }
 }
 
-async fn exchange(
-    socket: &Path,
-    method: Method,
-    path: &str,
-    body: Bytes,
-) -> Result<Bytes, ClientError> {
-    let protocol = |error: &dyn std::fmt::Display| ClientError::Protocol {
-        path: socket.to_owned(),
-        message: error.to_string(),
-    };
-    let stream = UnixStream::connect(socket)
-        .await
-        .map_err(|source| ClientError::Connect {
-            path: socket.to_owned(),
-            source,
-        })?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|e| protocol(&e))?;
+async fn exchange(socket: &Path, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
+    let protocol =
+        |error: &dyn std::fmt::Display| ClientError::Protocol { path: socket.to_owned(), message: error.to_string() };
+    let stream =
+        UnixStream::connect(socket).await.map_err(|source| ClientError::Connect { path: socket.to_owned(), source })?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| protocol(&e))?;
     let request = Request::builder()
         .method(method)
         .uri(path)
@@ -100,25 +80,15 @@ async fn exchange(
         .body(Full::new(body))
         .map_err(|e| protocol(&e))?;
     let answer = async {
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|e| protocol(&e))?;
+        let response = sender.send_request(request).await.map_err(|e| protocol(&e))?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_MAX_BYTES)
-            .collect()
-            .await
-            .map_err(|e| protocol(&e))?
-            .to_bytes();
+        let body =
+            Limited::new(response.into_body(), ANSWER_MAX_BYTES).collect().await.map_err(|e| protocol(&e))?.to_bytes();
         if status.is_success() {
             return Ok(body);
         }
         let message = String::from_utf8_lossy(&body).trim_end().to_owned();
-        Err(ClientError::Refused {
-            path: socket.to_owned(),
-            status,
-            message,
-        })
+        Err(ClientError::Refused { path: socket.to_owned(), status, message })
     };
     // The connection has to be driven until the answer is there; it has nothing to say on its own.
     tokio::pin!(answer, connection);
@@ -138,8 +108,6 @@ async fn exchange(
 /// [`ClientError`].
 pub async fn status(socket: &Path) -> Result<NodeStatus, ClientError> {
     let json = request(socket, Method::GET, "/status", Bytes::new()).await?;
-    serde_json::from_slice(&json).map_err(|e| ClientError::Protocol {
-        path: socket.to_owned(),
-        message: format!("not a status: {e}"),
-    })
+    serde_json::from_slice(&json)
+        .map_err(|e| ClientError::Protocol { path: socket.to_owned(), message: format!("not a status: {e}") })
 }

@@ -75,16 +75,13 @@ pub struct Recorder {
 
 impl Default for Recorder {
     fn default() -> Self {
-        Recorder {
-            histograms: Operation::ALL.iter().map(|_| empty()).collect(),
-        }
+        Recorder { histograms: Operation::ALL.iter().map(|_| empty()).collect() }
     }
 }
 
 fn empty() -> Histogram<u64> {
     let max_ns = LATENCY_MAX.as_nanos() as u64;
-    Histogram::new_with_bounds(1, max_ns, SIGNIFICANT_DIGITS)
-        .expect("constant bounds that the library takes")
+    Histogram::new_with_bounds(1, max_ns, SIGNIFICANT_DIGITS).expect("constant bounds that the library takes")
 }
 
 impl Recorder {
@@ -106,15 +103,8 @@ impl Recorder {
 
     /// A copy of the operations that occurred, to send to the thread that merges.
     pub fn snapshot(&self) -> Snapshot {
-        let occurred = Operation::ALL
-            .iter()
-            .zip(&self.histograms)
-            .filter(|(_, histogram)| !histogram.is_empty());
-        Snapshot {
-            histograms: occurred
-                .map(|(operation, histogram)| (*operation, histogram.clone()))
-                .collect(),
-        }
+        let occurred = Operation::ALL.iter().zip(&self.histograms).filter(|(_, histogram)| !histogram.is_empty());
+        Snapshot { histograms: occurred.map(|(operation, histogram)| (*operation, histogram.clone())).collect() }
     }
 }
 
@@ -129,14 +119,10 @@ impl Snapshot {
     /// Adds another thread's counts.
     pub fn merge(&mut self, other: Snapshot) {
         for (operation, histogram) in other.histograms {
-            match self
-                .histograms
-                .binary_search_by_key(&(operation as usize), |(o, _)| *o as usize)
-            {
+            match self.histograms.binary_search_by_key(&(operation as usize), |(o, _)| *o as usize) {
                 Ok(at) => {
                     let sum = &mut self.histograms[at].1;
-                    sum.add(histogram)
-                        .expect("all histograms have the same bounds");
+                    sum.add(histogram).expect("all histograms have the same bounds");
                 }
                 Err(at) => self.histograms.insert(at, (operation, histogram)),
             }
@@ -145,10 +131,7 @@ impl Snapshot {
 
     /// The percentiles for the status.
     pub fn operations(&self) -> Vec<OperationStatus> {
-        self.histograms
-            .iter()
-            .map(|(operation, histogram)| status(*operation, histogram))
-            .collect()
+        self.histograms.iter().map(|(operation, histogram)| status(*operation, histogram)).collect()
     }
 }
 
@@ -182,22 +165,12 @@ mod tests {
             recorder.record(Operation::PlasmaCreate, micros(us));
         }
         let operations = recorder.snapshot().operations();
-        assert_eq!(
-            operations.len(),
-            1,
-            "operations that never occurred are left out"
-        );
+        assert_eq!(operations.len(), 1, "operations that never occurred are left out");
         let create = &operations[0];
-        assert_eq!(
-            (create.name.as_str(), create.count),
-            ("plasma.create", 1000)
-        );
-        for (got, want) in [
-            (create.p50_us, 500.0),
-            (create.p99_us, 990.0),
-            (create.p999_us, 999.0),
-            (create.max_us, 1000.0),
-        ] {
+        assert_eq!((create.name.as_str(), create.count), ("plasma.create", 1000));
+        for (got, want) in
+            [(create.p50_us, 500.0), (create.p99_us, 990.0), (create.p999_us, 999.0), (create.max_us, 1000.0)]
+        {
             assert!((got - want).abs() <= want * 0.011, "{got} for {want}");
         }
     }
@@ -206,11 +179,7 @@ mod tests {
     fn merging_is_counting_in_one() {
         let (mut one, mut two, mut both) = (Recorder::new(), Recorder::new(), Recorder::new());
         for us in 0..2000 {
-            let operation = if us % 3 == 0 {
-                Operation::LeaseGrant
-            } else {
-                Operation::PlasmaGet
-            };
+            let operation = if us % 3 == 0 { Operation::LeaseGrant } else { Operation::PlasmaGet };
             if us % 2 == 0 { &mut one } else { &mut two }.record(operation, micros(us));
             both.record(operation, micros(us));
         }
@@ -231,11 +200,7 @@ mod tests {
         let operations = recorder.snapshot().operations();
         assert_eq!(operations[0].count, 2);
         let max_us = LATENCY_MAX.as_micros() as f64;
-        assert!(
-            (operations[0].max_us - max_us).abs() < max_us * 0.01,
-            "{}",
-            operations[0].max_us
-        );
+        assert!((operations[0].max_us - max_us).abs() < max_us * 0.01, "{}", operations[0].max_us);
     }
 
     #[test]
@@ -244,10 +209,7 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), Operation::ALL.len());
-        assert!(Operation::ALL
-            .iter()
-            .enumerate()
-            .all(|(i, o)| *o as usize == i));
+        assert!(Operation::ALL.iter().enumerate().all(|(i, o)| *o as usize == i));
     }
 
     proptest! {

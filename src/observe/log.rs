@@ -45,12 +45,10 @@ pub struct Rotation {
 impl Rotation {
     /// From Ray's variables RAY_ROTATION_MAX_BYTES (bytes, 0: never) and RAY_ROTATION_BACKUP_COUNT.
     pub fn from_environment(environment: impl Fn(&str) -> Option<String>) -> Self {
-        let number =
-            |name: &str| environment(name).and_then(|text| text.trim().parse::<u64>().ok());
+        let number = |name: &str| environment(name).and_then(|text| text.trim().parse::<u64>().ok());
         Rotation {
             max_bytes: number("RAY_ROTATION_MAX_BYTES").filter(|bytes| *bytes > 0),
-            backups: number("RAY_ROTATION_BACKUP_COUNT")
-                .map_or(1, |n| n.min(u64::from(BACKUPS_MAX)) as u32),
+            backups: number("RAY_ROTATION_BACKUP_COUNT").map_or(1, |n| n.min(u64::from(BACKUPS_MAX)) as u32),
         }
     }
 }
@@ -60,7 +58,9 @@ impl Rotation {
 #[non_exhaustive]
 pub enum LogError {
     /// A filter that isn't one.
-    #[error("log filter {filter:?}: {message}; expected a level or directives like `info,raylet_uring::workers=debug`")]
+    #[error(
+        "log filter {filter:?}: {message}; expected a level or directives like `info,raylet_uring::workers=debug`"
+    )]
     Filter {
         /// The filter.
         filter: String,
@@ -100,10 +100,7 @@ pub struct LogHandle {
 impl LogHandle {
     /// The filter in force.
     pub fn filter(&self) -> String {
-        self.current
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Puts another filter in force.
@@ -115,10 +112,7 @@ impl LogHandle {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         self.reload
             .reload(targets)
-            .map_err(|error| LogError::Filter {
-                filter: filter.to_owned(),
-                message: error.to_string(),
-            })?;
+            .map_err(|error| LogError::Filter { filter: filter.to_owned(), message: error.to_string() })?;
         filter.clone_into(&mut current);
         Ok(())
     }
@@ -126,22 +120,13 @@ impl LogHandle {
 
 /// Reads a filter. A bare word that is no level is refused: it would be taken for a module, and all of it be logged.
 fn parse_filter(filter: &str) -> Result<Targets, LogError> {
-    let error = |message: String| LogError::Filter {
-        filter: filter.to_owned(),
-        message,
-    };
+    let error = |message: String| LogError::Filter { filter: filter.to_owned(), message };
     let levels = ["error", "warn", "info", "debug", "trace", "off"];
     let is_level = |part: &str| levels.iter().any(|level| level.eq_ignore_ascii_case(part));
     let parts: Vec<&str> = filter.split(',').map(str::trim).collect();
-    match parts
-        .iter()
-        .find(|part| !part.contains('=') && !is_level(part))
-    {
+    match parts.iter().find(|part| !part.contains('=') && !is_level(part)) {
         Some(part) => Err(error(format!("{part:?} is no level"))),
-        None => parts
-            .join(",")
-            .parse()
-            .map_err(|e: tracing_subscriber::filter::ParseError| error(e.to_string())),
+        None => parts.join(",").parse().map_err(|e: tracing_subscriber::filter::ParseError| error(e.to_string())),
     }
 }
 
@@ -160,11 +145,7 @@ pub fn init(filter: &str, target: LogTarget) -> Result<LogHandle, LogError> {
     let registry = tracing_subscriber::registry().with(layer);
     let file = match target {
         LogTarget::Stderr => None,
-        LogTarget::Files {
-            stdout,
-            stderr,
-            rotation,
-        } => {
+        LogTarget::Files { stdout, stderr, rotation } => {
             if let Some(path) = stderr {
                 let file = open(&path)?;
                 rustix::stdio::dup2_stderr(&file).map_err(|e| LogError::Redirect {
@@ -173,28 +154,19 @@ pub fn init(filter: &str, target: LogTarget) -> Result<LogHandle, LogError> {
                     source: e.into(),
                 })?;
             }
-            stdout
-                .map(|path| RotatingFile::open(path, rotation, true))
-                .transpose()?
+            stdout.map(|path| RotatingFile::open(path, rotation, true)).transpose()?
         }
     };
     let done = match file {
-        Some(file) => registry
-            .with(fmt::layer().with_ansi(false).with_writer(Mutex::new(file)))
-            .try_init(),
+        Some(file) => registry.with(fmt::layer().with_ansi(false).with_writer(Mutex::new(file))).try_init(),
         None => {
             let ansi = io::stderr().is_terminal();
-            registry
-                .with(fmt::layer().with_ansi(ansi).with_writer(io::stderr))
-                .try_init()
+            registry.with(fmt::layer().with_ansi(ansi).with_writer(io::stderr)).try_init()
         }
     };
     done.map_err(|_| LogError::Twice)?;
     log_panics();
-    Ok(LogHandle {
-        reload,
-        current: Arc::new(Mutex::new(filter.to_owned())),
-    })
+    Ok(LogHandle { reload, current: Arc::new(Mutex::new(filter.to_owned())) })
 }
 
 /// A panic goes to standard error as ever, and to the log, which may be another file.
@@ -208,10 +180,7 @@ fn log_panics() {
 
 fn open(path: &Path) -> Result<File, LogError> {
     let file = OpenOptions::new().create(true).append(true).open(path);
-    file.map_err(|source| LogError::File {
-        path: path.to_owned(),
-        source,
-    })
+    file.map_err(|source| LogError::File { path: path.to_owned(), source })
 }
 
 /// A file that is renamed and begun anew when it has grown enough.
@@ -229,13 +198,7 @@ impl RotatingFile {
     fn open(path: PathBuf, rotation: Rotation, is_stdout: bool) -> Result<Self, LogError> {
         let file = open(&path)?;
         let size_bytes = file.metadata().map_or(0, |m| m.len());
-        let rotating = RotatingFile {
-            path,
-            file,
-            size_bytes,
-            rotation,
-            is_stdout,
-        };
+        let rotating = RotatingFile { path, file, size_bytes, rotation, is_stdout };
         rotating.redirect()?;
         Ok(rotating)
     }
@@ -273,10 +236,7 @@ impl RotatingFile {
             0 => std::fs::remove_file(&self.path)?,
             _ => std::fs::rename(&self.path, self.backup(1))?,
         }
-        self.file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&self.path)?;
+        self.file = OpenOptions::new().create(true).append(true).open(&self.path)?;
         self.redirect().map_err(io::Error::other)
     }
 }
@@ -307,20 +267,10 @@ mod tests {
 
     #[test]
     fn filters() {
-        for good in [
-            "info",
-            "WARN",
-            "off",
-            "info,raylet_uring::workers=debug",
-            "hyper=off , debug",
-        ] {
+        for good in ["info", "WARN", "off", "info,raylet_uring::workers=debug", "hyper=off , debug"] {
             assert!(is_filter(good), "{good}");
         }
-        for (bad, part) in [
-            ("loud", "\"loud\" is no level"),
-            ("", "\"\" is no level"),
-            ("a=loud", "a=loud"),
-        ] {
+        for (bad, part) in [("loud", "\"loud\" is no level"), ("", "\"\" is no level"), ("a=loud", "a=loud")] {
             let error = parse_filter(bad).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
@@ -331,33 +281,15 @@ mod tests {
         let from = |pairs: &'static [(&str, &str)]| {
             Rotation::from_environment(|n| pairs.iter().find(|p| p.0 == n).map(|p| p.1.to_owned()))
         };
-        assert_eq!(
-            from(&[]),
-            Rotation {
-                max_bytes: None,
-                backups: 1
-            }
-        );
+        assert_eq!(from(&[]), Rotation { max_bytes: None, backups: 1 });
         assert_eq!(from(&[("RAY_ROTATION_MAX_BYTES", "0")]).max_bytes, None);
-        let both = from(&[
-            ("RAY_ROTATION_MAX_BYTES", "100"),
-            ("RAY_ROTATION_BACKUP_COUNT", "3"),
-        ]);
-        assert_eq!(
-            both,
-            Rotation {
-                max_bytes: Some(100),
-                backups: 3
-            }
-        );
+        let both = from(&[("RAY_ROTATION_MAX_BYTES", "100"), ("RAY_ROTATION_BACKUP_COUNT", "3")]);
+        assert_eq!(both, Rotation { max_bytes: Some(100), backups: 3 });
     }
 
     fn rotated(backups: u32) -> (tempfile::TempDir, RotatingFile) {
         let dir = tempfile::tempdir().unwrap();
-        let rotation = Rotation {
-            max_bytes: Some(10),
-            backups,
-        };
+        let rotation = Rotation { max_bytes: Some(10), backups };
         let file = RotatingFile::open(dir.path().join("raylet.out"), rotation, false).unwrap();
         (dir, file)
     }
@@ -381,10 +313,7 @@ mod tests {
         for line in ["a line longer than a file\n", "next\n"] {
             file.write_all(line.as_bytes()).unwrap();
         }
-        assert_eq!(
-            std::fs::read_to_string(dir.path().join("raylet.out")).unwrap(),
-            "next\n"
-        );
+        assert_eq!(std::fs::read_to_string(dir.path().join("raylet.out")).unwrap(), "next\n");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
@@ -397,9 +326,6 @@ mod tests {
             file.write_all(line.as_bytes()).unwrap();
         }
         let text = std::fs::read_to_string(dir.path().join("raylet.out")).unwrap();
-        assert!(
-            text.starts_with("12345678\ncan't rotate") && text.ends_with("\nnext\n"),
-            "{text}"
-        );
+        assert!(text.starts_with("12345678\ncan't rotate") && text.ends_with("\nnext\n"), "{text}");
     }
 }

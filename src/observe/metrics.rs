@@ -108,33 +108,18 @@ impl Batch {
     }
 
     /// Values as they are now.
-    pub fn gauge<'a>(
-        &mut self,
-        name: &str,
-        description: &str,
-        values: impl IntoIterator<Item = (Labels<'a>, f64)>,
-    ) {
+    pub fn gauge<'a>(&mut self, name: &str, description: &str, values: impl IntoIterator<Item = (Labels<'a>, f64)>) {
         let data_points = self.numbers(values);
         self.push(name, description, MetricData::Gauge(Gauge { data_points }));
     }
 
     /// Events since the last report: a Prometheus counter.
-    pub fn count<'a>(
-        &mut self,
-        name: &str,
-        description: &str,
-        values: impl IntoIterator<Item = (Labels<'a>, u64)>,
-    ) {
+    pub fn count<'a>(&mut self, name: &str, description: &str, values: impl IntoIterator<Item = (Labels<'a>, u64)>) {
         self.sum(name, description, values, true);
     }
 
     /// The same, as a value that the reader does not take for one that only grows.
-    pub fn change<'a>(
-        &mut self,
-        name: &str,
-        description: &str,
-        values: impl IntoIterator<Item = (Labels<'a>, u64)>,
-    ) {
+    pub fn change<'a>(&mut self, name: &str, description: &str, values: impl IntoIterator<Item = (Labels<'a>, u64)>) {
         self.sum(name, description, values, false);
     }
 
@@ -206,11 +191,7 @@ impl Batch {
             MetricData::Histogram(histogram) => histogram.data_points.is_empty(),
         };
         if !empty {
-            self.metrics.push(Metric {
-                name: name.to_owned(),
-                description: description.to_owned(),
-                data: Some(data),
-            });
+            self.metrics.push(Metric { name: name.to_owned(), description: description.to_owned(), data: Some(data) });
         }
     }
 }
@@ -278,6 +259,9 @@ mod tests {
         assert_eq!((monotonic(&metrics[1]), monotonic(&metrics[2])), ((true, 1), (false, 1)));
         let Some(MetricData::Histogram(histogram)) = &metrics[3].data else { panic!("{:?}", metrics[3]) };
         let point = &histogram.data_points[0];
-        assert_eq!((point.count, &point.bucket_counts[..], &point.explicit_bounds[..]), (3, &[1, 0, 2][..], &BOUNDS[..]));
+        assert_eq!(
+            (point.count, &point.bucket_counts[..], &point.explicit_bounds[..]),
+            (3, &[1, 0, 2][..], &BOUNDS[..])
+        );
     }
 }

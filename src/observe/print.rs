@@ -20,18 +20,8 @@ fn write_status(out: &mut String, status: &NodeStatus) -> fmt::Result {
     });
     let doors = doors.collect::<Vec<_>>().join(" and ");
     let cores: Vec<u32> = status.cores.clone();
-    write!(
-        out,
-        "raylet-uring {}  pid {}  up {}",
-        status.version,
-        status.pid,
-        duration(status.uptime_s)
-    )?;
-    writeln!(
-        out,
-        "  {doors} door  cores {}",
-        raylet_tuning::cores::format_list(&cores)
-    )?;
+    write!(out, "raylet-uring {}  pid {}  up {}", status.version, status.pid, duration(status.uptime_s))?;
+    writeln!(out, "  {doors} door  cores {}", raylet_tuning::cores::format_list(&cores))?;
     if !status.node_id.is_empty() {
         writeln!(out, "node {}", status.node_id)?;
     }
@@ -42,15 +32,7 @@ fn write_status(out: &mut String, status: &NodeStatus) -> fmt::Result {
     section(out, "shards", shards(status))?;
     section(out, "queues", queues(status))?;
     section(out, "operations", operations(status))?;
-    section(
-        out,
-        "sockets",
-        status
-            .sockets
-            .iter()
-            .map(|s| vec![s.name.clone(), s.address.clone()])
-            .collect(),
-    )
+    section(out, "sockets", status.sockets.iter().map(|s| vec![s.name.clone(), s.address.clone()]).collect())
 }
 
 type Rows = Vec<Vec<String>>;
@@ -67,21 +49,11 @@ fn section(out: &mut String, title: &str, rows: Rows) -> fmt::Result {
     writeln!(out, "\n{title}")?;
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let cell = |row: &'_ Vec<String>, column: usize| row.get(column).cloned().unwrap_or_default();
-    let widths: Vec<usize> = (0..columns)
-        .map(|c| {
-            rows.iter()
-                .map(|r| cell(r, c).chars().count())
-                .max()
-                .unwrap_or(0)
-        })
-        .collect();
+    let widths: Vec<usize> =
+        (0..columns).map(|c| rows.iter().map(|r| cell(r, c).chars().count()).max().unwrap_or(0)).collect();
     // A column is of numbers where all cells below its head look like one, perhaps with a unit.
-    let number = |text: &str| {
-        text.starts_with(|l: char| l.is_ascii_digit() || l == '-') && !text.contains(',')
-    };
-    let numeric: Vec<bool> = (0..columns)
-        .map(|c| rows.iter().skip(1).all(|r| number(&cell(r, c))))
-        .collect();
+    let number = |text: &str| text.starts_with(|l: char| l.is_ascii_digit() || l == '-') && !text.contains(',');
+    let numeric: Vec<bool> = (0..columns).map(|c| rows.iter().skip(1).all(|r| number(&cell(r, c)))).collect();
     for row in &rows {
         let mut line = String::from(" ");
         for column in 0..columns {
@@ -108,30 +80,17 @@ fn resources(status: &NodeStatus) -> Rows {
         };
         vec![name.clone(), amount(r.available), amount(r.total)]
     });
-    std::iter::once(row(["", "available", "total"]))
-        .chain(rows)
-        .collect()
+    std::iter::once(row(["", "available", "total"])).chain(rows).collect()
 }
 
 fn counts(status: &NodeStatus) -> Rows {
     let (leases, workers) = (&status.leases, &status.workers);
     let line = |name: &str, parts: &[(u64, &str)]| {
-        let text = parts
-            .iter()
-            .map(|(n, what)| format!("{n} {what}"))
-            .collect::<Vec<_>>()
-            .join(", ");
+        let text = parts.iter().map(|(n, what)| format!("{n} {what}")).collect::<Vec<_>>().join(", ");
         vec![name.to_owned(), text]
     };
     vec![
-        line(
-            "leases",
-            &[
-                (leases.granted, "granted"),
-                (leases.queued, "queued"),
-                (leases.infeasible, "infeasible"),
-            ],
-        ),
+        line("leases", &[(leases.granted, "granted"), (leases.queued, "queued"), (leases.infeasible, "infeasible")]),
         line(
             "workers",
             &[
@@ -147,13 +106,7 @@ fn counts(status: &NodeStatus) -> Rows {
 
 fn objects(status: &NodeStatus) -> Rows {
     let o = &status.objects;
-    let mut text = format!(
-        "{} ({}), {} sealed, {} pinned",
-        o.count,
-        format_bytes(o.bytes),
-        o.sealed,
-        o.pinned
-    );
+    let mut text = format!("{} ({}), {} sealed, {} pinned", o.count, format_bytes(o.bytes), o.sealed, o.pinned);
     if o.creates_queued > 0 {
         let _ = write!(text, ", {} creates wait for room", o.creates_queued);
     }
@@ -174,34 +127,16 @@ fn arenas(arenas: &[ArenaStatus]) -> Rows {
         let [size, touched, used] = bytes;
         vec![a.segment.to_string(), size, touched, used, numa, pages]
     });
-    std::iter::once(row([
-        "segment",
-        "size",
-        "touched",
-        "used",
-        "NUMA node",
-        "pages",
-    ]))
-    .chain(rows)
-    .collect()
+    std::iter::once(row(["segment", "size", "touched", "used", "NUMA node", "pages"])).chain(rows).collect()
 }
 
 fn shards(status: &NodeStatus) -> Rows {
     if status.shards.is_empty() {
         return Vec::new();
     }
-    let head = row([
-        "shard",
-        "core",
-        "connections",
-        "leases",
-        "queued",
-        "objects",
-        "bytes",
-    ]);
+    let head = row(["shard", "core", "connections", "leases", "queued", "objects", "bytes"]);
     let rows = status.shards.iter().map(|s| {
-        let counts =
-            [s.connections, s.leases_granted, s.leases_queued, s.objects].map(|n| n.to_string());
+        let counts = [s.connections, s.leases_granted, s.leases_queued, s.objects].map(|n| n.to_string());
         let mut cells = vec![s.index.to_string(), s.core.to_string()];
         cells.extend(counts);
         cells.push(format_bytes(s.object_bytes));
@@ -212,32 +147,17 @@ fn shards(status: &NodeStatus) -> Rows {
 
 /// Only queues that hold something or were full: on a quiet node there is nothing to see.
 fn queues(status: &NodeStatus) -> Rows {
-    let busy = status
-        .shards
-        .iter()
-        .flat_map(|s| s.queues.iter().map(move |q| (s.index, q)));
+    let busy = status.shards.iter().flat_map(|s| s.queues.iter().map(move |q| (s.index, q)));
     let rows: Rows = busy
         .filter(|(_, q)| q.depth > 0 || q.full_count > 0)
         .map(|(shard, q)| {
-            let limit = if q.limit == 0 {
-                "none".to_owned()
-            } else {
-                q.limit.to_string()
-            };
-            vec![
-                q.name.clone(),
-                shard.to_string(),
-                q.depth.to_string(),
-                limit,
-                q.full_count.to_string(),
-            ]
+            let limit = if q.limit == 0 { "none".to_owned() } else { q.limit.to_string() };
+            vec![q.name.clone(), shard.to_string(), q.depth.to_string(), limit, q.full_count.to_string()]
         })
         .collect();
     match rows.is_empty() {
         true => rows,
-        false => std::iter::once(row(["queue", "shard", "depth", "limit", "times full"]))
-            .chain(rows)
-            .collect(),
+        false => std::iter::once(row(["queue", "shard", "depth", "limit", "times full"])).chain(rows).collect(),
     }
 }
 
@@ -250,9 +170,7 @@ fn operations(status: &NodeStatus) -> Rows {
         cells.extend([o.p50_us, o.p99_us, o.p999_us, o.max_us].map(micros));
         cells
     });
-    std::iter::once(row(["", "count", "p50", "p99", "p99.9", "max"]))
-        .chain(rows)
-        .collect()
+    std::iter::once(row(["", "count", "p50", "p99", "p99.9", "max"])).chain(rows).collect()
 }
 
 /// A latency with three digits and its unit.
@@ -295,18 +213,8 @@ mod tests {
 
     fn busy_node() -> NodeStatus {
         let queues = vec![
-            QueueStatus {
-                name: "creates".into(),
-                depth: 3,
-                limit: 100,
-                full_count: 0,
-            },
-            QueueStatus {
-                name: "calm".into(),
-                depth: 0,
-                limit: 100,
-                full_count: 0,
-            },
+            QueueStatus { name: "creates".into(), depth: 3, limit: 100, full_count: 0 },
+            QueueStatus { name: "calm".into(), depth: 0, limit: 100, full_count: 0 },
         ];
         NodeStatus {
             version: "0.1.0".into(),
@@ -334,29 +242,11 @@ mod tests {
                 used_bytes: 0,
             }],
             resources: [
-                (
-                    "CPU".to_owned(),
-                    ResourceStatus {
-                        total: 2.0,
-                        available: 0.5,
-                    },
-                ),
-                (
-                    "memory".to_owned(),
-                    ResourceStatus {
-                        total: 3221225472.0,
-                        available: 0.0,
-                    },
-                ),
+                ("CPU".to_owned(), ResourceStatus { total: 2.0, available: 0.5 }),
+                ("memory".to_owned(), ResourceStatus { total: 3221225472.0, available: 0.0 }),
             ]
             .into(),
-            objects: ObjectCounts {
-                count: 3,
-                sealed: 2,
-                pinned: 1,
-                bytes: 2048,
-                creates_queued: 3,
-            },
+            objects: ObjectCounts { count: 3, sealed: 2, pinned: 1, bytes: 2048, creates_queued: 3 },
             operations: vec![OperationStatus {
                 name: "plasma.create".into(),
                 count: 1000,
@@ -365,10 +255,7 @@ mod tests {
                 p999_us: 1500.0,
                 max_us: 2_000_000.0,
             }],
-            sockets: vec![SocketStatus {
-                name: "plasma".into(),
-                address: "/tmp/x".into(),
-            }],
+            sockets: vec![SocketStatus { name: "plasma".into(), address: "/tmp/x".into() }],
             ..NodeStatus::default()
         }
     }
@@ -417,14 +304,7 @@ sockets
     #[test]
     fn an_empty_node_has_no_empty_tables() {
         let text = render(&NodeStatus::default());
-        for title in [
-            "arenas",
-            "shards",
-            "queues",
-            "operations",
-            "sockets",
-            "resources",
-        ] {
+        for title in ["arenas", "shards", "queues", "operations", "sockets", "resources"] {
             assert!(!text.contains(&format!("\n{title}\n")), "{title}");
         }
     }
@@ -446,13 +326,7 @@ sockets
             [0.5, 9.994, 99.9, 999.4, 1000.0, 1e6].map(micros),
             ["0.50 us", "9.99 us", "99.9 us", "999 us", "1.00 ms", "1.00 s"]
         );
-        assert_eq!(
-            [2.0, 0.5, 0.0001, -1.0].map(number),
-            ["2", "0.5", "0.0001", "-1"]
-        );
-        assert_eq!(
-            [59.0, 61.0, 90_000.0].map(duration),
-            ["59 s", "1 min 1 s", "1 d 1 h"]
-        );
+        assert_eq!([2.0, 0.5, 0.0001, -1.0].map(number), ["2", "0.5", "0.0001", "-1"]);
+        assert_eq!([59.0, 61.0, 90_000.0].map(duration), ["59 s", "1 min 1 s", "1 d 1 h"]);
     }
 }

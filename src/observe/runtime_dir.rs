@@ -40,10 +40,7 @@ pub enum RuntimeDirError {
 /// # Errors
 /// [`RuntimeDirError`]: a directory in /tmp that another user made first, a link, an open mode.
 pub fn prepare(path: &Path) -> Result<(), RuntimeDirError> {
-    let io = |source| RuntimeDirError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let io = |source| RuntimeDirError::Io { path: path.to_owned(), source };
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(io(error)),
         _ => {}
@@ -60,11 +57,7 @@ pub fn prepare(path: &Path) -> Result<(), RuntimeDirError> {
     } else {
         return Ok(());
     };
-    Err(RuntimeDirError::Unsafe {
-        path: path.to_owned(),
-        uid,
-        got,
-    })
+    Err(RuntimeDirError::Unsafe { path: path.to_owned(), uid, got })
 }
 
 /// The admin socket of the process `pid` in a runtime directory.
@@ -86,10 +79,7 @@ pub fn running(dir: &Path) -> io::Result<Vec<PathBuf>> {
     for entry in entries.take(ENTRIES_MAX) {
         let entry = entry?;
         let name = entry.file_name();
-        let pid = name
-            .to_str()
-            .and_then(|n| n.strip_suffix(SOCKET_SUFFIX))
-            .and_then(|n| n.parse::<u32>().ok());
+        let pid = name.to_str().and_then(|n| n.strip_suffix(SOCKET_SUFFIX)).and_then(|n| n.parse::<u32>().ok());
         let (Some(pid), true) = (pid, entry.file_type().is_ok_and(|t| t.is_socket())) else {
             continue;
         };
@@ -110,23 +100,10 @@ pub fn running(dir: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// Every user's runtime directories, for `status --all`: those below /run/user and those in /tmp.
 pub fn of_all_users() -> Vec<PathBuf> {
-    let list = |dir: &str| {
-        fs::read_dir(dir)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|e| e.path())
-    };
-    let in_tmp = list("/tmp").filter(|p| {
-        p.file_name()
-            .and_then(|n| n.to_str())
-            .is_some_and(|n| n.starts_with("raylet-uring-"))
-    });
-    list("/run/user")
-        .map(|p| p.join("raylet-uring"))
-        .chain(in_tmp)
-        .filter(|p| p.is_dir())
-        .collect()
+    let list = |dir: &str| fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
+    let in_tmp =
+        list("/tmp").filter(|p| p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("raylet-uring-")));
+    list("/run/user").map(|p| p.join("raylet-uring")).chain(in_tmp).filter(|p| p.is_dir()).collect()
 }
 
 #[cfg(test)]
@@ -140,24 +117,15 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("nodes");
         prepare(&dir).unwrap();
-        assert_eq!(
-            fs::metadata(&dir).unwrap().permissions().mode() & 0o777,
-            0o700
-        );
+        assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
         prepare(&dir).unwrap();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
         let error = prepare(&dir).unwrap_err().to_string();
         assert!(error.contains("got mode 0755"), "{error}");
         let link = root.path().join("link");
         std::os::unix::fs::symlink(&dir, &link).unwrap();
-        assert!(prepare(&link)
-            .unwrap_err()
-            .to_string()
-            .contains("got no directory"));
-        assert!(matches!(
-            prepare(&root.path().join("a/b")),
-            Err(RuntimeDirError::Io { .. })
-        ));
+        assert!(prepare(&link).unwrap_err().to_string().contains("got no directory"));
+        assert!(matches!(prepare(&root.path().join("a/b")), Err(RuntimeDirError::Io { .. })));
     }
 
     #[test]
@@ -171,13 +139,7 @@ mod tests {
         let expected = [socket_path(dir.path(), 30), socket_path(dir.path(), 200)];
         assert_eq!(running(dir.path()).unwrap(), expected);
         assert!(!socket_path(dir.path(), 7).exists(), "stale");
-        assert!(
-            dir.path().join("1.sock").exists() && dir.path().join("other.sock").exists(),
-            "not ours to remove"
-        );
-        assert_eq!(
-            running(&dir.path().join("missing")).unwrap(),
-            Vec::<PathBuf>::new()
-        );
+        assert!(dir.path().join("1.sock").exists() && dir.path().join("other.sock").exists(), "not ours to remove");
+        assert_eq!(running(&dir.path().join("missing")).unwrap(), Vec::<PathBuf>::new());
     }
 }

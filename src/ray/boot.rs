@@ -25,18 +25,18 @@ use super::rpc::health::Health;
 use super::rpc::pubsub::{GcsEvent, GcsSubscriber};
 use super::rpc::server::{bind, Router, Server, ServerConfig};
 use super::rpc::syncer::Syncer;
+use crate::bridge::{Socket, ToCore};
 use crate::cli::ray_flags::RayFlags;
 use crate::config::ray::RayConfig;
 use crate::config::Config;
-use crate::bridge::{Socket, ToCore};
 use crate::engine::{Engine, EngineSettings, SchedSettings};
 use crate::node::{sched_config, NodeError};
 use crate::ray::agents::{AgentFailure, AgentManager, AgentSettings};
 use crate::ray::proto::node_death_info::Reason;
 use crate::ray::proto::{self, ChannelType};
 use crate::ray::runtime_env::{RuntimeEnvClient, RuntimeEnvSettings};
-use crate::workers::command::WorkerCommands;
 use crate::socket;
+use crate::workers::command::WorkerCommands;
 use crate::workers::process::{ProcessConfig, ProcessTable};
 
 /// Longest wait for the GCS to take note of the node's end. It may be gone itself by then.
@@ -85,8 +85,7 @@ impl Door {
         let port = listeners[0].local_addr().map_err(NodeError::Io)?.port();
         let (process_exits_to, process_exits) = flume::unbounded();
         let kill_timeout = Duration::from_millis(ray_config.kill_worker_timeout_milliseconds.max(0) as u64);
-        let processes =
-            ProcessTable::new(ProcessConfig { kill_timeout, ..ProcessConfig::default() }, process_exits_to);
+        let processes = ProcessTable::new(ProcessConfig { kill_timeout, ..ProcessConfig::default() }, process_exits_to);
 
         let sockets = [flags.raylet_socket_name.clone(), flags.store_socket_name.clone()];
         let raylet_socket = socket::listen(&sockets[0]).map_err(NodeError::Io)?;
@@ -125,7 +124,12 @@ impl Door {
         health.set(&node_id.to_string(), true);
         let (stop_servers, stopped) = watch::channel(false);
         for listener in listeners {
-            serve(health.serve_on(routes(&control)).measured(&control.counters.meters), &auth, listener, stopped.clone());
+            serve(
+                health.serve_on(routes(&control)).measured(&control.counters.meters),
+                &auth,
+                listener,
+                stopped.clone(),
+            );
         }
         let transfers = listen(control.flags().node_ip_address, control.flags().object_manager_port).await?;
         let object_manager_port = transfers[0].local_addr().map_err(NodeError::Io)?.port();
@@ -161,7 +165,11 @@ impl Door {
         let control = self.control.clone();
         tokio::task::spawn_local(async move {
             while let Ok(failure) = failures.recv_async().await {
-                tracing::error!(agent = failure.agent.name(), details = failure.details, "an agent failed, and the node with it");
+                tracing::error!(
+                    agent = failure.agent.name(),
+                    details = failure.details,
+                    "an agent failed, and the node with it"
+                );
                 control.shutdown().ask(Reason::UnexpectedTermination, &failure.reason);
             }
         });
@@ -299,11 +307,7 @@ impl Door {
     }
 }
 
-fn join_cluster(
-    flags: &RayFlags,
-    ray_config: &RayConfig,
-    context: &Rc<ClientContext>,
-) -> Result<GcsClient, NodeError> {
+fn join_cluster(flags: &RayFlags, ray_config: &RayConfig, context: &Rc<ClientContext>) -> Result<GcsClient, NodeError> {
     let config = GcsConfig {
         reconnect_timeout_s: u64::from(ray_config.gcs_rpc_server_reconnect_timeout_s),
         ..GcsConfig::default()
@@ -343,7 +347,8 @@ async fn listen(ip: IpAddr, port: u16) -> Result<Vec<TcpListener>, NodeError> {
 }
 
 fn serve(router: Router, auth: &Auth, listener: TcpListener, mut stopped: watch::Receiver<bool>) {
-    let server = Server::new(router, ServerConfig { auth: auth.clone(), stop_grace_ms: 200, ..ServerConfig::default() });
+    let server =
+        Server::new(router, ServerConfig { auth: auth.clone(), stop_grace_ms: 200, ..ServerConfig::default() });
     let stop = async move {
         // The sender goes with the door, which is a stop as well.
         let _ = stopped.wait_for(|stopped| *stopped).await;
@@ -371,17 +376,14 @@ fn accept(listener: UnixListener, socket: Socket, cores: Vec<flume::Sender<ToCor
     });
 }
 
-fn node_resources(
-    flags: &RayFlags,
-    ray_config: &RayConfig,
-    names: &mut Names,
-) -> Result<Vec<SchedEvent>, NodeError> {
+fn node_resources(flags: &RayFlags, ray_config: &RayConfig, names: &mut Names) -> Result<Vec<SchedEvent>, NodeError> {
     let units = ray_config.unit_instance_resources();
     let mut events = Vec::with_capacity(flags.resources.len());
     for (name, amount) in &flags.resources {
         let id = names.intern(name).map_err(|e| NodeError::Ray(e.to_string()))?;
-        let total = Fixed::from_f64(*amount)
-            .ok_or_else(|| NodeError::Ray(format!("--static_resource_list: {name}: expected 0 or more, got {amount}")))?;
+        let total = Fixed::from_f64(*amount).ok_or_else(|| {
+            NodeError::Ray(format!("--static_resource_list: {name}: expected 0 or more, got {amount}"))
+        })?;
         events.push(SchedEvent::AddResource { id, total, kind: kind_of(name, &units) });
     }
     Ok(events)

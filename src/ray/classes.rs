@@ -60,10 +60,8 @@ impl Classes {
         names: &mut Names,
         shards: ShardId,
     ) -> Result<(&Class, bool), ClassError> {
-        let key = Key {
-            resources: resources.into_iter().map(|(name, amount)| (name, amount.to_bits())).collect(),
-            worker,
-        };
+        let key =
+            Key { resources: resources.into_iter().map(|(name, amount)| (name, amount.to_bits())).collect(), worker };
         if let Some(at) = self.keys.get(&key) {
             return Ok((&self.classes[*at], false));
         }
@@ -168,10 +166,7 @@ mod tests {
 
     #[test]
     fn an_empty_environment_is_none_and_a_real_one_is_never_taken_for_none() {
-        let info = |env: &str| proto::RuntimeEnvInfo {
-            serialized_runtime_env: env.to_owned(),
-            ..Default::default()
-        };
+        let info = |env: &str| proto::RuntimeEnvInfo { serialized_runtime_env: env.to_owned(), ..Default::default() };
         assert_eq!(runtime_env_hash(None), 0);
         assert_eq!(runtime_env_hash(Some(&info("{}"))), 0);
         assert_ne!(runtime_env_hash(Some(&info("{\"env_vars\":{\"A\":\"1\"}}"))), 0);

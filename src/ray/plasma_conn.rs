@@ -104,8 +104,8 @@ async fn read_frames(core: &Rc<Core>, client: ClientId, mut reader: FrameReader)
         let Some(frame) = reader.fill(frame_bytes).await? else {
             break;
         };
-        let request = decode(header.message_type, &frame[HEADER_BYTES..])
-            .map_err(|e| ConnectionError::Frame(e.to_string()))?;
+        let request =
+            decode(header.message_type, &frame[HEADER_BYTES..]).map_err(|e| ConnectionError::Frame(e.to_string()))?;
         if !core.plasma.request(core, client, &request)? {
             break;
         }
@@ -126,12 +126,7 @@ impl PlasmaClients {
     }
 
     fn add(&self, client: ClientId, writer: Writer) {
-        let entry = Client {
-            writer,
-            known_segments: 0,
-            creates: FxHashMap::default(),
-            deletes: None,
-        };
+        let entry = Client { writer, known_segments: 0, creates: FxHashMap::default(), deletes: None };
         self.state.borrow_mut().clients.insert(client, entry);
     }
 
@@ -550,7 +545,9 @@ impl PlasmaClients {
         let place = match result {
             Ok(place) => place,
             Err(StoreError::ObjectExists) => return,
-            Err(error) => return tracing::error!(%id, %error, "an error cannot be stored; whoever gets the object may wait for ever"),
+            Err(error) => {
+                return tracing::error!(%id, %error, "an error cannot be stored; whoever gets the object may wait for ever")
+            }
         };
         let segment = &core.segments()[place.segment as usize];
         let range = place.header_offset..place.header_offset + place.allocated_bytes;

@@ -74,8 +74,8 @@ async fn read_frames(core: &Rc<Core>, conn: ClientId, mut reader: FrameReader) -
         let Some(frame) = reader.fill(frame_bytes).await? else {
             break;
         };
-        let request = decode(header.message_type, &frame[HEADER_BYTES..])
-            .map_err(|e| ConnectionError::Frame(e.to_string()))?;
+        let request =
+            decode(header.message_type, &frame[HEADER_BYTES..]).map_err(|e| ConnectionError::Frame(e.to_string()))?;
         core.raylet.request(core, conn, &request)?;
         reader.consume(frame_bytes);
     }
@@ -217,14 +217,7 @@ impl RayletClients {
     }
 
     /// Tells the control thread which objects of a wait are not here, so that it can say when they never will be.
-    fn fetch_missing(
-        &self,
-        core: &Rc<Core>,
-        conn: ClientId,
-        id: FetchId,
-        refs: &ObjectRefs<'_>,
-        wait: WaitId,
-    ) -> bool {
+    fn fetch_missing(&self, core: &Rc<Core>, conn: ClientId, id: FetchId, refs: &ObjectRefs<'_>, wait: WaitId) -> bool {
         let missing = self.waits.borrow().missing(wait);
         if missing.is_empty() {
             return false;
@@ -304,12 +297,7 @@ impl RayletClients {
 }
 
 fn owned_owner(owner: &OwnerAddress<'_>) -> Owner {
-    Owner {
-        worker: owner.worker_id,
-        node: owner.node_id,
-        ip_address: owner.ip_address.to_owned(),
-        port: owner.port,
-    }
+    Owner { worker: owner.worker_id, node: owner.node_id, ip_address: owner.ip_address.to_owned(), port: owner.port }
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -349,10 +337,9 @@ fn owned(request: &Request<'_>) -> ClientMessage {
             message: text(e.message),
             timestamp_s: e.timestamp_s,
         },
-        Request::FreeObjects { local_only, object_ids } => ClientMessage::FreeObjects {
-            objects: object_ids.iter().collect(),
-            local_only: *local_only,
-        },
+        Request::FreeObjects { local_only, object_ids } => {
+            ClientMessage::FreeObjects { objects: object_ids.iter().collect(), local_only: *local_only }
+        }
         Request::ActorCreationTaskDone
         | Request::Wait { .. }
         | Request::WaitForActorCallArgs { .. }

@@ -106,21 +106,15 @@ impl Names {
     pub fn mapping(&self, allocation: &Allocation) -> Vec<proto::ResourceMapEntry> {
         let parts = allocation.0.iter().map(|part| {
             let resource_ids = if part.instances.is_empty() {
-                vec![proto::ResourceId {
-                    index: 0,
-                    quantity: part.amount.to_f64(),
-                }]
+                vec![proto::ResourceId { index: 0, quantity: part.amount.to_f64() }]
             } else {
-                let instances = part.instances.iter().map(|(index, amount)| proto::ResourceId {
-                    index: i64::from(*index),
-                    quantity: amount.to_f64(),
-                });
+                let instances = part
+                    .instances
+                    .iter()
+                    .map(|(index, amount)| proto::ResourceId { index: i64::from(*index), quantity: amount.to_f64() });
                 instances.collect()
             };
-            proto::ResourceMapEntry {
-                name: self.name(part.id).to_owned(),
-                resource_ids,
-            }
+            proto::ResourceMapEntry { name: self.name(part.id).to_owned(), resource_ids }
         });
         parts.collect()
     }
@@ -185,10 +179,7 @@ pub fn bundle_id(id: Option<&proto::bundle::BundleIdentifier>) -> Result<BundleI
 }
 
 fn fixed(name: &str, amount: f64) -> Result<Fixed, ResourceError> {
-    Fixed::from_f64(amount).ok_or_else(|| ResourceError::BadAmount {
-        name: name.to_owned(),
-        amount,
-    })
+    Fixed::from_f64(amount).ok_or_else(|| ResourceError::BadAmount { name: name.to_owned(), amount })
 }
 
 /// Bytes written as hexadecimal digits; `None` for anything else.

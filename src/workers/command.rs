@@ -19,9 +19,7 @@ const SETUP_WORKER_SCRIPT: &str = "setup_worker.py";
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum CommandError {
     /// The raylet was started without a template for this language.
-    #[error(
-        "no worker command for {0:?}: the raylet needs --{1}_worker_command to start such workers"
-    )]
+    #[error("no worker command for {0:?}: the raylet needs --{1}_worker_command to start such workers")]
     NoTemplate(Language, &'static str),
     /// The language is one that this node does not start workers for.
     #[error("workers in {0:?} are not supported: only Python workers are")]
@@ -132,53 +130,29 @@ impl WorkerCommands {
         self.push_node_arguments(&mut argv, start)?;
         if has_runtime_env(start.serialized_runtime_env_context) {
             argv.push("--language=PYTHON".into());
-            argv.push(format!(
-                "--serialized-runtime-env-context={}",
-                start.serialized_runtime_env_context
-            ));
-        } else if argv
-            .get(1)
-            .is_some_and(|script| script.contains(SETUP_WORKER_SCRIPT))
-        {
+            argv.push(format!("--serialized-runtime-env-context={}", start.serialized_runtime_env_context));
+        } else if argv.get(1).is_some_and(|script| script.contains(SETUP_WORKER_SCRIPT)) {
             // Nothing to set up: the worker script runs directly, which saves one start of the interpreter.
             argv.remove(1);
         }
         if start.kind == WorkerKind::Worker && !self.preload_python_modules.is_empty() {
-            argv.push(format!(
-                "--worker-preload-modules={}",
-                self.preload_python_modules.join(",")
-            ));
+            argv.push(format!("--worker-preload-modules={}", self.preload_python_modules.join(",")));
         }
         if self.debugger_external {
             argv.push("--ray-debugger-external".into());
         }
-        let line = CommandLine {
-            argv,
-            env: self.environment(start),
-            env_remove: inherited_to_remove(),
-        };
+        let line = CommandLine { argv, env: self.environment(start), env_remove: inherited_to_remove() };
         line.checked()
     }
 
-    fn push_node_arguments(
-        &self,
-        argv: &mut Vec<String>,
-        start: &WorkerStart<'_>,
-    ) -> Result<(), CommandError> {
+    fn push_node_arguments(&self, argv: &mut Vec<String>, start: &WorkerStart<'_>) -> Result<(), CommandError> {
         if start.kind.is_io() {
             if self.object_spilling_config.is_empty() {
                 return Err(CommandError::NoSpillConfig);
             }
-            let kind = if start.kind == WorkerKind::SpillWorker {
-                "SPILL_WORKER"
-            } else {
-                "RESTORE_WORKER"
-            };
+            let kind = if start.kind == WorkerKind::SpillWorker { "SPILL_WORKER" } else { "RESTORE_WORKER" };
             argv.push(format!("--worker-type={kind}"));
-            argv.push(format!(
-                "--object-spilling-config={}",
-                STANDARD.encode(&self.object_spilling_config)
-            ));
+            argv.push(format!("--object-spilling-config={}", STANDARD.encode(&self.object_spilling_config)));
         }
         argv.push(format!("--worker-id={}", start.worker_id));
         argv.push(format!("--worker-launch-time-ms={}", start.launch_time_ms));
@@ -210,11 +184,7 @@ impl CommandLine {
         if let Some(bad) = self.argv.iter().find(|a| a.contains('\0')) {
             return Err(CommandError::Nul(format!("the argument {bad:?}")));
         }
-        if let Some((name, _)) = self
-            .env
-            .iter()
-            .find(|(n, v)| n.contains('\0') || v.contains('\0'))
-        {
+        if let Some((name, _)) = self.env.iter().find(|(n, v)| n.contains('\0') || v.contains('\0')) {
             return Err(CommandError::Nul(format!("the variable {name:?}")));
         }
         Ok(self)
@@ -227,22 +197,14 @@ pub fn has_runtime_env(serialized_context: &str) -> bool {
 }
 
 /// A template with the port filled in and the dynamic options in their place.
-pub fn expand(
-    template: &[String],
-    node_manager_port: u16,
-    dynamic_options: &[String],
-) -> Vec<String> {
+pub fn expand(template: &[String], node_manager_port: u16, dynamic_options: &[String]) -> Vec<String> {
     // Room for what the callers append, so that the list does not grow again.
     let mut argv = Vec::with_capacity(template.len() + dynamic_options.len() + 10);
     for token in template {
         if token == DYNAMIC_OPTION_PLACEHOLDER {
             argv.extend_from_slice(dynamic_options);
         } else {
-            argv.push(token.replacen(
-                NODE_MANAGER_PORT_PLACEHOLDER,
-                &node_manager_port.to_string(),
-                1,
-            ));
+            argv.push(token.replacen(NODE_MANAGER_PORT_PLACEHOLDER, &node_manager_port.to_string(), 1));
         }
     }
     argv

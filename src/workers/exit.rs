@@ -38,10 +38,7 @@ impl fmt::Display for ExitStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             ExitStatus::Code(code) => write!(f, "exit code {code}"),
-            ExitStatus::Signal {
-                signal,
-                core_dumped,
-            } => {
+            ExitStatus::Signal { signal, core_dumped } => {
                 write!(f, "killed by {}", signal_name(signal))?;
                 f.write_str(if core_dumped { ", core dumped" } else { "" })
             }
@@ -81,16 +78,15 @@ pub fn signal_name(signal: i32) -> String {
 /// Starts with the words of the stock raylet ("Worker unexpectedly exits with a connection error code 2. End of
 /// file."), which tools look for, and goes on with what is known here: pid and exit status.
 pub fn unexpected_exit_text(pid: u32, status: Option<ExitStatus>) -> String {
-    let mut text =
-        String::from("Worker unexpectedly exits with a connection error code 2. End of file. Some common causes include: ");
+    let mut text = String::from(
+        "Worker unexpectedly exits with a connection error code 2. End of file. Some common causes include: ",
+    );
     text.push_str(
         "(1) the process was killed by the OOM killer due to high memory usage, (2) ray stop --force was called, or (3) \
          the worker crashed unexpectedly due to SIGSEGV or another unexpected error.",
     );
     match status {
-        Some(status) => text.push_str(&format!(
-            " The worker process had pid {pid} and ended with {status}."
-        )),
+        Some(status) => text.push_str(&format!(" The worker process had pid {pid} and ended with {status}.")),
         None => text.push_str(&format!(" The worker process has pid {pid}.")),
     }
     text
@@ -102,43 +98,19 @@ mod tests {
 
     #[test]
     fn statuses_read_well() {
-        let killed = ExitStatus::Signal {
-            signal: libc::SIGKILL,
-            core_dumped: false,
-        };
-        let crashed = ExitStatus::Signal {
-            signal: libc::SIGSEGV,
-            core_dumped: true,
-        };
+        let killed = ExitStatus::Signal { signal: libc::SIGKILL, core_dumped: false };
+        let crashed = ExitStatus::Signal { signal: libc::SIGSEGV, core_dumped: true };
         assert_eq!(killed.to_string(), "killed by SIGKILL (9)");
         assert_eq!(crashed.to_string(), "killed by SIGSEGV (11), core dumped");
-        assert_eq!(
-            ExitStatus::Signal {
-                signal: 42,
-                core_dumped: false
-            }
-            .to_string(),
-            "killed by signal 42"
-        );
+        assert_eq!(ExitStatus::Signal { signal: 42, core_dumped: false }.to_string(), "killed by signal 42");
         assert_eq!(ExitStatus::Code(3).to_string(), "exit code 3");
-        assert_eq!(
-            (
-                ExitStatus::Code(3).as_code(),
-                killed.as_code(),
-                ExitStatus::Unknown.as_code()
-            ),
-            (3, -9, -1)
-        );
+        assert_eq!((ExitStatus::Code(3).as_code(), killed.as_code(), ExitStatus::Unknown.as_code()), (3, -9, -1));
     }
 
     #[test]
     fn the_cause_of_death_begins_as_rays_does_and_names_the_status() {
         let text = unexpected_exit_text(77, Some(ExitStatus::Code(1)));
-        assert!(text
-            .starts_with("Worker unexpectedly exits with a connection error code 2. End of file."));
-        assert!(
-            text.ends_with("pid 77 and ended with exit code 1."),
-            "{text}"
-        );
+        assert!(text.starts_with("Worker unexpectedly exits with a connection error code 2. End of file."));
+        assert!(text.ends_with("pid 77 and ended with exit code 1."), "{text}");
     }
 }

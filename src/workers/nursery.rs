@@ -51,11 +51,7 @@ pub struct NurserySettings {
 
 impl Default for NurserySettings {
     fn default() -> Self {
-        Self {
-            enabled: true,
-            ready_timeout: Duration::from_secs(10),
-            fork_timeout: Duration::from_secs(5),
-        }
+        Self { enabled: true, ready_timeout: Duration::from_secs(10), fork_timeout: Duration::from_secs(5) }
     }
 }
 
@@ -119,10 +115,7 @@ impl Nursery {
     pub fn new(settings: NurserySettings, workers: ProcessTable) -> Self {
         // The end of the nursery is seen on its socket, so that nobody needs to read the report.
         let (exits, _) = flume::bounded(1);
-        let config = ProcessConfig {
-            max_processes: 1,
-            kill_timeout: Duration::from_millis(500),
-        };
+        let config = ProcessConfig { max_processes: 1, kill_timeout: Duration::from_millis(500) };
         let inner = Inner {
             settings,
             workers,
@@ -130,9 +123,7 @@ impl Nursery {
             state: RefCell::new(State::Cold),
             changed: Notify::new(),
         };
-        Self {
-            inner: Rc::new(inner),
-        }
+        Self { inner: Rc::new(inner) }
     }
 
     /// True where task workers without a runtime environment should be started for the nil job, so that they can come
@@ -159,10 +150,7 @@ impl Nursery {
     /// Those of a plain start.
     pub async fn spawn(&self, spec: &SpawnSpec) -> Result<Started, SpawnError> {
         let forkable = self.is_enabled() && fits(&spec.command) && spec.stdin == Stdin::Null;
-        if !forkable
-            || (&spec.stdout, &spec.stderr) != (&Output::Inherit, &Output::Inherit)
-            || !spec.own_group
-        {
+        if !forkable || (&spec.stdout, &spec.stderr) != (&Output::Inherit, &Output::Inherit) || !spec.own_group {
             return self.inner.workers.spawn(spec);
         }
         self.warm(&spec.command);
@@ -185,19 +173,13 @@ impl Nursery {
     }
 
     async fn fork(&self, spec: &SpawnSpec) -> Option<Started> {
-        let link = self
-            .ready()
-            .await
-            .filter(|link| same_start(&link.command, &spec.command))?;
+        let link = self.ready().await.filter(|link| same_start(&link.command, &spec.command))?;
         let (answer, answered) = oneshot::channel();
         link.ask(spec, answer)?;
         match tokio::time::timeout(self.inner.settings.fork_timeout, answered).await {
             Ok(Ok(Ok(started))) => Some(started),
             Ok(Ok(Err(error))) => {
-                tracing::warn!(
-                    error,
-                    "the nursery could not fork a worker, which starts plainly now"
-                );
+                tracing::warn!(error, "the nursery could not fork a worker, which starts plainly now");
                 None
             }
             Ok(Err(_)) => None, // The nursery ended, which `converse` has logged.
@@ -229,21 +211,13 @@ impl Nursery {
             State::Resting(_, pause) => pause,
             _ => RETRY_PAUSE.0,
         };
-        let started = StdStream::pair()
-            .map_err(|error| error.to_string())
-            .and_then(|(ours, theirs)| {
-                ours.set_nonblocking(true)
-                    .map_err(|error| error.to_string())?;
-                let ours = UnixStream::from_std(ours).map_err(|error| error.to_string())?;
-                let spec = nursery_spec(worker);
-                let started = self
-                    .inner
-                    .own
-                    .spawn_with_stdin(&spec, OwnedFd::from(theirs));
-                started
-                    .map(|started| (ours, started))
-                    .map_err(|error| error.to_string())
-            });
+        let started = StdStream::pair().map_err(|error| error.to_string()).and_then(|(ours, theirs)| {
+            ours.set_nonblocking(true).map_err(|error| error.to_string())?;
+            let ours = UnixStream::from_std(ours).map_err(|error| error.to_string())?;
+            let spec = nursery_spec(worker);
+            let started = self.inner.own.spawn_with_stdin(&spec, OwnedFd::from(theirs));
+            started.map(|started| (ours, started)).map_err(|error| error.to_string())
+        });
         match started {
             Ok((socket, started)) => {
                 tracing::info!(pid = started.pid, "worker nursery started");
@@ -257,12 +231,8 @@ impl Nursery {
     /// Talks to the nursery until it ends.
     async fn converse(self, socket: UnixStream, pause: Duration) {
         let (read, write) = socket.into_split();
-        let mut reader = Reader {
-            lines: BufReader::new(read),
-            line: Vec::new(),
-        };
-        let why = match tokio::time::timeout(self.inner.settings.ready_timeout, reader.next()).await
-        {
+        let mut reader = Reader { lines: BufReader::new(read), line: Vec::new() };
+        let why = match tokio::time::timeout(self.inner.settings.ready_timeout, reader.next()).await {
             Err(_) => "it did not import Ray in time".to_string(),
             Ok(Err(error)) => error,
             Ok(Ok(Message::Ready { ready: 1 })) => self.attend(reader, write).await,
@@ -281,11 +251,7 @@ impl Nursery {
             _ => return "the node ends".into(),
         };
         let (requests, outbox) = flume::bounded(MAX_PENDING);
-        let link = Rc::new(Link {
-            command,
-            requests,
-            pending: RefCell::default(),
-        });
+        let link = Rc::new(Link { command, requests, pending: RefCell::default() });
         self.inner.state.replace(State::Ready(link.clone()));
         self.inner.changed.notify_waiters();
         tokio::task::spawn_local(send_requests(outbox, write));
@@ -294,18 +260,8 @@ impl Nursery {
                 Ok(Message::Forked { id, pid }) => self.forked(&link, id, pid),
                 Ok(Message::Failed { id, error }) => link.answer(id, Err(error)),
                 Ok(Message::Exited { exit, code }) => link.exited(exit, ExitStatus::Code(code)),
-                Ok(Message::Signalled {
-                    exit,
-                    signal,
-                    core: core_dumped,
-                }) => {
-                    link.exited(
-                        exit,
-                        ExitStatus::Signal {
-                            signal,
-                            core_dumped,
-                        },
-                    );
+                Ok(Message::Signalled { exit, signal, core: core_dumped }) => {
+                    link.exited(exit, ExitStatus::Signal { signal, core_dumped });
                 }
                 Ok(message @ Message::Ready { .. }) => break format!("it sent {message:?} twice"),
                 Err(error) => break error,
@@ -338,38 +294,22 @@ impl Nursery {
         }
         tracing::warn!(why, retry_after = ?pause, "the worker nursery failed; workers start plainly meanwhile");
         let next = (pause * 2).min(RETRY_PAUSE.1);
-        self.inner
-            .state
-            .replace(State::Resting(Instant::now() + pause, next));
+        self.inner.state.replace(State::Resting(Instant::now() + pause, next));
         self.inner.changed.notify_waiters();
     }
 }
 
 impl Link {
     /// Sends a request; `None` where too many are under way.
-    fn ask(
-        &self,
-        spec: &SpawnSpec,
-        answer: oneshot::Sender<Result<Started, String>>,
-    ) -> Option<()> {
+    fn ask(&self, spec: &SpawnSpec, answer: oneshot::Sender<Result<Started, String>>) -> Option<()> {
         let mut pending = self.pending.borrow_mut();
         if pending.forks.len() >= MAX_PENDING {
             return None;
         }
         pending.next_id += 1;
         let id = pending.next_id;
-        let env = spec
-            .command
-            .env
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()))
-            .collect();
-        let mut line = serde_json::to_vec(&Request {
-            id,
-            argv: &spec.command.argv,
-            env,
-        })
-        .ok()?;
+        let env = spec.command.env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let mut line = serde_json::to_vec(&Request { id, argv: &spec.command.argv, env }).ok()?;
         line.push(b'\n');
         // As deep as the map of those who wait is large, so that it is never full; gone where the nursery is.
         self.requests.try_send(line).ok()?;
@@ -403,9 +343,8 @@ impl Reader {
         let mut limited = (&mut self.lines).take(MAX_MESSAGE_BYTES);
         match limited.read_until(b'\n', &mut self.line).await {
             Ok(0) => Err("it has ended".into()),
-            Ok(_) => serde_json::from_slice(&self.line).map_err(|error| {
-                format!("it sent {:?}: {error}", String::from_utf8_lossy(&self.line))
-            }),
+            Ok(_) => serde_json::from_slice(&self.line)
+                .map_err(|error| format!("it sent {:?}: {error}", String::from_utf8_lossy(&self.line))),
             Err(error) => Err(format!("its socket failed: {error}")),
         }
     }
@@ -422,40 +361,19 @@ async fn send_requests(outbox: flume::Receiver<Vec<u8>>, mut socket: OwnedWriteH
 
 /// True for a worker that may be forked: the script runs directly (no runtime environment), and for no job yet.
 fn fits(worker: &CommandLine) -> bool {
-    let script = worker
-        .argv
-        .get(1)
-        .is_some_and(|script| script.ends_with(WORKER_SCRIPT));
-    script
-        && worker
-            .env
-            .iter()
-            .any(|(name, value)| name == "RAY_JOB_ID" && value == NIL_JOB)
+    let script = worker.argv.get(1).is_some_and(|script| script.ends_with(WORKER_SCRIPT));
+    script && worker.env.iter().any(|(name, value)| name == "RAY_JOB_ID" && value == NIL_JOB)
 }
 
 /// True where two workers differ in nothing that is fixed once Python has started and Ray is imported.
 fn same_start(nursery: &CommandLine, worker: &CommandLine) -> bool {
-    nursery.argv[..2] == worker.argv[..2]
-        && (&nursery.env, &nursery.env_remove) == (&worker.env, &worker.env_remove)
+    nursery.argv[..2] == worker.argv[..2] && (&nursery.env, &nursery.env_remove) == (&worker.env, &worker.env_remove)
 }
 
 fn nursery_spec(worker: &CommandLine) -> SpawnSpec {
-    let argv = vec![
-        worker.argv[0].clone(),
-        "-c".into(),
-        PROGRAM.into(),
-        worker.argv[1].clone(),
-    ];
-    let command = CommandLine {
-        argv,
-        env: worker.env.clone(),
-        env_remove: worker.env_remove.clone(),
-    };
-    SpawnSpec {
-        command,
-        own_group: true,
-        ..SpawnSpec::default()
-    }
+    let argv = vec![worker.argv[0].clone(), "-c".into(), PROGRAM.into(), worker.argv[1].clone()];
+    let command = CommandLine { argv, env: worker.env.clone(), env_remove: worker.env_remove.clone() };
+    SpawnSpec { command, own_group: true, ..SpawnSpec::default() }
 }
 
 #[cfg(test)]
@@ -466,29 +384,10 @@ mod tests {
     fn messages_are_told_apart() {
         for (line, expected) in [
             (r#"{"ready": 1}"#, Message::Ready { ready: 1 }),
-            (
-                r#"{"id": 3, "pid": 77}"#,
-                Message::Forked { id: 3, pid: 77 },
-            ),
-            (
-                r#"{"id": 3, "error": "fork: no"}"#,
-                Message::Failed {
-                    id: 3,
-                    error: "fork: no".into(),
-                },
-            ),
-            (
-                r#"{"exit": 77, "code": 5}"#,
-                Message::Exited { exit: 77, code: 5 },
-            ),
-            (
-                r#"{"exit": 77, "signal": 9, "core": false}"#,
-                Message::Signalled {
-                    exit: 77,
-                    signal: 9,
-                    core: false,
-                },
-            ),
+            (r#"{"id": 3, "pid": 77}"#, Message::Forked { id: 3, pid: 77 }),
+            (r#"{"id": 3, "error": "fork: no"}"#, Message::Failed { id: 3, error: "fork: no".into() }),
+            (r#"{"exit": 77, "code": 5}"#, Message::Exited { exit: 77, code: 5 }),
+            (r#"{"exit": 77, "signal": 9, "core": false}"#, Message::Signalled { exit: 77, signal: 9, core: false }),
         ] {
             assert_eq!(serde_json::from_str::<Message>(line).unwrap(), expected);
         }

@@ -150,10 +150,7 @@ pub struct ProcessConfig {
 
 impl Default for ProcessConfig {
     fn default() -> Self {
-        Self {
-            max_processes: 4096,
-            kill_timeout: Duration::from_secs(5),
-        }
+        Self { max_processes: 4096, kill_timeout: Duration::from_secs(5) }
     }
 }
 
@@ -197,9 +194,7 @@ impl ProcessTable {
             lingering_groups: Cell::new(0),
             changed: Notify::new(),
         };
-        Self {
-            inner: Rc::new(inner),
-        }
+        Self { inner: Rc::new(inner) }
     }
 
     /// Starts a process and watches it.
@@ -215,11 +210,7 @@ impl ProcessTable {
     ///
     /// # Errors
     /// As [`Self::spawn`].
-    pub fn spawn_with_stdin(
-        &self,
-        spec: &SpawnSpec,
-        stdin: OwnedFd,
-    ) -> Result<Started, SpawnError> {
+    pub fn spawn_with_stdin(&self, spec: &SpawnSpec, stdin: OwnedFd) -> Result<Started, SpawnError> {
         self.check_room()?;
         let mut command = prepare(spec)?;
         command.stdin(stdin);
@@ -228,10 +219,7 @@ impl ProcessTable {
 
     fn launch(&self, spec: &SpawnSpec, mut command: Command) -> Result<Started, SpawnError> {
         let program = &spec.command.argv[0];
-        let mut child = command.spawn().map_err(|source| SpawnError::Start {
-            program: program.clone(),
-            source,
-        })?;
+        let mut child = command.spawn().map_err(|source| SpawnError::Start { program: program.clone(), source })?;
         let pid = child.id();
         // The child is not reaped by anyone else, so that its pid still means it here even if it ended at once.
         let (pid_t, pidfd) = match open_pidfd(pid) {
@@ -240,25 +228,14 @@ impl ProcessTable {
                 // Nothing would ever reap it: end it here.
                 let ended = child.kill().and_then(|()| child.wait());
                 tracing::warn!(pid, ?ended, "a process that can't be watched was killed");
-                return Err(SpawnError::Watch {
-                    program: program.clone(),
-                    pid,
-                    source,
-                });
+                return Err(SpawnError::Watch { program: program.clone(), pid, source });
             }
         };
         apply_oom_score(pid, spec.oom_score_adjustment);
-        let pipe = if spec.stdin == Stdin::LifetimePipe {
-            child.stdin.take()
-        } else {
-            None
-        };
+        let pipe = if spec.stdin == Stdin::LifetimePipe { child.stdin.take() } else { None };
         let entry = self.insert(pid_t, pidfd, spec.own_group, pipe);
         tokio::task::spawn_local(self.clone().watch_child(entry.clone()));
-        Ok(Started {
-            key: entry.key,
-            pid,
-        })
+        Ok(Started { key: entry.key, pid })
     }
 
     /// Watches a process that another process of this node started by `spec`, and whose status comes through `status`.
@@ -273,18 +250,12 @@ impl ProcessTable {
     ) -> Result<Started, SpawnError> {
         self.check_room()?;
         let program = spec.command.argv.first().ok_or(SpawnError::EmptyCommand)?;
-        let (pid_t, pidfd) = open_pidfd(pid).map_err(|source| SpawnError::Watch {
-            program: program.clone(),
-            pid,
-            source,
-        })?;
+        let (pid_t, pidfd) =
+            open_pidfd(pid).map_err(|source| SpawnError::Watch { program: program.clone(), pid, source })?;
         apply_oom_score(pid, spec.oom_score_adjustment);
         let entry = self.insert(pid_t, pidfd, spec.own_group, None);
         tokio::task::spawn_local(self.clone().watch_foreign(entry.clone(), status));
-        Ok(Started {
-            key: entry.key,
-            pid,
-        })
+        Ok(Started { key: entry.key, pid })
     }
 
     /// Number of processes running or not yet reported.
@@ -387,22 +358,14 @@ impl ProcessTable {
 
     fn check_room(&self) -> Result<(), SpawnError> {
         let max = self.inner.config.max_processes;
-        (self.len() < max)
-            .then_some(())
-            .ok_or(SpawnError::TableFull(max))
+        (self.len() < max).then_some(()).ok_or(SpawnError::TableFull(max))
     }
 
     fn entry(&self, key: ProcessKey) -> Option<Rc<Entry>> {
         self.inner.entries.borrow().get(&key).cloned()
     }
 
-    fn insert(
-        &self,
-        pid: Pid,
-        pidfd: AsyncFd<OwnedFd>,
-        own_group: bool,
-        pipe: Option<ChildStdin>,
-    ) -> Rc<Entry> {
+    fn insert(&self, pid: Pid, pidfd: AsyncFd<OwnedFd>, own_group: bool, pipe: Option<ChildStdin>) -> Rc<Entry> {
         let key = ProcessKey(self.inner.next_key.get());
         self.inner.next_key.set(key.0 + 1);
         let entry = Rc::new(Entry {
@@ -419,10 +382,7 @@ impl ProcessTable {
 
     async fn watch_child(self, entry: Rc<Entry>) {
         entry.ended().await;
-        let waited = sys::waitid(
-            WaitId::PidFd(entry.pidfd.get_ref().as_fd()),
-            WaitIdOptions::EXITED,
-        );
+        let waited = sys::waitid(WaitId::PidFd(entry.pidfd.get_ref().as_fd()), WaitIdOptions::EXITED);
         let status = match waited {
             Ok(Some(status)) => decode(&status),
             Ok(None) => ExitStatus::Unknown,
@@ -445,12 +405,7 @@ impl ProcessTable {
 
     async fn report(self, entry: Rc<Entry>, status: ExitStatus) {
         let pid = entry.raw_pid();
-        let exit = ProcessExit {
-            key: entry.key,
-            pid,
-            status,
-            requested: entry.terminating.get(),
-        };
+        let exit = ProcessExit { key: entry.key, pid, status, requested: entry.terminating.get() };
         // Counted before the entry goes, so that a shutdown never sees neither of them.
         let lingers = entry.own_group && signal_group(entry.pid, Signal::TERM);
         let count = &self.inner.lingering_groups;
@@ -513,11 +468,7 @@ impl Entry {
 }
 
 fn prepare(spec: &SpawnSpec) -> Result<Command, SpawnError> {
-    let (program, arguments) = spec
-        .command
-        .argv
-        .split_first()
-        .ok_or(SpawnError::EmptyCommand)?;
+    let (program, arguments) = spec.command.argv.split_first().ok_or(SpawnError::EmptyCommand)?;
     let mut command = Command::new(program);
     command.args(arguments);
     spec.command.env_remove.iter().for_each(|name| {
@@ -540,23 +491,15 @@ fn open_output(program: &str, output: &Output) -> Result<Stdio, SpawnError> {
     let Output::Append(path) = output else {
         return Ok(Stdio::inherit());
     };
-    File::options()
-        .create(true)
-        .append(true)
-        .open(path)
-        .map(Stdio::from)
-        .map_err(|source| SpawnError::Output {
-            program: program.into(),
-            path: path.clone(),
-            source,
-        })
+    File::options().create(true).append(true).open(path).map(Stdio::from).map_err(|source| SpawnError::Output {
+        program: program.into(),
+        path: path.clone(),
+        source,
+    })
 }
 
 fn open_pidfd(pid: u32) -> io::Result<(Pid, AsyncFd<OwnedFd>)> {
-    let pid = i32::try_from(pid)
-        .ok()
-        .and_then(Pid::from_raw)
-        .ok_or(io::ErrorKind::InvalidInput)?;
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
     let pidfd = sys::pidfd_open(pid, PidfdFlags::NONBLOCK)?;
     // SAFETY: an OwnedFd names one open descriptor from here until it is dropped, and nothing takes it out of the
     // AsyncFd that owns it.
@@ -583,10 +526,7 @@ fn group_exists(group: Pid) -> bool {
 fn decode(status: &sys::WaitIdStatus) -> ExitStatus {
     match (status.exit_status(), status.terminating_signal()) {
         (Some(code), _) => ExitStatus::Code(code),
-        (None, Some(signal)) => ExitStatus::Signal {
-            signal,
-            core_dumped: status.dumped(),
-        },
+        (None, Some(signal)) => ExitStatus::Signal { signal, core_dumped: status.dumped() },
         (None, None) => ExitStatus::Unknown,
     }
 }
@@ -601,15 +541,6 @@ fn apply_oom_score(pid: u32, adjustment: Option<i32>) {
 /// Adds to the OOM score adjustment that a process has inherited, within what Linux allows (-1000..=1000).
 fn adjust_oom_score(pid: u32, adjustment: i32) -> io::Result<()> {
     let path = format!("/proc/{pid}/oom_score_adj");
-    let inherited: i32 = fs::read_to_string(&path)?
-        .trim()
-        .parse()
-        .map_err(io::Error::other)?;
-    fs::write(
-        path,
-        inherited
-            .saturating_add(adjustment)
-            .clamp(-1000, 1000)
-            .to_string(),
-    )
+    let inherited: i32 = fs::read_to_string(&path)?.trim().parse().map_err(io::Error::other)?;
+    fs::write(path, inherited.saturating_add(adjustment).clamp(-1000, 1000).to_string())
 }

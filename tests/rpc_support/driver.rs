@@ -52,14 +52,7 @@ impl Driver {
             .spawn()
             .expect("python starts");
         let lines = BufReader::new(child.stdout.take().expect("piped"));
-        let mut driver = Self {
-            child,
-            lines,
-            owner: Vec::new(),
-            object: Vec::new(),
-            kept: Vec::new(),
-            _dir: dir,
-        };
+        let mut driver = Self { child, lines, owner: Vec::new(), object: Vec::new(), kept: Vec::new(), _dir: dir };
         driver.owner = unhex(&driver.line("OWNER "));
         driver.object = unhex(&driver.line("OBJECT "));
         driver.kept = unhex(&driver.line("KEPT "));
@@ -86,10 +79,7 @@ impl Driver {
 
     fn tell(&mut self, text: &str) {
         let stdin = self.child.stdin.as_mut().expect("running");
-        stdin
-            .write_all(text.as_bytes())
-            .and_then(|()| stdin.flush())
-            .expect("the driver listens");
+        stdin.write_all(text.as_bytes()).and_then(|()| stdin.flush()).expect("the driver listens");
     }
 
     fn line(&mut self, prefix: &str) -> String {
@@ -113,8 +103,6 @@ impl Drop for Driver {
 /// Bytes from hexadecimal digits.
 fn unhex(text: &str) -> Vec<u8> {
     let pairs = text.as_bytes().chunks(2);
-    let byte = |pair| {
-        u8::from_str_radix(std::str::from_utf8(pair).expect("ascii"), 16).expect("hexadecimal")
-    };
+    let byte = |pair| u8::from_str_radix(std::str::from_utf8(pair).expect("ascii"), 16).expect("hexadecimal");
     pairs.map(byte).collect()
 }

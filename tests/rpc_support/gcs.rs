@@ -11,17 +11,9 @@ use super::python::python;
 use super::rpc_support::TOKEN;
 
 fn gcs_executable() -> PathBuf {
-    let code =
-        "import importlib.util as u; print(u.find_spec('ray').submodule_search_locations[0])";
-    let output = Command::new(python())
-        .args(["-c", code])
-        .output()
-        .expect("python runs");
-    assert!(
-        output.status.success(),
-        "Ray is not installed: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let code = "import importlib.util as u; print(u.find_spec('ray').submodule_search_locations[0])";
+    let output = Command::new(python()).args(["-c", code]).output().expect("python runs");
+    assert!(output.status.success(), "Ray is not installed: {}", String::from_utf8_lossy(&output.stderr));
     let package = String::from_utf8(output.stdout).expect("utf-8 path");
     Path::new(package.trim()).join("core/src/ray/gcs/gcs_server")
 }
@@ -41,12 +33,7 @@ impl Gcs {
         let dir = tempfile::tempdir().expect("temporary directory");
         fs::create_dir(dir.path().join("logs")).expect("mkdir");
         let (child, port) = Self::spawn(&executable, dir.path(), 0);
-        Self {
-            executable,
-            dir,
-            child,
-            port,
-        }
+        Self { executable, dir, child, port }
     }
 
     /// `host:port`.
@@ -95,19 +82,13 @@ impl Gcs {
             .expect("gcs_server starts");
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
-            let written = fs::read_to_string(&port_file)
-                .ok()
-                .and_then(|text| text.trim().parse().ok());
+            let written = fs::read_to_string(&port_file).ok().and_then(|text| text.trim().parse().ok());
             if let Some(port) = written {
                 return (child, port);
             }
             let ended = child.try_wait().expect("wait");
             let log = || fs::read_to_string(dir.join("gcs.log")).unwrap_or_default();
-            assert!(
-                ended.is_none() && Instant::now() < deadline,
-                "no GCS: {}",
-                log()
-            );
+            assert!(ended.is_none() && Instant::now() < deadline, "no GCS: {}", log());
             std::thread::sleep(Duration::from_millis(20));
         }
     }

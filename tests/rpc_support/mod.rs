@@ -8,16 +8,9 @@ pub const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
 /// Runs a test on a thread like the node's control thread, for at most two minutes.
 pub fn on_control_thread(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     let local = tokio::task::LocalSet::new();
-    let bounded = async {
-        tokio::time::timeout(Duration::from_secs(120), test)
-            .await
-            .expect("in time")
-    };
+    let bounded = async { tokio::time::timeout(Duration::from_secs(120), test).await.expect("in time") };
     local.block_on(&runtime, bounded);
 }
 

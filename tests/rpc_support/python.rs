@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 /// The Python interpreter that has Ray 2.60.
 pub fn python() -> PathBuf {
     let named = std::env::var_os("RAYLET_TEST_PYTHON").map(PathBuf::from);
-    let python =
-        named.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python"));
+    let python = named.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python"));
     assert!(
         python.exists(),
         "{} is not there: this test runs against Ray 2.60; install it with `python -m venv .venv && \

@@ -70,10 +70,7 @@ fn a_body_cut_short_is_refused() {
                 missed += usize::from(read(frame.message_type, &frame.body[..length]).is_err());
             }
             let spare = frame.body.len() - missed;
-            assert!(
-                spare <= 16 || frame.body.len() < 16,
-                "{name}: still read without its last {spare} bytes"
-            );
+            assert!(spare <= 16 || frame.body.len() < 16, "{name}: still read without its last {spare} bytes");
         }
     }
 }
@@ -96,11 +93,7 @@ fn no_flipped_bit_brings_the_reader_down() {
         }
     }
     // Most bits are content; flips in offsets, lengths and field lists have to be noticed.
-    assert!(
-        refused > 1000,
-        "only {refused} of {} flips were refused",
-        refused + read_anyway
-    );
+    assert!(refused > 1000, "only {refused} of {} flips were refused", refused + read_anyway);
 }
 
 #[test]
@@ -125,91 +118,41 @@ fn errors_say_where_and_what() {
     let mut short_id = body.to_vec();
     short_id[length_at] = 27;
     let error = plasma::decode(plasma::message_type::SEAL_REQUEST, &short_id).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "PlasmaSealRequest.object_id is an id of 27 bytes, expected 28"
-    );
+    assert_eq!(error.to_string(), "PlasmaSealRequest.object_id is an id of 27 bytes, expected 28");
 
     let error = plasma::decode(plasma::message_type::SEAL_REQUEST, &body[..20]).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            WireError::OutOfBounds {
-                table: "PlasmaSealRequest",
-                field: "object_id",
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, WireError::OutOfBounds { table: "PlasmaSealRequest", field: "object_id", .. }), "{error}");
 
     let error = plasma::decode(plasma::message_type::SEAL_REPLY, body).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "plasma socket: message type 7 is not a request of Ray 2.60"
-    );
+    assert_eq!(error.to_string(), "plasma socket: message type 7 is not a request of Ray 2.60");
     let error = raylet::decode(99, body).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "raylet socket: message type 99 is not a request of Ray 2.60"
-    );
+    assert_eq!(error.to_string(), "raylet socket: message type 99 is not a request of Ray 2.60");
 
     let connect = recorded("plasma_connect").swap_remove(0).1;
-    let error = plasma::decode(
-        plasma::message_type::SEAL_REQUEST,
-        only_frame(&connect).body,
-    )
-    .unwrap_err();
-    assert_eq!(
-        error,
-        WireError::Missing {
-            table: "PlasmaSealRequest",
-            field: "object_id"
-        }
-    );
+    let error = plasma::decode(plasma::message_type::SEAL_REQUEST, only_frame(&connect).body).unwrap_err();
+    assert_eq!(error, WireError::Missing { table: "PlasmaSealRequest", field: "object_id" });
 }
 
 #[test]
 fn an_address_that_is_no_address_is_refused() {
-    let owner = |ip_address| OwnerAddress {
-        node_id: NodeId::NIL,
-        ip_address,
-        port: 1,
-        worker_id: WorkerId::NIL,
-    };
+    let owner = |ip_address| OwnerAddress { node_id: NodeId::NIL, ip_address, port: 1, worker_id: WorkerId::NIL };
     let long = "1".repeat(256);
     for (ip_address, accepted) in [(&long[..255], true), (&long[..], false)] {
-        let request = raylet::Request::SubscribePlasmaReady {
-            object_id: ObjectId([1; 28]),
-            owner: owner(ip_address),
-        };
+        let request = raylet::Request::SubscribePlasmaReady { object_id: ObjectId([1; 28]), owner: owner(ip_address) };
         let mut bytes = Vec::new();
         request.encode(&mut Encoder::new(), &mut bytes);
         let frame = only_frame(&bytes);
         let read = raylet::decode(frame.message_type, frame.body);
         assert_eq!(read.is_ok(), accepted, "{read:?}");
 
-        let place = frame
-            .body
-            .windows(4)
-            .position(|four| four == b"1111")
-            .expect("the text");
+        let place = frame.body.windows(4).position(|four| four == b"1111").expect("the text");
         let mut body = frame.body.to_vec();
         body[place + 2] = 0xff;
         let read = raylet::decode(frame.message_type, &body);
         let expected = if accepted {
-            WireError::NotUtf8 {
-                table: "Address",
-                field: "ip_address",
-                valid_bytes: 2,
-            }
+            WireError::NotUtf8 { table: "Address", field: "ip_address", valid_bytes: 2 }
         } else {
-            WireError::TooLong {
-                table: "Address",
-                field: "ip_address",
-                limit: 255,
-                got: 256,
-            }
+            WireError::TooLong { table: "Address", field: "ip_address", limit: 255, got: 256 }
         };
         assert_eq!(read, Err(expected));
     }
@@ -224,17 +167,7 @@ fn a_huge_count_is_refused_at_once() {
     assert_eq!(body[count_at..count_at + 4], [1, 0, 0, 0]);
     body[count_at..count_at + 4].copy_from_slice(&[0xff; 4]);
     let error = plasma::decode(plasma::message_type::GET_REQUEST, &body).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            WireError::OutOfBounds {
-                field: "object_ids",
-                needed: 0x3_ffff_fffc,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, WireError::OutOfBounds { field: "object_ids", needed: 0x3_ffff_fffc, .. }), "{error}");
 }
 
 proptest! {

@@ -20,10 +20,7 @@ fn written(encode: impl Fn(&mut Encoder, &mut Vec<u8>)) -> Vec<u8> {
     assert_eq!(out, b"earlier");
     out.clear();
     encode(&mut encoder, &mut out);
-    assert_eq!(
-        first, out,
-        "an encoder leaves nothing behind for the next message"
-    );
+    assert_eq!(first, out, "an encoder leaves nothing behind for the next message");
     out
 }
 
@@ -31,10 +28,7 @@ fn raylet_request(request: raylet::Request<'_>) {
     let bytes = written(|encoder, out| request.encode(encoder, out));
     let frame = only_frame(&bytes);
     assert_eq!(frame.message_type, request.message_type());
-    assert_eq!(
-        verify(frame.body, raylet_schema(frame.message_type)),
-        Ok(())
-    );
+    assert_eq!(verify(frame.body, raylet_schema(frame.message_type)), Ok(()));
     assert_eq!(raylet::decode(frame.message_type, frame.body), Ok(request));
     assert!(raylet::decode_reply(frame.message_type, frame.body).is_err());
 }
@@ -42,14 +36,8 @@ fn raylet_request(request: raylet::Request<'_>) {
 fn raylet_reply(reply: raylet::Reply<'_>) {
     let bytes = written(|encoder, out| reply.encode(encoder, out));
     let frame = only_frame(&bytes);
-    assert_eq!(
-        verify(frame.body, raylet_schema(frame.message_type)),
-        Ok(())
-    );
-    assert_eq!(
-        raylet::decode_reply(frame.message_type, frame.body),
-        Ok(reply)
-    );
+    assert_eq!(verify(frame.body, raylet_schema(frame.message_type)), Ok(()));
+    assert_eq!(raylet::decode_reply(frame.message_type, frame.body), Ok(reply));
     assert!(raylet::decode(frame.message_type, frame.body).is_err());
 }
 
@@ -57,10 +45,7 @@ fn plasma_request(request: plasma::Request<'_>) {
     let bytes = written(|encoder, out| request.encode(encoder, out));
     let frame = only_frame(&bytes);
     assert_eq!(frame.message_type, request.message_type());
-    assert_eq!(
-        verify(frame.body, plasma_schema(frame.message_type)),
-        Ok(())
-    );
+    assert_eq!(verify(frame.body, plasma_schema(frame.message_type)), Ok(()));
     assert_eq!(plasma::decode(frame.message_type, frame.body), Ok(request));
     assert!(plasma::decode_reply(frame.message_type, frame.body).is_err());
 }
@@ -68,14 +53,8 @@ fn plasma_request(request: plasma::Request<'_>) {
 fn plasma_reply(reply: plasma::Reply<'_>) {
     let bytes = written(|encoder, out| reply.encode(encoder, out));
     let frame = only_frame(&bytes);
-    assert_eq!(
-        verify(frame.body, plasma_schema(frame.message_type)),
-        Ok(())
-    );
-    assert_eq!(
-        plasma::decode_reply(frame.message_type, frame.body),
-        Ok(reply)
-    );
+    assert_eq!(verify(frame.body, plasma_schema(frame.message_type)), Ok(()));
+    assert_eq!(plasma::decode_reply(frame.message_type, frame.body), Ok(reply));
     assert!(plasma::decode(frame.message_type, frame.body).is_err());
 }
 
@@ -105,22 +84,9 @@ struct Refs {
 }
 
 fn refs() -> impl Strategy<Value = Refs> {
-    vec(
-        (
-            object_id(),
-            node_id(),
-            "[0-9a-f:.]{0,39}",
-            any::<i32>(),
-            worker_id(),
-        ),
-        0..40,
-    )
-    .prop_map(|entries| Refs {
+    vec((object_id(), node_id(), "[0-9a-f:.]{0,39}", any::<i32>(), worker_id()), 0..40).prop_map(|entries| Refs {
         ids: entries.iter().map(|entry| entry.0).collect(),
-        owners: entries
-            .into_iter()
-            .map(|(_, node, ip, port, worker)| (node, ip, port, worker))
-            .collect(),
+        owners: entries.into_iter().map(|(_, node, ip, port, worker)| (node, ip, port, worker)).collect(),
     })
 }
 
@@ -137,10 +103,7 @@ impl Refs {
                 worker_id: *worker_id,
             })
             .collect();
-        check(ObjectRefs {
-            object_ids: List::from(&self.ids[..]),
-            owners: List::from(&owners[..]),
-        });
+        check(ObjectRefs { object_ids: List::from(&self.ids[..]), owners: List::from(&owners[..]) });
     }
 }
 
@@ -186,12 +149,7 @@ fn plasma_error() -> impl Strategy<Value = PlasmaError> {
 
 fn object_source() -> impl Strategy<Value = ObjectSource> {
     use ObjectSource::*;
-    prop::sample::select(vec![
-        CreatedByWorker,
-        RestoredFromStorage,
-        ReceivedFromRemoteRaylet,
-        ErrorStoredByRaylet,
-    ])
+    prop::sample::select(vec![CreatedByWorker, RestoredFromStorage, ReceivedFromRemoteRaylet, ErrorStoredByRaylet])
 }
 
 #[test]
@@ -214,13 +172,8 @@ fn a_list_of_100000_objects_is_read_back() {
             ObjectId(id)
         })
         .collect();
-    plasma_request(plasma::Request::Get {
-        object_ids: List::from(&ids[..]),
-        timeout_ms: -1,
-    });
-    plasma_request(plasma::Request::Delete {
-        object_ids: List::from(&ids[..]),
-    });
+    plasma_request(plasma::Request::Get { object_ids: List::from(&ids[..]), timeout_ms: -1 });
+    plasma_request(plasma::Request::Delete { object_ids: List::from(&ids[..]) });
 }
 
 proptest! {

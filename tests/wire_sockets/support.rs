@@ -52,9 +52,7 @@ pub fn plasma_schema(message_type: i64) -> Option<&'static [Kind]> {
     use Kind::*;
     Some(match message_type {
         0 => return None,
-        1 => &[
-            Bytes, Bytes, Bytes, I32, Bytes, Bool, I64, I64, I32, I32, Bool,
-        ],
+        1 => &[Bytes, Bytes, Bytes, I32, Bytes, Bool, I64, I64, I32, I32, Bool],
         2 => &[Bytes, I64],
         3 => &[Bytes, I64, Spec, I32, I32, I64, I64],
         4..=6 | 14 => &[Bytes],
@@ -84,20 +82,14 @@ pub fn verify(body: &[u8], schema: Option<&[Kind]>) -> Result<(), InvalidFlatbuf
     verify_table(&mut verifier, root, fields)
 }
 
-fn verify_table(
-    verifier: &mut Verifier<'_, '_>,
-    at: usize,
-    fields: &[Kind],
-) -> Result<(), InvalidFlatbuffer> {
+fn verify_table(verifier: &mut Verifier<'_, '_>, at: usize, fields: &[Kind]) -> Result<(), InvalidFlatbuffer> {
     let mut table = verifier.visit_table(at)?;
     let mut found = Vec::new();
     for (slot, kind) in fields.iter().enumerate() {
         found.extend(table.deref(4 + 2 * slot as u16)?.map(|at| (at, *kind)));
     }
     table.finish();
-    found
-        .into_iter()
-        .try_for_each(|(at, kind)| verify_field(verifier, at, kind))
+    found.into_iter().try_for_each(|(at, kind)| verify_field(verifier, at, kind))
 }
 
 fn verify_field(v: &mut Verifier<'_, '_>, at: usize, kind: Kind) -> Result<(), InvalidFlatbuffer> {
@@ -110,13 +102,7 @@ fn verify_field(v: &mut Verifier<'_, '_>, at: usize, kind: Kind) -> Result<(), I
             v.is_aligned::<u64>(at)?;
             v.range_in_buffer(at, 80)
         }
-        Kind::Bytes
-        | Kind::Strings
-        | Kind::I32s
-        | Kind::I64s
-        | Kind::Specs
-        | Kind::Table(_)
-        | Kind::Tables(_) => {
+        Kind::Bytes | Kind::Strings | Kind::I32s | Kind::I64s | Kind::Specs | Kind::Table(_) | Kind::Tables(_) => {
             let target = at + v.get_uoffset(at)? as usize;
             verify_target(v, target, kind)
         }
@@ -150,9 +136,7 @@ fn verify_target(v: &mut Verifier<'_, '_>, at: usize, kind: Kind) -> Result<(), 
 
 /// The one frame in `bytes`.
 pub fn only_frame(bytes: &[u8]) -> Frame<'_> {
-    let frame = frame::split(bytes, frame::RAYLET_MAX_BODY_BYTES)
-        .expect("a valid header")
-        .expect("a whole frame");
+    let frame = frame::split(bytes, frame::RAYLET_MAX_BODY_BYTES).expect("a valid header").expect("a whole frame");
     assert_eq!(frame.frame_bytes, bytes.len(), "nothing follows the frame");
     frame
 }
@@ -165,34 +149,18 @@ pub fn recorded(socket: &str) -> Vec<(String, Vec<u8>)> {
         .map(|entry| entry.expect("an entry").path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "hex"))
         .map(|path| {
-            let name = path
-                .file_stem()
-                .expect("a name")
-                .to_string_lossy()
-                .into_owned();
-            (
-                name,
-                from_hex(&std::fs::read_to_string(&path).expect("readable")),
-            )
+            let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+            (name, from_hex(&std::fs::read_to_string(&path).expect("readable")))
         })
         .filter(|(name, _)| name.starts_with(socket))
         .collect();
     frames.sort();
-    assert!(
-        !frames.is_empty(),
-        "no recorded frames of the {socket} socket in {folder}"
-    );
+    assert!(!frames.is_empty(), "no recorded frames of the {socket} socket in {folder}");
     frames
 }
 
 fn from_hex(text: &str) -> Vec<u8> {
-    let digits: Vec<u8> = text
-        .chars()
-        .filter(|c| !c.is_whitespace())
-        .map(|c| c.to_digit(16).expect("a hex digit") as u8)
-        .collect();
-    digits
-        .chunks_exact(2)
-        .map(|pair| pair[0] << 4 | pair[1])
-        .collect()
+    let digits: Vec<u8> =
+        text.chars().filter(|c| !c.is_whitespace()).map(|c| c.to_digit(16).expect("a hex digit") as u8).collect();
+    digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect()
 }

@@ -16,9 +16,6 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 pub fn python() -> PathBuf {
     let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
     let python = std::env::var_os("RAYLET_TEST_PYTHON").map_or_else(own, PathBuf::from);
-    assert!(
-        python.exists(),
-        "{python:?} is missing: `make test` creates it, or set RAYLET_TEST_PYTHON"
-    );
+    assert!(python.exists(), "{python:?} is missing: `make test` creates it, or set RAYLET_TEST_PYTHON");
     python
 }

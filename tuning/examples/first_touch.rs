@@ -59,17 +59,9 @@ fn main() -> Outcome<()> {
     }
     let reserve = arguments.iter().any(|argument| argument == "--reserve");
     let cold = arguments.iter().any(|argument| argument == "--cold");
-    let mut numbers = arguments
-        .iter()
-        .filter(|argument| !argument.starts_with("--"));
-    let size_bytes = numbers
-        .next()
-        .map_or(Ok(1024), |text| text.parse::<u64>())?
-        << 20;
-    let rounds = numbers
-        .next()
-        .map_or(Ok(5), |text| text.parse::<usize>())?
-        .max(1);
+    let mut numbers = arguments.iter().filter(|argument| !argument.starts_with("--"));
+    let size_bytes = numbers.next().map_or(Ok(1024), |text| text.parse::<u64>())? << 20;
+    let rounds = numbers.next().map_or(Ok(5), |text| text.parse::<usize>())?.max(1);
     let reserved = if reserve {
         let reserved = hugepages::reserve(size_bytes.div_ceil(HUGE_2M_BYTES), HUGE_2M_BYTES, None)?;
         if let Some(shortfall) = &reserved.shortfall {
@@ -89,10 +81,7 @@ fn main() -> Outcome<()> {
 fn measure(size_bytes: u64, rounds: usize, cold: bool) -> Outcome<()> {
     let mut rows = vec![Row::Stock];
     for pages in [PageChoice::Small, PageChoice::Thp, PageChoice::Huge2M] {
-        rows.extend(
-            [Before::Nothing, Before::Back, Before::Touch]
-                .map(|before| Row::Segment(pages, before)),
-        );
+        rows.extend([Before::Nothing, Before::Back, Before::Touch].map(|before| Row::Segment(pages, before)));
     }
     let mut samples: Vec<Vec<Sample>> = rows.iter().map(|_| Vec::new()).collect();
     for _ in 0..rounds {
@@ -111,15 +100,8 @@ fn measure(size_bytes: u64, rounds: usize, cold: bool) -> Outcome<()> {
         values[values.len() / 2]
     };
     let stock = median(&samples[0], |sample| sample.fresh_s);
-    let memory = if cold {
-        "as the machine has it after a pause"
-    } else {
-        "in use just before"
-    };
-    println!(
-        "{} MiB, median of {rounds} rounds, memory {memory}",
-        size_bytes >> 20
-    );
+    let memory = if cold { "as the machine has it after a pause" } else { "in use just before" };
+    println!("{} MiB, median of {rounds} rounds, memory {memory}", size_bytes >> 20);
     println!("| pages | the node before | takes, ms | client's first write, GB/s | both, against stock | second write, GB/s |");
     println!("|---|---|---|---|---|---|");
     for (row, samples) in rows.iter().zip(&samples) {
@@ -142,10 +124,7 @@ fn measure(size_bytes: u64, rounds: usize, cold: bool) -> Outcome<()> {
             gigabytes / again
         );
     }
-    println!(
-        "ensure_backed on 1 MiB that is backed: {:.0} ns",
-        backed_check_ns()?
-    );
+    println!("ensure_backed on 1 MiB that is backed: {:.0} ns", backed_check_ns()?);
     Ok(())
 }
 
@@ -153,29 +132,15 @@ fn sample(row: Row, size_bytes: u64) -> Outcome<Sample> {
     match row {
         Row::Stock => {
             let path = format!("/dev/shm/first-touch-{}", std::process::id());
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .open(&path)?;
+            let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
             std::fs::remove_file(&path)?;
             file.set_len(size_bytes)?;
             let (fresh_s, again_s) = run_client(&file, size_bytes)?;
-            Ok(Sample {
-                kind: "/dev/shm, 4 KiB".into(),
-                before_s: 0.0,
-                fresh_s,
-                again_s,
-            })
+            Ok(Sample { kind: "/dev/shm, 4 KiB".into(), before_s: 0.0, fresh_s, again_s })
         }
         Row::Segment(pages, before) => {
             let name = "first-touch".to_owned();
-            let segment = Segment::create(&SegmentRequest {
-                name,
-                size_bytes,
-                numa_node: None,
-                pages,
-            })?;
+            let segment = Segment::create(&SegmentRequest { name, size_bytes, numa_node: None, pages })?;
             let begun = Instant::now();
             match before {
                 Before::Nothing => {}
@@ -188,12 +153,7 @@ fn sample(row: Row, size_bytes: u64) -> Outcome<Sample> {
             if segment.fallback().is_some() {
                 kind = format!("{pages} asked, {kind}");
             }
-            Ok(Sample {
-                kind,
-                before_s,
-                fresh_s,
-                again_s,
-            })
+            Ok(Sample { kind, before_s, fresh_s, again_s })
         }
     }
 }
@@ -210,16 +170,12 @@ fn use_and_free(size_bytes: u64) -> Outcome<()> {
 /// Seconds of the client's first and second write.
 fn run_client(fd: &impl AsRawFd, size_bytes: u64) -> Outcome<(f64, f64)> {
     let path = format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd());
-    let output = Command::new(std::env::current_exe()?)
-        .args(["--client", &path, &size_bytes.to_string()])
-        .output()?;
+    let output = Command::new(std::env::current_exe()?).args(["--client", &path, &size_bytes.to_string()]).output()?;
     let text = String::from_utf8(output.stdout)?;
-    let (fresh, again) = text.trim().split_once(' ').ok_or_else(|| {
-        format!(
-            "the client failed: {}",
-            String::from_utf8_lossy(&output.stderr)
-        )
-    })?;
+    let (fresh, again) = text
+        .trim()
+        .split_once(' ')
+        .ok_or_else(|| format!("the client failed: {}", String::from_utf8_lossy(&output.stderr)))?;
     Ok((fresh.parse()?, again.parse()?))
 }
 
@@ -233,9 +189,7 @@ fn client(path: &str, size_bytes: usize) -> Outcome<()> {
     let mut since = begun;
     for second in &mut seconds {
         // SAFETY: the mapping is writable and at least as long as the source (asserted), and is not the source.
-        unsafe {
-            std::ptr::copy_nonoverlapping(source.as_ptr(), mapping.as_mut_ptr(), source.len())
-        };
+        unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), mapping.as_mut_ptr(), source.len()) };
         *second = since.elapsed().as_secs_f64();
         since = Instant::now();
     }
@@ -244,12 +198,8 @@ fn client(path: &str, size_bytes: usize) -> Outcome<()> {
 }
 
 fn backed_check_ns() -> Outcome<f64> {
-    let request = SegmentRequest {
-        name: "check".into(),
-        size_bytes: 64 << 20,
-        numa_node: None,
-        pages: PageChoice::Auto,
-    };
+    let request =
+        SegmentRequest { name: "check".into(), size_bytes: 64 << 20, numa_node: None, pages: PageChoice::Auto };
     let segment = Segment::create(&request)?;
     segment.ensure_backed(0..64 << 20)?;
     let calls = 1_000_000u64;

@@ -161,10 +161,7 @@ impl Segment {
         }
         let limit_bytes = sys::rlimit(libc::RLIMIT_FSIZE).map_or(u64::MAX, |(soft, _)| soft);
         if size_bytes > limit_bytes {
-            return Err(ArenaError::FileSizeLimit {
-                size_bytes,
-                limit_bytes,
-            });
+            return Err(ArenaError::FileSizeLimit { size_bytes, limit_bytes });
         }
         let made = backing::make(request)?;
         let segment = Segment::from_parts(request, made);
@@ -264,29 +261,21 @@ impl Segment {
     /// The address of a range of this process's mapping, backed with memory so that the kernel or the caller may use it.
     pub fn address_of(&self, range: Range<u64>) -> Result<NonNull<u8>, ArenaError> {
         self.ensure_backed(range.clone())?;
-        self.mapping
-            .at(range.start, range.end - range.start)
-            .ok_or_else(|| self.out_of_bounds(&range))
+        self.mapping.at(range.start, range.end - range.start).ok_or_else(|| self.out_of_bounds(&range))
     }
 
     /// Copies bytes into the segment, backing the range first.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), ArenaError> {
         let range = self.range(offset, bytes.len())?;
         self.ensure_backed(range.clone())?;
-        self.mapping
-            .write(offset, bytes)
-            .then_some(())
-            .ok_or_else(|| self.out_of_bounds(&range))
+        self.mapping.write(offset, bytes).then_some(()).ok_or_else(|| self.out_of_bounds(&range))
     }
 
     /// Copies bytes out of the segment, backing the range first (what nobody wrote reads as zero).
     pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<(), ArenaError> {
         let range = self.range(offset, bytes.len())?;
         self.ensure_backed(range.clone())?;
-        self.mapping
-            .read(offset, bytes)
-            .then_some(())
-            .ok_or_else(|| self.out_of_bounds(&range))
+        self.mapping.read(offset, bytes).then_some(()).ok_or_else(|| self.out_of_bounds(&range))
     }
 
     /// Takes memory for a range, so that nobody who touches it later gets SIGBUS. Costs a few loads where the range is
@@ -310,10 +299,7 @@ impl Segment {
     pub fn unbacked_bytes(&self, range: &Range<u64>) -> u64 {
         let mut bytes = 0;
         let mut from = range.start;
-        while let Some(run) = self
-            .backed
-            .next_clear_run(&(from..range.end.min(self.size_bytes)))
-        {
+        while let Some(run) = self.backed.next_clear_run(&(from..range.end.min(self.size_bytes))) {
             bytes += run.end - run.start;
             from = run.end;
         }
@@ -342,12 +328,10 @@ impl Segment {
         if !self.kind.is_hugetlb() {
             self.headroom.take(run.end - run.start)?;
         }
-        backing::back(self.backing, self.file.as_fd(), &self.mapping, run).map_err(|source| {
-            ArenaError::NotBacked {
-                start: run.start,
-                end: run.end,
-                source,
-            }
+        backing::back(self.backing, self.file.as_fd(), &self.mapping, run).map_err(|source| ArenaError::NotBacked {
+            start: run.start,
+            end: run.end,
+            source,
         })
     }
 
@@ -366,11 +350,7 @@ impl Segment {
     }
 
     fn out_of_bounds(&self, range: &Range<u64>) -> ArenaError {
-        ArenaError::OutOfBounds {
-            start: range.start,
-            end: range.end,
-            size_bytes: self.size_bytes,
-        }
+        ArenaError::OutOfBounds { start: range.start, end: range.end, size_bytes: self.size_bytes }
     }
 }
 
@@ -385,17 +365,9 @@ pub(crate) fn granule_bytes(kind: PageKind) -> u64 {
 /// Fails where a segment of this size is more than the machine has left. Memory is taken later, but a store that could
 /// never be filled is better refused now.
 pub(crate) fn check_headroom(size_bytes: u64) -> Result<(), ArenaError> {
-    let MemoryHeadroom {
-        available_bytes,
-        limiter,
-        ..
-    } = MemoryHeadroom::read();
+    let MemoryHeadroom { available_bytes, limiter, .. } = MemoryHeadroom::read();
     if size_bytes.saturating_add(HEADROOM_KEPT_BYTES) > available_bytes {
-        return Err(ArenaError::TooLarge {
-            size_bytes,
-            available_bytes,
-            limiter,
-        });
+        return Err(ArenaError::TooLarge { size_bytes, available_bytes, limiter });
     }
     Ok(())
 }
@@ -409,29 +381,16 @@ struct HeadroomGate {
 impl HeadroomGate {
     fn take(&self, size_bytes: u64) -> Result<(), ArenaError> {
         let spend = |credit: u64| credit.checked_sub(size_bytes);
-        if self
-            .credit_bytes
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend)
-            .is_ok()
-        {
+        if self.credit_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend).is_ok() {
             return Ok(());
         }
-        let MemoryHeadroom {
-            available_bytes,
-            limiter,
-            ..
-        } = MemoryHeadroom::read();
+        let MemoryHeadroom { available_bytes, limiter, .. } = MemoryHeadroom::read();
         match available_bytes.checked_sub(size_bytes.saturating_add(HEADROOM_KEPT_BYTES)) {
             Some(left) => {
-                self.credit_bytes
-                    .store(left.min(HEADROOM_CREDIT_BYTES), Ordering::Relaxed);
+                self.credit_bytes.store(left.min(HEADROOM_CREDIT_BYTES), Ordering::Relaxed);
                 Ok(())
             }
-            None => Err(ArenaError::NoHeadroom {
-                size_bytes,
-                available_bytes,
-                limiter,
-            }),
+            None => Err(ArenaError::NoHeadroom { size_bytes, available_bytes, limiter }),
         }
     }
 }
@@ -449,12 +408,7 @@ impl Granules {
     fn new(size_bytes: u64, granule_bytes: u64) -> Granules {
         let count = size_bytes.div_ceil(granule_bytes);
         let words = (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Granules {
-            granule_bytes,
-            size_bytes,
-            words,
-            set: AtomicU64::new(0),
-        }
+        Granules { granule_bytes, size_bytes, words, set: AtomicU64::new(0) }
     }
 
     fn set_bytes(&self) -> u64 {
@@ -492,9 +446,7 @@ impl Granules {
     fn next_clear_run(&self, range: &Range<u64>) -> Option<Range<u64>> {
         let first = self.first_clear(range)?;
         let end = self.indices(range).end;
-        let last = (first + 1..end)
-            .find(|&index| self.is_set(index))
-            .unwrap_or(end);
+        let last = (first + 1..end).find(|&index| self.is_set(index)).unwrap_or(end);
         Some(first * self.granule_bytes..(last * self.granule_bytes).min(self.size_bytes))
     }
 

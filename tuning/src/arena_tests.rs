@@ -13,12 +13,7 @@ const MIB: u64 = 1 << 20;
 static POOL: Mutex<()> = Mutex::new(());
 
 fn request(size_bytes: u64, pages: PageChoice) -> SegmentRequest {
-    SegmentRequest {
-        name: "arena-test".into(),
-        size_bytes,
-        numa_node: None,
-        pages,
-    }
+    SegmentRequest { name: "arena-test".into(), size_bytes, numa_node: None, pages }
 }
 
 /// Writes through the node's mapping and reads through another one, as a client would.
@@ -32,35 +27,20 @@ fn works(segment: &Segment) {
     assert!(client.write(size - 5, b"BYTES"));
     segment.read_at(size - 5, &mut seen).unwrap();
     assert_eq!(&seen, b"BYTES");
-    assert!(
-        File::from(segment.fd().try_clone_to_owned().unwrap())
-            .metadata()
-            .unwrap()
-            .len()
-            == size
-    );
+    assert!(File::from(segment.fd().try_clone_to_owned().unwrap()).metadata().unwrap().len() == size);
 }
 
 #[test]
 fn small_pages_are_backed_and_touched_by_the_granule() {
     let segment = Segment::create(&request(5 * MIB, PageChoice::Small)).unwrap();
-    assert_eq!(
-        (segment.page_kind(), segment.fallback()),
-        (PageKind::Small, None)
-    );
+    assert_eq!((segment.page_kind(), segment.fallback()), (PageKind::Small, None));
     assert_eq!((segment.size_bytes(), segment.backed_bytes()), (6 * MIB, 0));
     segment.ensure_backed(MIB - 1..MIB + 1).unwrap();
     assert_eq!(segment.backed_bytes(), 2 * segment.granule_bytes());
-    assert_eq!(
-        segment.unbacked_bytes(&(0..2 * MIB)),
-        2 * MIB - 2 * segment.granule_bytes()
-    );
+    assert_eq!(segment.unbacked_bytes(&(0..2 * MIB)), 2 * MIB - 2 * segment.granule_bytes());
     assert_eq!(segment.touch(0..MIB).unwrap(), MIB);
     assert_eq!(segment.touch(0..MIB).unwrap(), 0);
-    assert_eq!(
-        (segment.touched_bytes(), segment.is_touched(&(0..MIB))),
-        (MIB, true)
-    );
+    assert_eq!((segment.touched_bytes(), segment.is_touched(&(0..MIB))), (MIB, true));
     assert!(!segment.is_touched(&(0..MIB + 1)));
     segment.ensure_backed(7..7).unwrap();
     works(&segment);
@@ -75,10 +55,7 @@ fn transparent_huge_pages_are_claimed_only_where_the_kernel_shows_them() {
         match segment.page_kind() {
             PageKind::Small => {
                 assert_eq!(huge, 0);
-                assert!(segment
-                    .fallback()
-                    .unwrap()
-                    .contains("transparent huge pages were asked for"));
+                assert!(segment.fallback().unwrap().contains("transparent huge pages were asked for"));
             }
             _ => {
                 assert!(huge > 0);
@@ -96,10 +73,7 @@ fn each_way_to_transparent_huge_pages_works_or_says_why_not() {
             Ok(made) => {
                 let segment = Segment::from_parts(&request(8 * MIB, PageChoice::Thp), made);
                 segment.ensure_backed(0..8 * MIB).unwrap();
-                assert_eq!(
-                    (segment.backed_bytes(), segment.granule_bytes()),
-                    (8 * MIB, 2 * MIB)
-                );
+                assert_eq!((segment.backed_bytes(), segment.granule_bytes()), (8 * MIB, 2 * MIB));
                 works(&segment);
             }
             Err(crate::backing::Refused(reason)) => assert!(reason.len() > 20, "{reason}"),
@@ -118,10 +92,7 @@ fn more_huge_pages_than_the_pool_has_fall_back_with_the_reason() {
     assert!(!segment.page_kind().is_hugetlb());
     let reason = segment.fallback().unwrap();
     let counts = format!("{} pages of 2 MiB are needed", size_bytes / HUGE_2M_BYTES);
-    assert!(
-        reason.contains(&counts) && reason.contains("vm.nr_hugepages"),
-        "{reason}"
-    );
+    assert!(reason.contains(&counts) && reason.contains("vm.nr_hugepages"), "{reason}");
     assert_eq!(segment.report().asked, PageChoice::Huge2M);
     works(&segment);
 }
@@ -141,23 +112,13 @@ fn huge_pages_are_used_where_the_pool_has_them() {
     let _reserved = Reserved(reserved.added);
     let segment = Segment::create(&request(pages * HUGE_2M_BYTES - 1, PageChoice::Huge2M)).unwrap();
     if reserved.shortfall.is_none() {
-        assert_eq!(
-            (segment.page_kind(), segment.fallback()),
-            (PageKind::Huge2M, None)
-        );
+        assert_eq!((segment.page_kind(), segment.fallback()), (PageKind::Huge2M, None));
         assert_eq!(segment.size_bytes(), pages * HUGE_2M_BYTES);
         works(&segment);
-        assert_eq!(
-            segment.touch(0..segment.size_bytes()).unwrap(),
-            segment.size_bytes()
-        );
+        assert_eq!(segment.touch(0..segment.size_bytes()).unwrap(), segment.size_bytes());
         // Everything in the pool is promised to the first segment now.
         let more = Segment::create(&request(
-            (hugepages::pool_of_machine(HUGE_2M_BYTES)
-                .unwrap()
-                .unreserved()
-                + 1)
-                * HUGE_2M_BYTES,
+            (hugepages::pool_of_machine(HUGE_2M_BYTES).unwrap().unreserved() + 1) * HUGE_2M_BYTES,
             PageChoice::Huge2M,
         ));
         assert!(more.unwrap().fallback().is_some());
@@ -199,13 +160,8 @@ fn a_range_that_memory_can_not_back_is_an_error_and_not_a_signal() {
     segment.write_at(0, b"fits").unwrap();
     segment.ensure_backed(0..2 * MIB).unwrap();
     let error = segment.ensure_backed(2 * MIB..16 * MIB).unwrap_err();
-    assert!(
-        matches!(&error, ArenaError::NotBacked { source, .. } if source.raw_os_error() == Some(libc::ENOSPC))
-    );
-    assert!(
-        error.to_string().contains("--object-store-memory"),
-        "{error}"
-    );
+    assert!(matches!(&error, ArenaError::NotBacked { source, .. } if source.raw_os_error() == Some(libc::ENOSPC)));
+    assert!(error.to_string().contains("--object-store-memory"), "{error}");
     // What a failed call took is given back, so the rest of the room can still be had, and then nothing more.
     segment.ensure_backed(8 * MIB..10 * MIB).unwrap();
     assert!(segment.write_at(15 * MIB, b"does not fit").is_err());
@@ -223,17 +179,11 @@ fn nothing_is_taken_beyond_the_machines_headroom() {
     let size_bytes = 1 << 46;
     let error = Segment::create(&request(size_bytes, PageChoice::Auto)).unwrap_err();
     assert!(matches!(error, ArenaError::TooLarge { .. }), "{error}");
-    assert!(
-        error.to_string().contains("--object_store_memory"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("--object_store_memory"), "{error}");
     let gate = HeadroomGate::default();
     gate.take(MIB).unwrap();
     assert!(gate.credit_bytes.load(Ordering::Relaxed) > 0);
-    assert!(matches!(
-        gate.take(u64::MAX),
-        Err(ArenaError::NoHeadroom { .. })
-    ));
+    assert!(matches!(gate.take(u64::MAX), Err(ArenaError::NoHeadroom { .. })));
     for size_bytes in [0, u64::MAX] {
         let error = Segment::create(&request(size_bytes, PageChoice::Auto)).unwrap_err();
         assert!(matches!(error, ArenaError::BadSize { .. }), "{error}");
@@ -244,21 +194,12 @@ fn nothing_is_taken_beyond_the_machines_headroom() {
 fn ranges_outside_the_segment_are_refused() {
     let segment = Segment::create(&request(2 * MIB, PageChoice::Small)).unwrap();
     for range in [0..2 * MIB + 1, 3 * MIB..3 * MIB, u64::MAX - 1..u64::MAX] {
-        assert!(
-            matches!(
-                segment.ensure_backed(range.clone()),
-                Err(ArenaError::OutOfBounds { .. })
-            ),
-            "{range:?}"
-        );
+        assert!(matches!(segment.ensure_backed(range.clone()), Err(ArenaError::OutOfBounds { .. })), "{range:?}");
     }
     assert!(segment.write_at(u64::MAX, b"x").is_err());
     assert!(segment.read_at(2 * MIB, &mut [0]).is_err());
     let backwards = Range { start: MIB, end: 0 };
-    assert!(matches!(
-        segment.touch(backwards),
-        Err(ArenaError::OutOfBounds { .. })
-    ));
+    assert!(matches!(segment.touch(backwards), Err(ArenaError::OutOfBounds { .. })));
 }
 
 #[test]
@@ -270,17 +211,11 @@ fn a_client_can_not_shrink_a_memfd_under_the_others() {
 
 #[test]
 fn a_numa_preference_is_set_or_its_problem_reported() {
-    let here = SegmentRequest {
-        numa_node: Some(0),
-        ..request(4 * MIB, PageChoice::Auto)
-    };
+    let here = SegmentRequest { numa_node: Some(0), ..request(4 * MIB, PageChoice::Auto) };
     let segment = Segment::create(&here).unwrap();
     assert_eq!(segment.numa_node(), Some(0));
     works(&segment);
-    let nowhere = SegmentRequest {
-        numa_node: Some(1023),
-        ..request(4 * MIB, PageChoice::Small)
-    };
+    let nowhere = SegmentRequest { numa_node: Some(1023), ..request(4 * MIB, PageChoice::Small) };
     let report = Segment::create(&nowhere).unwrap().report();
     assert!(report.numa_problem.unwrap().contains("node 1023"));
 }
@@ -296,30 +231,12 @@ fn a_file_size_limit_is_an_error_and_not_a_signal() {
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
-        assert!(
-            output.status.success() && text.contains("1 passed"),
-            "{text} {:?}",
-            output.status
-        );
+        assert!(output.status.success() && text.contains("1 passed"), "{text} {:?}", output.status);
         return;
     }
-    sys::set_soft_rlimit(
-        libc::RLIMIT_FSIZE,
-        MIB,
-        sys::rlimit(libc::RLIMIT_FSIZE).unwrap().1,
-    )
-    .unwrap();
+    sys::set_soft_rlimit(libc::RLIMIT_FSIZE, MIB, sys::rlimit(libc::RLIMIT_FSIZE).unwrap().1).unwrap();
     let error = Segment::create(&request(2 * MIB, PageChoice::Auto)).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            ArenaError::FileSizeLimit {
-                limit_bytes: MIB,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, ArenaError::FileSizeLimit { limit_bytes: MIB, .. }), "{error}");
 }
 
 #[test]
@@ -333,8 +250,5 @@ fn granules_keep_count_and_find_what_is_clear() {
     assert_eq!(granules.next_clear_run(&(640..670)), None);
     granules.set(&(670..1995));
     granules.set(&(0..630));
-    assert_eq!(
-        (granules.first_clear(&(0..1995)), granules.set_bytes()),
-        (None, 1995)
-    );
+    assert_eq!((granules.first_clear(&(0..1995)), granules.set_bytes()), (None, 1995));
 }

@@ -6,9 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::arena::{
-    check_headroom, granule_bytes, ArenaError, SegmentRequest, SEGMENT_GRAIN_BYTES,
-};
+use crate::arena::{check_headroom, granule_bytes, ArenaError, SegmentRequest, SEGMENT_GRAIN_BYTES};
 use crate::hugepages;
 use crate::pages::{PageChoice, PageKind, HUGE_2M_BYTES};
 use crate::privatefs::{self, TmpfsHuge};
@@ -53,8 +51,7 @@ type Attempt = Result<Made, Refused>;
 
 /// The ways to transparent huge pages, the best first: on a private tmpfs they cost nothing to back and need no setting
 /// of the machine's; a memfd under `shmem_enabled` clears them when they are backed; collapsing copies or clears as well.
-pub(crate) const THP_WAYS: [fn(&SegmentRequest) -> Attempt; 3] =
-    [thp_tmpfs, thp_shmem, thp_collapse];
+pub(crate) const THP_WAYS: [fn(&SegmentRequest) -> Attempt; 3] = [thp_tmpfs, thp_shmem, thp_collapse];
 
 /// Makes a segment with the pages asked for, or the nearest kind that the machine gives.
 pub(crate) fn make(request: &SegmentRequest) -> Result<Made, ArenaError> {
@@ -69,21 +66,13 @@ pub(crate) fn make(request: &SegmentRequest) -> Result<Made, ArenaError> {
     if request.pages != PageChoice::Small {
         for attempt in THP_WAYS {
             match attempt(request) {
-                Ok(made) => {
-                    return Ok(Made {
-                        fallback: explain(request, made.kind, &reasons),
-                        ..made
-                    })
-                }
+                Ok(made) => return Ok(Made { fallback: explain(request, made.kind, &reasons), ..made }),
                 Err(Refused(reason)) => reasons.push(reason),
             }
         }
     }
     let made = small(request)?;
-    Ok(Made {
-        fallback: explain(request, made.kind, &reasons),
-        ..made
-    })
+    Ok(Made { fallback: explain(request, made.kind, &reasons), ..made })
 }
 
 /// One sentence on why the pages are not the ones asked for; `None` where they are.
@@ -95,33 +84,18 @@ fn explain(request: &SegmentRequest, kind: PageKind, reasons: &[String]) -> Opti
         PageChoice::Auto | PageChoice::Thp | PageChoice::Small => return None,
     };
     // The first reason is about what was asked for; later ones only matter where nothing but 4 KiB pages is left.
-    let told = if kind == PageKind::Small {
-        reasons
-    } else {
-        &reasons[..reasons.len().min(1)]
-    };
-    Some(format!(
-        "{asked} were asked for, {kind} are used: {}",
-        told.join("; ")
-    ))
+    let told = if kind == PageKind::Small { reasons } else { &reasons[..reasons.len().min(1)] };
+    Some(format!("{asked} were asked for, {kind} are used: {}", told.join("; ")))
 }
 
 fn hugetlb(request: &SegmentRequest, page_bytes: u64) -> Attempt {
     let size_bytes = request.size_bytes.next_multiple_of(page_bytes);
     let wanted = size_bytes / page_bytes;
-    if let Some(limit_bytes) =
-        hugepages::cgroup_room_bytes(page_bytes).filter(|&room| room < size_bytes)
-    {
+    if let Some(limit_bytes) = hugepages::cgroup_room_bytes(page_bytes).filter(|&room| room < size_bytes) {
         // Such a limit is not seen by mmap: the page that goes over it is a SIGBUS.
-        return Err(Refused(format!(
-            "the control group may use only {limit_bytes} more bytes of them"
-        )));
+        return Err(Refused(format!("the control group may use only {limit_bytes} more bytes of them")));
     }
-    let kind = if page_bytes == HUGE_2M_BYTES {
-        PageKind::Huge2M
-    } else {
-        PageKind::Huge1G
-    };
+    let kind = if page_bytes == HUGE_2M_BYTES { PageKind::Huge2M } else { PageKind::Huge1G };
     let attempt = memfd(request, Some(page_bytes)).and_then(|file| {
         sys::set_size(file.as_fd(), size_bytes)?;
         sys::seal_size(file.as_fd())?;
@@ -148,64 +122,38 @@ fn hugetlb(request: &SegmentRequest, page_bytes: u64) -> Attempt {
     } else {
         Backing::Reserved
     };
-    Ok(Made {
-        kind,
-        backing,
-        file,
-        mapping,
-        size_bytes,
-        fallback: None,
-        numa_problem,
-    })
+    Ok(Made { kind, backing, file, mapping, size_bytes, fallback: None, numa_problem })
 }
 
 fn thp_tmpfs(request: &SegmentRequest) -> Attempt {
     let size_bytes = request.size_bytes.next_multiple_of(SEGMENT_GRAIN_BYTES);
-    let file = privatefs::unnamed_file(TmpfsHuge::WithinSize, size_bytes).map_err(|error| {
-        Refused(format!(
-            "a private tmpfs with huge pages can't be made ({error})"
-        ))
-    })?;
-    let made = finish(request, file, PageKind::ThpTmpfs, Backing::Allocate).map_err(|error| {
-        Refused(format!(
-            "a private tmpfs with huge pages can't be used ({error})"
-        ))
-    })?;
+    let file = privatefs::unnamed_file(TmpfsHuge::WithinSize, size_bytes)
+        .map_err(|error| Refused(format!("a private tmpfs with huge pages can't be made ({error})")))?;
+    let made = finish(request, file, PageKind::ThpTmpfs, Backing::Allocate)
+        .map_err(|error| Refused(format!("a private tmpfs with huge pages can't be used ({error})")))?;
     only_if_huge(made, "a private tmpfs with huge=within_size")
 }
 
 fn thp_shmem(request: &SegmentRequest) -> Attempt {
-    let setting =
-        sysfs::text("/sys/kernel/mm/transparent_hugepage/shmem_enabled").unwrap_or_default();
+    let setting = sysfs::text("/sys/kernel/mm/transparent_hugepage/shmem_enabled").unwrap_or_default();
     let selected = sysfs::selected(&setting).unwrap_or("absent");
     if !["always", "within_size", "advise", "force"].contains(&selected) {
         return Err(Refused(format!(
             "/sys/kernel/mm/transparent_hugepage/shmem_enabled is {selected} (set it to advise)"
         )));
     }
-    thp_memfd(
-        request,
-        PageKind::ThpShmem,
-        Backing::Populate,
-        "a memfd, though shmem_enabled allows it,",
-    )
+    thp_memfd(request, PageKind::ThpShmem, Backing::Populate, "a memfd, though shmem_enabled allows it,")
 }
 
 fn thp_collapse(request: &SegmentRequest) -> Attempt {
-    thp_memfd(
-        request,
-        PageKind::ThpCollapse,
-        Backing::Collapse,
-        "a memfd with MADV_COLLAPSE",
-    )
+    thp_memfd(request, PageKind::ThpCollapse, Backing::Collapse, "a memfd with MADV_COLLAPSE")
 }
 
 fn thp_memfd(request: &SegmentRequest, kind: PageKind, backing: Backing, what: &str) -> Attempt {
     let made = memfd(request, None)
         .and_then(|file| finish(request, file, kind, backing))
         .and_then(|made| {
-            made.mapping
-                .advise(0, made.size_bytes, libc::MADV_HUGEPAGE)?;
+            made.mapping.advise(0, made.size_bytes, libc::MADV_HUGEPAGE)?;
             Ok(made)
         })
         .map_err(|error| Refused(format!("{what} can't be used ({error})")))?;
@@ -213,62 +161,33 @@ fn thp_memfd(request: &SegmentRequest, kind: PageKind, backing: Backing, what: &
 }
 
 fn small(request: &SegmentRequest) -> Result<Made, ArenaError> {
-    let failed = |step, source| ArenaError::Create {
-        size_bytes: request.size_bytes,
-        step,
-        source,
-    };
+    let failed = |step, source| ArenaError::Create { size_bytes: request.size_bytes, step, source };
     let file = memfd(request, None).map_err(|error| failed("memfd_create", error))?;
-    finish(request, file, PageKind::Small, Backing::Allocate)
-        .map_err(|error| failed("size and map", error))
+    finish(request, file, PageKind::Small, Backing::Allocate).map_err(|error| failed("size and map", error))
 }
 
 fn memfd(request: &SegmentRequest, hugetlb_bytes: Option<u64>) -> io::Result<OwnedFd> {
-    let name: String = request
-        .name
-        .chars()
-        .filter(|c| c.is_ascii_graphic())
-        .take(NAME_MAX_BYTES)
-        .collect();
+    let name: String = request.name.chars().filter(|c| c.is_ascii_graphic()).take(NAME_MAX_BYTES).collect();
     sys::memfd(&CString::new(name)?, hugetlb_bytes)
 }
 
 /// Sizes and maps a file of ordinary memory.
-fn finish(
-    request: &SegmentRequest,
-    file: OwnedFd,
-    kind: PageKind,
-    backing: Backing,
-) -> io::Result<Made> {
+fn finish(request: &SegmentRequest, file: OwnedFd, kind: PageKind, backing: Backing) -> io::Result<Made> {
     let size_bytes = request.size_bytes.next_multiple_of(SEGMENT_GRAIN_BYTES);
     sys::set_size(file.as_fd(), size_bytes)?;
     if kind != PageKind::ThpTmpfs {
         sys::seal_size(file.as_fd())?;
     }
-    let mapping = Mapping::shared(
-        file.as_fd(),
-        length(size_bytes)?,
-        SEGMENT_GRAIN_BYTES as usize,
-    )?;
+    let mapping = Mapping::shared(file.as_fd(), length(size_bytes)?, SEGMENT_GRAIN_BYTES as usize)?;
     // For ordinary shared memory the preference is the file's, so clients' touches and fallocate keep to it too.
     let numa_problem = prefer_node(request, &mapping);
-    Ok(Made {
-        kind,
-        backing,
-        file,
-        mapping,
-        size_bytes,
-        fallback: None,
-        numa_problem,
-    })
+    Ok(Made { kind, backing, file, mapping, size_bytes, fallback: None, numa_problem })
 }
 
 fn prefer_node(request: &SegmentRequest, mapping: &Mapping) -> Option<String> {
     let node = request.numa_node?;
     let error = mapping.prefer_node(node).err()?;
-    Some(format!(
-        "memory of NUMA node {node} can't be preferred (mbind: {error})"
-    ))
+    Some(format!("memory of NUMA node {node} can't be preferred (mbind: {error})"))
 }
 
 fn many_numa_nodes() -> bool {
@@ -306,12 +225,7 @@ pub(crate) fn huge_mapped_bytes(mapping: &Mapping) -> io::Result<u64> {
 }
 
 /// Puts memory behind a range of whole granules. Errors where there is none; nobody gets a signal.
-pub(crate) fn back(
-    backing: Backing,
-    file: BorrowedFd<'_>,
-    mapping: &Mapping,
-    run: &Range<u64>,
-) -> io::Result<()> {
+pub(crate) fn back(backing: Backing, file: BorrowedFd<'_>, mapping: &Mapping, run: &Range<u64>) -> io::Result<()> {
     match backing {
         Backing::Reserved => Ok(()),
         Backing::Allocate => sys::allocate(file, run.start, run.end - run.start),

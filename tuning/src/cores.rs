@@ -37,9 +37,7 @@ pub enum CoresError {
         part: String,
     },
     /// A range whose end is before its start.
-    #[error(
-        "--cores {text:?}: the range {part:?} ends before it starts: write the lower core first"
-    )]
+    #[error("--cores {text:?}: the range {part:?} ends before it starts: write the lower core first")]
     Backwards {
         /// The whole value.
         text: String,
@@ -64,7 +62,9 @@ pub enum CoresError {
     #[error("--cores is empty: use auto or a list like 0-15,18")]
     Empty,
     /// Cores that this process can't run on.
-    #[error("--cores names {missing}, but this process may run on {allowed} only: choose among those, or widen its cpuset")]
+    #[error(
+        "--cores names {missing}, but this process may run on {allowed} only: choose among those, or widen its cpuset"
+    )]
     NotAllowed {
         /// The named cores that are not allowed, as a list.
         missing: String,
@@ -84,36 +84,23 @@ pub fn parse_cores(text: &str) -> Result<CoreChoice, CoresError> {
     }
     let mut cores = BTreeSet::new();
     for part in trimmed.split(',').map(str::trim) {
-        let malformed = || CoresError::Malformed {
-            text: text.to_owned(),
-            part: part.to_owned(),
-        };
+        let malformed = || CoresError::Malformed { text: text.to_owned(), part: part.to_owned() };
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let number = |text: &str| text.trim().parse::<u32>().map_err(|_| malformed());
         let (first, last) = (number(first)?, number(last)?);
         if last < first {
-            return Err(CoresError::Backwards {
-                text: text.to_owned(),
-                part: part.to_owned(),
-            });
+            return Err(CoresError::Backwards { text: text.to_owned(), part: part.to_owned() });
         }
         if (last - first) as usize >= LIST_MAX {
-            return Err(CoresError::TooMany {
-                text: text.to_owned(),
-            });
+            return Err(CoresError::TooMany { text: text.to_owned() });
         }
         for core in first..=last {
             if !cores.insert(core) {
-                return Err(CoresError::Twice {
-                    text: text.to_owned(),
-                    core,
-                });
+                return Err(CoresError::Twice { text: text.to_owned(), core });
             }
         }
         if cores.len() > LIST_MAX {
-            return Err(CoresError::TooMany {
-                text: text.to_owned(),
-            });
+            return Err(CoresError::TooMany { text: text.to_owned() });
         }
     }
     Ok(CoreChoice::List(cores.into_iter().collect()))
@@ -145,11 +132,7 @@ impl CoreChoice {
         match self {
             CoreChoice::Auto => Ok(auto(topology)),
             CoreChoice::List(cores) => {
-                let missing: Vec<u32> = cores
-                    .iter()
-                    .copied()
-                    .filter(|core| !allowed.contains(core))
-                    .collect();
+                let missing: Vec<u32> = cores.iter().copied().filter(|core| !allowed.contains(core)).collect();
                 if missing.is_empty() {
                     Ok(cores.clone())
                 } else {
@@ -167,12 +150,8 @@ fn auto(topology: &Topology) -> Vec<u32> {
         .numa_nodes
         .iter()
         .map(|node| {
-            let cores = topology
-                .cores
-                .iter()
-                .filter(|core| core.numa_node == node.index);
-            let mut first_threads: Vec<u32> =
-                cores.filter_map(|core| core.pus.first().copied()).collect();
+            let cores = topology.cores.iter().filter(|core| core.numa_node == node.index);
+            let mut first_threads: Vec<u32> = cores.filter_map(|core| core.pus.first().copied()).collect();
             first_threads.sort_unstable();
             first_threads
         })
@@ -204,13 +183,7 @@ pub fn format_list(indices: &[u32]) -> String {
     }
     let texts: Vec<String> = parts
         .iter()
-        .map(|&(first, last)| {
-            if first == last {
-                first.to_string()
-            } else {
-                format!("{first}-{last}")
-            }
-        })
+        .map(|&(first, last)| if first == last { first.to_string() } else { format!("{first}-{last}") })
         .collect();
     texts.join(",")
 }
@@ -222,10 +195,7 @@ mod tests {
     #[test]
     fn lists_and_auto_are_read() {
         assert_eq!(parse_cores(" auto "), Ok(CoreChoice::Auto));
-        assert_eq!(
-            parse_cores("18,0-2"),
-            Ok(CoreChoice::List(vec![0, 1, 2, 18]))
-        );
+        assert_eq!(parse_cores("18,0-2"), Ok(CoreChoice::List(vec![0, 1, 2, 18])));
         assert_eq!(parse_cores("0-15,18").unwrap().to_string(), "0-15,18");
         assert_eq!(parse_cores("4 - 5, 7").unwrap().to_string(), "4-5,7");
     }
@@ -244,10 +214,7 @@ mod tests {
             ("0-4294967295", "more than 4096"),
         ] {
             let error = parse_cores(text).unwrap_err().to_string();
-            assert!(
-                error.contains("--cores") && error.contains(wanted),
-                "{text}: {error}"
-            );
+            assert!(error.contains("--cores") && error.contains(wanted), "{text}: {error}");
         }
     }
 }

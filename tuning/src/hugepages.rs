@@ -64,7 +64,9 @@ pub enum HugePagesError {
         numa_node: Option<u32>,
     },
     /// The pool's size can't be written.
-    #[error("huge pages can't be reserved: {path}: {source}: run as root, or have the administrator set vm.nr_hugepages")]
+    #[error(
+        "huge pages can't be reserved: {path}: {source}: run as root, or have the administrator set vm.nr_hugepages"
+    )]
     NotAllowed {
         /// The kernel's file.
         path: PathBuf,
@@ -80,9 +82,7 @@ pub fn pools() -> Vec<HugePagePool> {
         .flat_map(|(node, path)| {
             numbered_entries(&path.join("hugepages"), "hugepages-", "kB")
                 .into_iter()
-                .filter_map(move |(kib, path)| {
-                    read_pool(&path, u32::try_from(node).ok(), kib << 10)
-                })
+                .filter_map(move |(kib, path)| read_pool(&path, u32::try_from(node).ok(), kib << 10))
         })
         .collect();
     pools.sort_by_key(|pool| (pool.numa_node, pool.page_bytes));
@@ -96,16 +96,9 @@ pub fn pool_of_machine(page_bytes: u64) -> Option<HugePagePool> {
 
 /// Makes sure that `pages` free, unpromised pages of `page_bytes` are in the pool of a NUMA node (`None`: of the machine),
 /// adding what is missing. Never makes a pool smaller. Getting fewer is not an error: the result says so.
-pub fn reserve(
-    pages: u64,
-    page_bytes: u64,
-    numa_node: Option<u32>,
-) -> Result<HugePagesReserved, HugePagesError> {
+pub fn reserve(pages: u64, page_bytes: u64, numa_node: Option<u32>) -> Result<HugePagesReserved, HugePagesError> {
     let directory = directory(numa_node, page_bytes);
-    let no_pool = || HugePagesError::NoPool {
-        page_bytes,
-        numa_node,
-    };
+    let no_pool = || HugePagesError::NoPool { page_bytes, numa_node };
     let before = read_pool(&directory, numa_node, page_bytes).ok_or_else(no_pool)?;
     let missing = pages.saturating_sub(before.unreserved());
     if missing > 0 {
@@ -122,36 +115,20 @@ pub fn reserve(
             page_bytes >> 20
         )
     });
-    Ok(HugePagesReserved {
-        wanted: pages,
-        available,
-        added: after.total.saturating_sub(before.total),
-        shortfall,
-    })
+    Ok(HugePagesReserved { wanted: pages, available, added: after.total.saturating_sub(before.total), shortfall })
 }
 
 /// Gives pages back to the machine that [`reserve`] added; pages in use stay until they are free.
 pub fn release(pages: u64, page_bytes: u64, numa_node: Option<u32>) -> Result<(), HugePagesError> {
     let directory = directory(numa_node, page_bytes);
-    let pool = read_pool(&directory, numa_node, page_bytes).ok_or(HugePagesError::NoPool {
-        page_bytes,
-        numa_node,
-    })?;
-    set_pool_size(
-        &directory,
-        pool.total
-            .saturating_sub(pool.surplus)
-            .saturating_sub(pages),
-    )
+    let pool = read_pool(&directory, numa_node, page_bytes).ok_or(HugePagesError::NoPool { page_bytes, numa_node })?;
+    set_pool_size(&directory, pool.total.saturating_sub(pool.surplus).saturating_sub(pages))
 }
 
 /// Bytes of huge pages of one size that this process's control groups still let it use; `None` where they don't limit it.
 pub(crate) fn cgroup_room_bytes(page_bytes: u64) -> Option<u64> {
-    let size = if page_bytes >= 1 << 30 {
-        format!("{}GB", page_bytes >> 30)
-    } else {
-        format!("{}MB", page_bytes >> 20)
-    };
+    let size =
+        if page_bytes >= 1 << 30 { format!("{}GB", page_bytes >> 30) } else { format!("{}MB", page_bytes >> 20) };
     memory::group_directories("hugetlb")
         .iter()
         .filter_map(|group| {
@@ -166,10 +143,7 @@ pub(crate) fn cgroup_room_bytes(page_bytes: u64) -> Option<u64> {
 fn directory(numa_node: Option<u32>, page_bytes: u64) -> PathBuf {
     let size = format!("hugepages-{}kB", page_bytes >> 10);
     match numa_node {
-        Some(node) => Path::new(NODES)
-            .join(format!("node{node}"))
-            .join("hugepages")
-            .join(size),
+        Some(node) => Path::new(NODES).join(format!("node{node}")).join("hugepages").join(size),
         None => Path::new(MACHINE).join(size),
     }
 }
@@ -187,8 +161,7 @@ fn read_pool(directory: &Path, numa_node: Option<u32>, page_bytes: u64) -> Optio
 
 fn set_pool_size(directory: &Path, pages: u64) -> Result<(), HugePagesError> {
     let path = directory.join("nr_hugepages");
-    fs::write(&path, pages.to_string())
-        .map_err(|source| HugePagesError::NotAllowed { path, source })
+    fs::write(&path, pages.to_string()).map_err(|source| HugePagesError::NotAllowed { path, source })
 }
 
 /// Entries of a directory named `{prefix}{number}{suffix}`, with the number.
@@ -200,12 +173,7 @@ fn numbered_entries(directory: &Path, prefix: &str, suffix: &str) -> Vec<(u64, P
         .flatten()
         .filter_map(|entry| {
             let name = entry.file_name();
-            let number = name
-                .to_str()?
-                .strip_prefix(prefix)?
-                .strip_suffix(suffix)?
-                .parse()
-                .ok()?;
+            let number = name.to_str()?.strip_prefix(prefix)?.strip_suffix(suffix)?.parse().ok()?;
             Some((number, entry.path()))
         })
         .collect()
@@ -219,17 +187,10 @@ mod tests {
     #[test]
     fn pools_of_nodes_add_up_to_the_machine() {
         let Some(machine) = pool_of_machine(HUGE_2M_BYTES) else {
-            assert!(
-                pools().is_empty(),
-                "nodes have pools that the machine does not"
-            );
+            assert!(pools().is_empty(), "nodes have pools that the machine does not");
             return;
         };
-        let nodes: u64 = pools()
-            .iter()
-            .filter(|pool| pool.page_bytes == HUGE_2M_BYTES)
-            .map(|pool| pool.total)
-            .sum();
+        let nodes: u64 = pools().iter().filter(|pool| pool.page_bytes == HUGE_2M_BYTES).map(|pool| pool.total).sum();
         assert_eq!(nodes, machine.total);
         assert!(machine.free <= machine.total);
     }
@@ -238,9 +199,7 @@ mod tests {
     fn a_page_size_or_node_that_is_not_there_is_named() {
         let error = reserve(1, 12_288, None).unwrap_err().to_string();
         assert!(error.contains("12288"), "{error}");
-        let error = reserve(1, HUGE_2M_BYTES, Some(1000))
-            .unwrap_err()
-            .to_string();
+        let error = reserve(1, HUGE_2M_BYTES, Some(1000)).unwrap_err().to_string();
         assert!(error.contains("NUMA node 1000"), "{error}");
     }
 

@@ -97,9 +97,7 @@ impl HostLimits {
             kernel_release,
             memory: MemoryHeadroom::read(),
             cgroup_cpus: cgroup_cpus(),
-            dev_shm_bytes: sys::filesystem_bytes(c"/dev/shm")
-                .ok()
-                .map(|(total, _)| total),
+            dev_shm_bytes: sys::filesystem_bytes(c"/dev/shm").ok().map(|(total, _)| total),
             shmem_huge: shmem_huge.and_then(|text| sysfs::selected(&text).map(str::to_owned)),
         }
     }
@@ -125,26 +123,19 @@ impl HostLimits {
         judge(
             "kernel",
             self.kernel_release.clone(),
-            (self.kernel < KERNEL_WANTED).then(|| {
-                (
-                    Severity::Fatal,
-                    format!("use Linux {major}.{minor} or newer"),
-                )
-            }),
+            (self.kernel < KERNEL_WANTED).then(|| (Severity::Fatal, format!("use Linux {major}.{minor} or newer"))),
         )
     }
 
     fn io_uring_finding(&self) -> Finding {
-        let allow = "allow it with `sysctl kernel.io_uring_disabled=0`; in a container, use a seccomp profile that allows \
+        let allow =
+            "allow it with `sysctl kernel.io_uring_disabled=0`; in a container, use a seccomp profile that allows \
                      io_uring_setup, io_uring_enter and io_uring_register";
         let (found, bad) = match self.io_uring {
             IoUring::Everybody => ("allowed", None),
             IoUring::Privileged => {
                 let group = "or run as root or in the group kernel.io_uring_group";
-                (
-                    "for privileged processes",
-                    Some((Severity::Degraded, format!("{allow}, {group}"))),
-                )
+                ("for privileged processes", Some((Severity::Degraded, format!("{allow}, {group}"))))
             }
             IoUring::Nobody => ("disabled", Some((Severity::Fatal, allow.to_owned()))),
         };
@@ -169,72 +160,49 @@ impl HostLimits {
             let remedy = format!("`ulimit -n {OPEN_FILES_WANTED}`, or LimitNOFILE={OPEN_FILES_WANTED} in the unit");
             (Severity::Degraded, remedy)
         });
-        judge(
-            "open files",
-            format!("{}, up to {}", shown(limit.soft), shown(limit.hard)),
-            bad,
-        )
+        judge("open files", format!("{}, up to {}", shown(limit.soft), shown(limit.hard)), bad)
     }
 
     fn cpus_finding(&self, cores: usize) -> Finding {
-        let found = self.cgroup_cpus.map_or("no quota".to_owned(), |cpus| {
-            format!("a quota of {cpus:.2} CPUs")
-        });
+        let found = self.cgroup_cpus.map_or("no quota".to_owned(), |cpus| format!("a quota of {cpus:.2} CPUs"));
         judge(
             "cpu quota",
             found,
-            self.cgroup_cpus
-                .filter(|&cpus| cpus < cores as f64)
-                .map(|cpus| {
-                    let remedy = format!(
-                        "use at most {} of the cores with --cores, or raise the group's cpu.max",
-                        cpus.max(1.0)
-                    );
-                    (Severity::Degraded, remedy)
-                }),
+            self.cgroup_cpus.filter(|&cpus| cpus < cores as f64).map(|cpus| {
+                let remedy =
+                    format!("use at most {} of the cores with --cores, or raise the group's cpu.max", cpus.max(1.0));
+                (Severity::Degraded, remedy)
+            }),
         )
     }
 
     fn dev_shm_finding(&self) -> Finding {
-        let found = self
-            .dev_shm_bytes
-            .map_or("absent".to_owned(), |bytes| format!("{bytes} bytes"));
-        let small = self
-            .dev_shm_bytes
-            .is_none_or(|bytes| bytes < SHM_WANTED_BYTES);
-        judge("/dev/shm", found, small.then(|| {
-            // The node's own segments have no place in /dev/shm.
-            let remedy = "the object store does not use it, programs beside it may: `docker run --shm-size`, or remount it";
-            (Severity::Degraded, remedy.to_owned())
-        }))
-    }
-
-    fn memory_finding(&self) -> Finding {
-        let MemoryHeadroom {
-            available_bytes,
-            limiter,
-            ..
-        } = &self.memory;
+        let found = self.dev_shm_bytes.map_or("absent".to_owned(), |bytes| format!("{bytes} bytes"));
+        let small = self.dev_shm_bytes.is_none_or(|bytes| bytes < SHM_WANTED_BYTES);
         judge(
-            "memory",
-            format!("{available_bytes} bytes left by {limiter}"),
-            None,
+            "/dev/shm",
+            found,
+            small.then(|| {
+                // The node's own segments have no place in /dev/shm.
+                let remedy =
+                    "the object store does not use it, programs beside it may: `docker run --shm-size`, or remount it";
+                (Severity::Degraded, remedy.to_owned())
+            }),
         )
     }
 
+    fn memory_finding(&self) -> Finding {
+        let MemoryHeadroom { available_bytes, limiter, .. } = &self.memory;
+        judge("memory", format!("{available_bytes} bytes left by {limiter}"), None)
+    }
+
     fn huge_pages_finding(&self) -> Finding {
-        let found = self
-            .shmem_huge
-            .clone()
-            .unwrap_or_else(|| "absent".to_owned());
+        let found = self.shmem_huge.clone().unwrap_or_else(|| "absent".to_owned());
         judge(
             "transparent huge pages",
             format!("shmem_enabled is {found}"),
             self.shmem_huge.is_none().then(|| {
-                (
-                    Severity::Degraded,
-                    "use a kernel with CONFIG_TRANSPARENT_HUGEPAGE, or --hugepages".to_owned(),
-                )
+                (Severity::Degraded, "use a kernel with CONFIG_TRANSPARENT_HUGEPAGE, or --hugepages".to_owned())
             }),
         )
     }
@@ -263,20 +231,12 @@ fn judge(name: &str, found: String, bad: Option<(Severity, String)>) -> Finding 
         Some((severity, remedy)) => (severity, Some(remedy)),
         None => (Severity::Good, None),
     };
-    Finding {
-        name: name.to_owned(),
-        severity,
-        found,
-        remedy,
-    }
+    Finding { name: name.to_owned(), severity, found, remedy }
 }
 
 fn limit(resource: libc::__rlimit_resource_t) -> ResourceLimit {
     let (soft, hard) = sys::rlimit(resource).unwrap_or((libc::RLIM_INFINITY, libc::RLIM_INFINITY));
-    ResourceLimit {
-        soft: finite(soft),
-        hard: finite(hard),
-    }
+    ResourceLimit { soft: finite(soft), hard: finite(hard) }
 }
 
 fn finite(limit: u64) -> Option<u64> {
@@ -296,26 +256,19 @@ fn io_uring(setting: Option<u64>) -> IoUring {
 }
 
 fn kernel_version(release: &str) -> (u32, u32) {
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map(|part| part.parse().unwrap_or(0));
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// The tightest quota of this process's group and those above it.
 fn cgroup_cpus() -> Option<f64> {
-    let quotas = memory::group_directories("cpu")
-        .into_iter()
-        .filter_map(|group| {
-            let text = sysfs::text(group.join("cpu.max")).or_else(|| {
-                let quota = sysfs::text(group.join("cpu.cfs_quota_us"))?;
-                Some(format!(
-                    "{quota} {}",
-                    sysfs::text(group.join("cpu.cfs_period_us"))?
-                ))
-            })?;
-            cpu_quota(&text)
-        });
+    let quotas = memory::group_directories("cpu").into_iter().filter_map(|group| {
+        let text = sysfs::text(group.join("cpu.max")).or_else(|| {
+            let quota = sysfs::text(group.join("cpu.cfs_quota_us"))?;
+            Some(format!("{quota} {}", sysfs::text(group.join("cpu.cfs_period_us"))?))
+        })?;
+        cpu_quota(&text)
+    });
     quotas.min_by(f64::total_cmp)
 }
 
@@ -336,28 +289,15 @@ mod tests {
         assert!(limits.kernel >= KERNEL_WANTED, "{}", limits.kernel_release);
         assert!(limits.memory.available_bytes > 0);
         let findings = limits.findings(1);
-        assert!(
-            findings
-                .iter()
-                .all(|finding| finding.severity != Severity::Fatal),
-            "{findings:?}"
-        );
-        assert!(findings
-            .windows(2)
-            .all(|pair| pair[0].severity >= pair[1].severity));
+        assert!(findings.iter().all(|finding| finding.severity != Severity::Fatal), "{findings:?}");
+        assert!(findings.windows(2).all(|pair| pair[0].severity >= pair[1].severity));
     }
 
     #[test]
     fn every_bad_limit_says_what_to_do() {
         let bad = HostLimits {
-            memlock_bytes: ResourceLimit {
-                soft: Some(65_536),
-                hard: Some(65_536),
-            },
-            open_files: ResourceLimit {
-                soft: Some(1024),
-                hard: Some(4096),
-            },
+            memlock_bytes: ResourceLimit { soft: Some(65_536), hard: Some(65_536) },
+            open_files: ResourceLimit { soft: Some(1024), hard: Some(4096) },
             io_uring: IoUring::Nobody,
             kernel_release: "5.10.0-21".into(),
             kernel: kernel_version("5.10.0-21"),
@@ -368,36 +308,16 @@ mod tests {
         };
         let findings = bad.findings(4);
         let of = |severity| -> Vec<&str> {
-            let same = findings
-                .iter()
-                .filter(|finding| finding.severity == severity);
+            let same = findings.iter().filter(|finding| finding.severity == severity);
             same.map(|finding| finding.name.as_str()).collect()
         };
         assert_eq!(of(Severity::Fatal), ["kernel", "io_uring", "memlock"]);
-        assert_eq!(
-            of(Severity::Degraded),
-            [
-                "open files",
-                "cpu quota",
-                "/dev/shm",
-                "transparent huge pages"
-            ]
-        );
+        assert_eq!(of(Severity::Degraded), ["open files", "cpu quota", "/dev/shm", "transparent huge pages"]);
         for finding in &findings {
-            assert_eq!(
-                finding.remedy.is_some(),
-                finding.severity != Severity::Good,
-                "{finding:?}"
-            );
+            assert_eq!(finding.remedy.is_some(), finding.severity != Severity::Good, "{finding:?}");
         }
-        let memlock = findings
-            .iter()
-            .find(|finding| finding.name == "memlock")
-            .unwrap();
-        assert!(
-            memlock.remedy.as_deref().unwrap().contains("2048"),
-            "{memlock:?}"
-        );
+        let memlock = findings.iter().find(|finding| finding.name == "memlock").unwrap();
+        assert!(memlock.remedy.as_deref().unwrap().contains("2048"), "{memlock:?}");
     }
 
     #[test]
@@ -405,14 +325,7 @@ mod tests {
         assert_eq!(kernel_version("6.18.44-fc"), (6, 18));
         assert_eq!(kernel_version("unknown"), (0, 0));
         assert_eq!(cpu_quota("150000 100000"), Some(1.5));
-        assert_eq!(
-            (
-                cpu_quota("max 100000"),
-                cpu_quota("-1 100000"),
-                cpu_quota("")
-            ),
-            (None, None, None)
-        );
+        assert_eq!((cpu_quota("max 100000"), cpu_quota("-1 100000"), cpu_quota("")), (None, None, None));
         assert_eq!(
             (io_uring(None), io_uring(Some(1)), io_uring(Some(2))),
             (IoUring::Everybody, IoUring::Privileged, IoUring::Nobody)

@@ -76,10 +76,7 @@ pub struct CgroupMemory {
 
 /// The memory limits of this process's control group and those above it, version 2 or 1.
 pub fn cgroup_limits() -> Vec<CgroupMemory> {
-    group_directories("memory")
-        .iter()
-        .filter_map(|path| memory_of_group(path))
-        .collect()
+    group_directories("memory").iter().filter_map(|path| memory_of_group(path)).collect()
 }
 
 /// Directories of this process's groups for one controller, from the innermost to the root. In a container the path that
@@ -89,9 +86,7 @@ pub(crate) fn group_directories(controller: &str) -> Vec<PathBuf> {
     let mut directories = Vec::new();
     for line in memberships.lines() {
         let mut fields = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(path)) =
-            (fields.next(), fields.next(), fields.next())
-        else {
+        let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
             continue;
         };
         let base = Path::new("/sys/fs/cgroup");
@@ -102,50 +97,27 @@ pub(crate) fn group_directories(controller: &str) -> Vec<PathBuf> {
             }
             _ => continue,
         };
-        let marker = if controllers.is_empty() {
-            "cgroup.controllers"
-        } else {
-            "tasks"
-        };
+        let marker = if controllers.is_empty() { "cgroup.controllers" } else { "tasks" };
         let Some(root) = roots.iter().find(|root| root.join(marker).exists()) else {
             continue;
         };
         let inside = root.join(path.trim_start_matches('/'));
-        directories.extend(
-            inside
-                .ancestors()
-                .take_while(|group| group.starts_with(root))
-                .map(PathBuf::from),
-        );
+        directories.extend(inside.ancestors().take_while(|group| group.starts_with(root)).map(PathBuf::from));
     }
     directories
 }
 
 fn memory_of_group(path: &Path) -> Option<CgroupMemory> {
     let (limit, used, droppable) = if let Some(limit) = sysfs::text(path.join("memory.max")) {
-        (
-            limit.parse::<u64>().ok()?,
-            "memory.current",
-            "inactive_file ",
-        )
+        (limit.parse::<u64>().ok()?, "memory.current", "inactive_file ")
     } else {
-        (
-            sysfs::number(path.join("memory.limit_in_bytes"))?,
-            "memory.usage_in_bytes",
-            "total_inactive_file ",
-        )
+        (sysfs::number(path.join("memory.limit_in_bytes"))?, "memory.usage_in_bytes", "total_inactive_file ")
     };
     let stat = sysfs::text(path.join("memory.stat")).unwrap_or_default();
-    let droppable_bytes = stat
-        .lines()
-        .find_map(|line| line.strip_prefix(droppable)?.trim().parse::<u64>().ok())
-        .unwrap_or(0);
+    let droppable_bytes =
+        stat.lines().find_map(|line| line.strip_prefix(droppable)?.trim().parse::<u64>().ok()).unwrap_or(0);
     let used_bytes = sysfs::number(path.join(used))?.saturating_sub(droppable_bytes);
-    Some(CgroupMemory {
-        path: path.to_owned(),
-        limit_bytes: limit,
-        used_bytes,
-    })
+    Some(CgroupMemory { path: path.to_owned(), limit_bytes: limit, used_bytes })
 }
 
 #[cfg(test)]
@@ -159,8 +131,7 @@ mod tests {
 
     impl Directory {
         fn new(name: &str) -> Directory {
-            let path =
-                std::env::temp_dir().join(format!("raylet-tuning-{name}-{}", std::process::id()));
+            let path = std::env::temp_dir().join(format!("raylet-tuning-{name}-{}", std::process::id()));
             fs::create_dir_all(&path).unwrap();
             Directory(path)
         }
@@ -180,10 +151,7 @@ mod tests {
     fn there_is_memory_and_no_more_than_the_machine_has() {
         let headroom = MemoryHeadroom::read();
         assert!(headroom.available_bytes > 0);
-        assert!(
-            headroom.total_bytes < u64::MAX,
-            "a kernel without /proc/meminfo"
-        );
+        assert!(headroom.total_bytes < u64::MAX, "a kernel without /proc/meminfo");
         assert!(headroom.available_bytes <= headroom.total_bytes);
     }
 
@@ -194,10 +162,7 @@ mod tests {
         group.file("memory.current", "600000\n");
         group.file("memory.stat", "anon 1\ninactive_file 100000\n");
         let memory = memory_of_group(&group.0).unwrap();
-        assert_eq!(
-            (memory.limit_bytes, memory.used_bytes),
-            (1_000_000, 500_000)
-        );
+        assert_eq!((memory.limit_bytes, memory.used_bytes), (1_000_000, 500_000));
         group.file("memory.max", "max\n");
         assert_eq!(memory_of_group(&group.0), None);
     }
@@ -207,14 +172,8 @@ mod tests {
         let group = Directory::new("v1");
         group.file("memory.limit_in_bytes", "1000000\n");
         group.file("memory.usage_in_bytes", "600000\n");
-        group.file(
-            "memory.stat",
-            "inactive_file 5\ntotal_inactive_file 200000\n",
-        );
+        group.file("memory.stat", "inactive_file 5\ntotal_inactive_file 200000\n");
         let memory = memory_of_group(&group.0).unwrap();
-        assert_eq!(
-            (memory.limit_bytes, memory.used_bytes),
-            (1_000_000, 400_000)
-        );
+        assert_eq!((memory.limit_bytes, memory.used_bytes), (1_000_000, 400_000));
     }
 }

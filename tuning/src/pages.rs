@@ -100,9 +100,7 @@ impl PageKind {
     pub fn page_bytes(self) -> u64 {
         match self {
             PageKind::Huge1G => HUGE_1G_BYTES,
-            PageKind::Huge2M | PageKind::ThpTmpfs | PageKind::ThpShmem | PageKind::ThpCollapse => {
-                HUGE_2M_BYTES
-            }
+            PageKind::Huge2M | PageKind::ThpTmpfs | PageKind::ThpShmem | PageKind::ThpCollapse => HUGE_2M_BYTES,
             PageKind::Small => SMALL_PAGE_BYTES,
         }
     }
@@ -132,13 +130,7 @@ mod tests {
 
     #[test]
     fn choices_round_trip_through_their_text() {
-        for choice in [
-            PageChoice::Auto,
-            PageChoice::Huge2M,
-            PageChoice::Huge1G,
-            PageChoice::Thp,
-            PageChoice::Small,
-        ] {
+        for choice in [PageChoice::Auto, PageChoice::Huge2M, PageChoice::Huge1G, PageChoice::Thp, PageChoice::Small] {
             assert_eq!(choice.to_string().parse(), Ok(choice));
         }
         let error = "8k".parse::<PageChoice>().unwrap_err().to_string();

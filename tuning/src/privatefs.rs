@@ -55,8 +55,7 @@ pub(crate) fn unnamed_file(huge: TmpfsHuge, limit_bytes: u64) -> io::Result<Owne
 /// calls. Errors are errno values.
 fn open_here(huge: &CStr, limit: &CStr) -> Result<RawFd, i32> {
     // SAFETY: the name is NUL-terminated and outlives the call.
-    let context =
-        errno_or_fd(unsafe { libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), FSOPEN_CLOEXEC) })?;
+    let context = errno_or_fd(unsafe { libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), FSOPEN_CLOEXEC) })?;
     let mount = configure_and_mount(context, huge, limit);
     close(context);
     let mount = mount?;
@@ -72,29 +71,11 @@ fn configure_and_mount(context: RawFd, huge: &CStr, limit: &CStr) -> Result<RawF
     for (key, value) in [(c"huge", huge), (c"size", limit), (c"mode", c"0700")] {
         let set = FSCONFIG_SET_STRING;
         // SAFETY: key and value are NUL-terminated and outlive the call.
-        errno_or_fd(unsafe {
-            libc::syscall(
-                libc::SYS_fsconfig,
-                context,
-                set,
-                key.as_ptr(),
-                value.as_ptr(),
-                0,
-            )
-        })?;
+        errno_or_fd(unsafe { libc::syscall(libc::SYS_fsconfig, context, set, key.as_ptr(), value.as_ptr(), 0) })?;
     }
     let none = ptr::null::<libc::c_char>();
     // SAFETY: this command takes no key and no value.
-    errno_or_fd(unsafe {
-        libc::syscall(
-            libc::SYS_fsconfig,
-            context,
-            FSCONFIG_CMD_CREATE,
-            none,
-            none,
-            0,
-        )
-    })?;
+    errno_or_fd(unsafe { libc::syscall(libc::SYS_fsconfig, context, FSCONFIG_CMD_CREATE, none, none, 0) })?;
     // SAFETY: fsmount takes integers only.
     errno_or_fd(unsafe { libc::syscall(libc::SYS_fsmount, context, FSMOUNT_CLOEXEC, 0) })
 }
@@ -132,18 +113,14 @@ impl IdentityMaps {
     /// Only system calls; see [`open_here`].
     fn enter(&self) -> Result<(), i32> {
         // SAFETY: unshare takes an integer only; the caller is a single-threaded child.
-        errno_or_fd(i64::from(unsafe {
-            libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS)
-        }))?;
+        errno_or_fd(i64::from(unsafe { libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS) }))?;
         for (path, text) in [
             (c"/proc/self/setgroups", c"deny"),
             (c"/proc/self/uid_map", self.users.as_c_str()),
             (c"/proc/self/gid_map", self.groups.as_c_str()),
         ] {
             // SAFETY: the path is NUL-terminated.
-            let fd = errno_or_fd(i64::from(unsafe {
-                libc::open(path.as_ptr(), libc::O_WRONLY)
-            }))?;
+            let fd = errno_or_fd(i64::from(unsafe { libc::open(path.as_ptr(), libc::O_WRONLY) }))?;
             let bytes = text.to_bytes();
             // SAFETY: `bytes` is readable for its length.
             let written = unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
@@ -192,10 +169,7 @@ fn open_in_user_namespace(huge: &CStr, limit: &CStr) -> io::Result<OwnedFd> {
 }
 
 fn child_of_fork(maps: &IdentityMaps, huge: &CStr, limit: &CStr, to: RawFd) -> ! {
-    let sent = maps
-        .enter()
-        .and_then(|()| open_here(huge, limit))
-        .and_then(|fd| send_fd(to, fd));
+    let sent = maps.enter().and_then(|()| open_here(huge, limit)).and_then(|fd| send_fd(to, fd));
     // SAFETY: _exit runs nothing of the parent's in the child.
     unsafe { libc::_exit(sent.err().unwrap_or(0)) }
 }
@@ -203,10 +177,7 @@ fn child_of_fork(maps: &IdentityMaps, huge: &CStr, limit: &CStr, to: RawFd) -> !
 /// Only system calls; see [`open_here`].
 fn send_fd(to: RawFd, fd: RawFd) -> Result<(), i32> {
     let mut byte = [0u8];
-    let mut part = libc::iovec {
-        iov_base: byte.as_mut_ptr().cast(),
-        iov_len: 1,
-    };
+    let mut part = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
     let mut control = [0u64; CONTROL_WORDS];
     let mut message = empty_message(&mut part, &mut control);
     // SAFETY: `control` is aligned for cmsghdr and larger than CMSG_SPACE of one descriptor, so the header and its data
@@ -226,10 +197,7 @@ fn send_fd(to: RawFd, fd: RawFd) -> Result<(), i32> {
 /// `None`: the other end closed without sending.
 fn receive_fd(from: RawFd) -> io::Result<Option<OwnedFd>> {
     let mut byte = [0u8];
-    let mut part = libc::iovec {
-        iov_base: byte.as_mut_ptr().cast(),
-        iov_len: 1,
-    };
+    let mut part = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
     let mut control = [0u64; CONTROL_WORDS];
     let mut message = empty_message(&mut part, &mut control);
     loop {
@@ -252,9 +220,7 @@ fn receive_fd(from: RawFd) -> io::Result<Option<OwnedFd>> {
         return Err(io::ErrorKind::InvalidData.into());
     };
     // SAFETY: an SCM_RIGHTS message holds at least one descriptor, which the kernel has just opened for us alone.
-    Ok(Some(unsafe {
-        OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned())
-    }))
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned()) }))
 }
 
 fn empty_message(part: &mut libc::iovec, control: &mut [u64; CONTROL_WORDS]) -> libc::msghdr {
@@ -280,13 +246,7 @@ mod tests {
         match file {
             Ok(fd) => {
                 sys::set_size(fd.as_fd(), 8 << 20).unwrap();
-                assert_eq!(
-                    File::from(fd.try_clone().unwrap())
-                        .metadata()
-                        .unwrap()
-                        .len(),
-                    8 << 20
-                );
+                assert_eq!(File::from(fd.try_clone().unwrap()).metadata().unwrap().len(), 8 << 20);
                 sys::allocate(fd.as_fd(), 0, 4 << 20).unwrap();
                 let error = sys::allocate(fd.as_fd(), 0, 8 << 20).unwrap_err();
                 assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
@@ -309,22 +269,13 @@ mod tests {
     #[test]
     fn a_child_in_its_own_user_namespace_hands_the_file_back() {
         let limit = CString::new((4u64 << 20).to_string()).unwrap();
-        usable_or_forbidden(open_in_user_namespace(
-            TmpfsHuge::WithinSize.option(),
-            &limit,
-        ));
+        usable_or_forbidden(open_in_user_namespace(TmpfsHuge::WithinSize.option(), &limit));
     }
 
     #[test]
     fn what_the_child_could_not_do_comes_back_as_its_error() {
         let error = open_in_user_namespace(c"no-such-policy", c"4096").unwrap_err();
         let errno = error.raw_os_error();
-        assert!(
-            matches!(
-                errno,
-                Some(libc::EINVAL | libc::EPERM | libc::EACCES | libc::ENOSYS)
-            ),
-            "{error}"
-        );
+        assert!(matches!(errno, Some(libc::EINVAL | libc::EPERM | libc::EACCES | libc::ENOSYS)), "{error}");
     }
 }

@@ -83,10 +83,7 @@ impl Mapping {
     /// Maps `len` bytes of `fd` at an address that is a multiple of `align` (a power of two), as huge entries in the
     /// page table need.
     pub(crate) fn shared(fd: BorrowedFd<'_>, len: usize, align: usize) -> io::Result<Mapping> {
-        let room = len
-            .checked_add(align)
-            .filter(|_| len > 0)
-            .ok_or(io::ErrorKind::InvalidInput)?;
+        let room = len.checked_add(align).filter(|_| len > 0).ok_or(io::ErrorKind::InvalidInput)?;
         let hold_flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a new mapping where the kernel likes, no memory of ours is replaced.
         let hold = unsafe { libc::mmap(ptr::null_mut(), room, libc::PROT_NONE, hold_flags, -1, 0) };
@@ -97,16 +94,7 @@ impl Mapping {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_SHARED | libc::MAP_FIXED;
         // SAFETY: [start, start + len) lies inside the address range held just above, which nothing else uses.
-        let base = unsafe {
-            libc::mmap(
-                start as *mut libc::c_void,
-                len,
-                protection,
-                flags,
-                fd.as_raw_fd(),
-                0,
-            )
-        };
+        let base = unsafe { libc::mmap(start as *mut libc::c_void, len, protection, flags, fd.as_raw_fd(), 0) };
         if base == libc::MAP_FAILED {
             let error = io::Error::last_os_error();
             // SAFETY: gives the held range back; no pointer into it was handed out.
@@ -167,13 +155,9 @@ impl Mapping {
 
     /// madvise on a range. Only advice that keeps the bytes is used in this crate.
     pub(crate) fn advise(&self, offset: u64, len: u64, advice: i32) -> io::Result<()> {
-        debug_assert!([
-            MADV_POPULATE_WRITE,
-            MADV_COLLAPSE,
-            libc::MADV_HUGEPAGE,
-            libc::MADV_NOHUGEPAGE
-        ]
-        .contains(&advice));
+        debug_assert!(
+            [MADV_POPULATE_WRITE, MADV_COLLAPSE, libc::MADV_HUGEPAGE, libc::MADV_NOHUGEPAGE].contains(&advice)
+        );
         let at = self.at(offset, len).ok_or(io::ErrorKind::InvalidInput)?;
         loop {
             // SAFETY: the range is inside the mapping, and the advice (asserted above) changes no bytes.
@@ -218,25 +202,15 @@ impl Drop for Mapping {
 
 /// Soft and hard limit of a resource, in the resource's own unit.
 pub(crate) fn rlimit(resource: libc::__rlimit_resource_t) -> io::Result<(u64, u64)> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is a valid rlimit that the call fills.
     check(unsafe { libc::getrlimit(resource, &mut limit) })?;
     Ok((limit.rlim_cur, limit.rlim_max))
 }
 
 /// Sets the soft limit of a resource.
-pub(crate) fn set_soft_rlimit(
-    resource: libc::__rlimit_resource_t,
-    soft: u64,
-    hard: u64,
-) -> io::Result<()> {
-    let limit = libc::rlimit {
-        rlim_cur: soft,
-        rlim_max: hard,
-    };
+pub(crate) fn set_soft_rlimit(resource: libc::__rlimit_resource_t, soft: u64, hard: u64) -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
     // SAFETY: `limit` is a valid rlimit that the call reads.
     check(unsafe { libc::setrlimit(resource, &limit) }).map(drop)
 }
@@ -248,9 +222,7 @@ pub(crate) fn allowed_pus() -> io::Result<Vec<u32>> {
     // SAFETY: `set` is writable and has the size that is passed; 0 means the calling thread.
     check(unsafe { libc::sched_getaffinity(0, std::mem::size_of_val(&set), &mut set) })?;
     // SAFETY: CPU_ISSET reads a bit of `set`; the index is below CPU_SETSIZE.
-    Ok((0..libc::CPU_SETSIZE as u32)
-        .filter(|&pu| unsafe { libc::CPU_ISSET(pu as usize, &set) })
-        .collect())
+    Ok((0..libc::CPU_SETSIZE as u32).filter(|&pu| unsafe { libc::CPU_ISSET(pu as usize, &set) }).collect())
 }
 
 /// Makes the calling thread run only when nothing else wants the core.
@@ -278,9 +250,7 @@ pub(crate) fn kernel_release() -> io::Result<String> {
     // SAFETY: `name` is writable.
     check(unsafe { libc::uname(&mut name) })?;
     // SAFETY: uname filled `release` with a NUL-terminated string that lives in `name`.
-    Ok(unsafe { CStr::from_ptr(name.release.as_ptr()) }
-        .to_string_lossy()
-        .into_owned())
+    Ok(unsafe { CStr::from_ptr(name.release.as_ptr()) }.to_string_lossy().into_owned())
 }
 
 /// Lets the calling thread run on one hardware thread only.

@@ -5,9 +5,7 @@ use std::path::Path;
 
 /// The file's text without the final newline; `None` if it can't be read, which callers treat as "the kernel doesn't say".
 pub(crate) fn text(path: impl AsRef<Path>) -> Option<String> {
-    fs::read_to_string(path)
-        .ok()
-        .map(|text| text.trim().to_owned())
+    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
 }
 
 /// The file's text as a number.
@@ -18,27 +16,16 @@ pub(crate) fn number(path: impl AsRef<Path>) -> Option<u64> {
 /// The value in bytes of a `Name:  123 kB` line, as in /proc/meminfo, a node's meminfo or smaps.
 pub(crate) fn kib_line_bytes(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| {
-        let (_, value) = line
-            .split_once(name)
-            .filter(|(before, _)| before.is_empty() || before.ends_with(' '))?;
+        let (_, value) = line.split_once(name).filter(|(before, _)| before.is_empty() || before.ends_with(' '))?;
         let value = value.strip_prefix(':')?.trim();
-        value
-            .strip_suffix("kB")
-            .map_or(value, str::trim_end)
-            .parse::<u64>()
-            .ok()
-            .map(|kib| kib << 10)
+        value.strip_suffix("kB").map_or(value, str::trim_end).parse::<u64>().ok().map(|kib| kib << 10)
     })
 }
 
 /// A kernel list such as `0-3,8`; `None` if it is not one.
 pub(crate) fn index_list(text: &str) -> Option<Vec<u32>> {
     let mut indices = Vec::new();
-    for part in text
-        .split(',')
-        .map(str::trim)
-        .filter(|part| !part.is_empty())
-    {
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last) = (first.parse::<u32>().ok()?, last.parse::<u32>().ok()?);
         indices.extend(first..=last);

@@ -147,20 +147,14 @@ struct Draft {
 impl Topology {
     /// Describes the machine, or the one that `HWLOC_SYNTHETIC` describes.
     pub fn discover() -> Result<Topology, TopologyError> {
-        let another_machine = ["HWLOC_SYNTHETIC", "HWLOC_XMLFILE"]
-            .iter()
-            .any(|name| std::env::var_os(name).is_some());
+        let another_machine = ["HWLOC_SYNTHETIC", "HWLOC_XMLFILE"].iter().any(|name| std::env::var_os(name).is_some());
         if another_machine {
             let draft = from_hwloc::read(|_| true).filter(|draft| !draft.places.is_empty());
             let draft = draft.ok_or(TopologyError::NoCores {
                 hwloc: "can't describe the machine that HWLOC_SYNTHETIC or HWLOC_XMLFILE names",
                 sysfs: "is not asked for such a machine",
             })?;
-            return Ok(Topology::assemble(
-                TopologySource::HwlocSynthetic,
-                draft,
-                Vec::new(),
-            ));
+            return Ok(Topology::assemble(TopologySource::HwlocSynthetic, draft, Vec::new()));
         }
         let allowed = sys::allowed_pus().map_err(TopologyError::Affinity)?;
         let by_hwloc = from_hwloc::read(|pu| allowed.binary_search(&pu).is_ok());
@@ -170,18 +164,12 @@ impl Topology {
 
     fn choose(by_hwloc: Option<Draft>, by_sysfs: Option<Draft>) -> Result<Topology, TopologyError> {
         let known = |draft: &Draft| !draft.places.is_empty();
-        let by_hwloc = by_hwloc
-            .filter(known)
-            .map(|draft| Topology::assemble(TopologySource::Hwloc, draft, Vec::new()));
-        let by_sysfs = by_sysfs
-            .filter(known)
-            .map(|draft| Topology::assemble(TopologySource::Sysfs, draft, Vec::new()));
+        let by_hwloc = by_hwloc.filter(known).map(|draft| Topology::assemble(TopologySource::Hwloc, draft, Vec::new()));
+        let by_sysfs = by_sysfs.filter(known).map(|draft| Topology::assemble(TopologySource::Sysfs, draft, Vec::new()));
         match (by_hwloc, by_sysfs) {
             (Some(mut hwloc), Some(mut sysfs)) => {
                 if let Some(difference) = difference(&hwloc, &sysfs) {
-                    sysfs.warnings.push(format!(
-                        "hwloc and sysfs differ in {difference}: sysfs is believed"
-                    ));
+                    sysfs.warnings.push(format!("hwloc and sysfs differ in {difference}: sysfs is believed"));
                     return Ok(sysfs);
                 }
                 // The kernel's own number, not rounded by anyone.
@@ -191,86 +179,43 @@ impl Topology {
                 Ok(hwloc)
             }
             (Some(mut hwloc), None) => {
-                hwloc.warnings.push(
-                    "sysfs describes no cores (is /sys mounted?): hwloc is believed unchecked"
-                        .into(),
-                );
+                hwloc.warnings.push("sysfs describes no cores (is /sys mounted?): hwloc is believed unchecked".into());
                 Ok(hwloc)
             }
             (None, Some(mut sysfs)) => {
-                sysfs
-                    .warnings
-                    .push("hwloc can't describe this machine: sysfs is used instead".into());
+                sysfs.warnings.push("hwloc can't describe this machine: sysfs is used instead".into());
                 Ok(sysfs)
             }
-            (None, None) => Err(TopologyError::NoCores {
-                hwloc: "failed",
-                sysfs: "lists none",
-            }),
+            (None, None) => Err(TopologyError::NoCores { hwloc: "failed", sysfs: "lists none" }),
         }
     }
 
     fn assemble(source: TopologySource, draft: Draft, warnings: Vec<String>) -> Topology {
-        let Draft {
-            mut places,
-            mut caches,
-            memory_bytes,
-        } = draft;
+        let Draft { mut places, mut caches, memory_bytes } = draft;
         places.sort_by_key(|place| place.pu);
         places.dedup_by_key(|place| place.pu);
-        let mut topology = Topology {
-            source,
-            packages: vec![],
-            numa_nodes: vec![],
-            cores: vec![],
-            caches: vec![],
-            warnings,
-        };
+        let mut topology =
+            Topology { source, packages: vec![], numa_nodes: vec![], cores: vec![], caches: vec![], warnings };
         let (mut packages, mut cores) = (BTreeMap::new(), BTreeMap::new());
         let mut nodes: BTreeMap<u32, NumaNode> = memory_bytes
             .iter()
-            .map(|(&index, &memory_bytes)| {
-                (
-                    index,
-                    NumaNode {
-                        index,
-                        pus: Vec::new(),
-                        memory_bytes,
-                    },
-                )
-            })
+            .map(|(&index, &memory_bytes)| (index, NumaNode { index, pus: Vec::new(), memory_bytes }))
             .collect();
         for place in places {
             let package = *packages.entry(place.package).or_insert_with(|| {
-                topology.packages.push(Package {
-                    index: topology.packages.len() as u32,
-                    pus: Vec::new(),
-                });
+                topology.packages.push(Package { index: topology.packages.len() as u32, pus: Vec::new() });
                 topology.packages.len() - 1
             });
             topology.packages[package].pus.push(place.pu);
             let core = *cores.entry(place.core).or_insert_with(|| {
                 let index = topology.cores.len() as u32;
                 let (package, numa_node) = (package as u32, place.numa_node);
-                topology.cores.push(Core {
-                    index,
-                    package,
-                    numa_node,
-                    pus: Vec::new(),
-                });
+                topology.cores.push(Core { index, package, numa_node, pus: Vec::new() });
                 topology.cores.len() - 1
             });
             topology.cores[core].pus.push(place.pu);
-            let absent = || NumaNode {
-                index: place.numa_node,
-                pus: Vec::new(),
-                memory_bytes: 0,
-            };
-            nodes
-                .entry(place.numa_node)
-                .or_insert_with(absent)
-                .pus
-                .push(place.pu);
+            let absent = || NumaNode { index: place.numa_node, pus: Vec::new(), memory_bytes: 0 };
+            nodes.entry(place.numa_node).or_insert_with(absent).pus.push(place.pu);
         }
         topology.numa_nodes = nodes.into_values().collect();
         caches.retain(|cache| !cache.pus.is_empty());
@@ -282,11 +227,7 @@ impl Topology {
 
     /// PUs that this process may use, ascending.
     pub fn allowed_pus(&self) -> Vec<u32> {
-        let mut pus: Vec<u32> = self
-            .cores
-            .iter()
-            .flat_map(|core| core.pus.iter().copied())
-            .collect();
+        let mut pus: Vec<u32> = self.cores.iter().flat_map(|core| core.pus.iter().copied()).collect();
         pus.sort_unstable();
         pus
     }
@@ -308,10 +249,7 @@ impl Topology {
 
     /// The usable PUs that share a core with this one, itself left out.
     pub fn smt_siblings(&self, pu: u32) -> Vec<u32> {
-        let pus = self
-            .core_of(pu)
-            .map(|core| core.pus.as_slice())
-            .unwrap_or_default();
+        let pus = self.core_of(pu).map(|core| core.pus.as_slice()).unwrap_or_default();
         pus.iter().copied().filter(|&other| other != pu).collect()
     }
 
@@ -323,12 +261,7 @@ impl Topology {
             numa_nodes: self.numa_nodes.clone(),
             cores: self.cores.len(),
             pus: format_list(&self.allowed_pus()),
-            threads_per_core: self
-                .cores
-                .iter()
-                .map(|core| core.pus.len())
-                .max()
-                .unwrap_or(0),
+            threads_per_core: self.cores.iter().map(|core| core.pus.len()).max().unwrap_or(0),
             last_level_cache_bytes: self.caches.last().map_or(0, |cache| cache.size_bytes),
             warnings: self.warnings.clone(),
         }
@@ -341,18 +274,12 @@ fn difference(hwloc: &Topology, sysfs: &Topology) -> Option<&'static str> {
         return Some("the usable PUs");
     }
     let nodes = |topology: &Topology| -> Vec<_> {
-        topology
-            .numa_nodes
-            .iter()
-            .map(|node| (node.index, node.pus.clone()))
-            .collect()
+        topology.numa_nodes.iter().map(|node| (node.index, node.pus.clone())).collect()
     };
     if nodes(hwloc) != nodes(sysfs) {
         return Some("the NUMA nodes");
     }
-    let cores = |topology: &Topology| -> Vec<_> {
-        topology.cores.iter().map(|core| core.pus.clone()).collect()
-    };
+    let cores = |topology: &Topology| -> Vec<_> { topology.cores.iter().map(|core| core.pus.clone()).collect() };
     (cores(hwloc) != cores(sysfs)).then_some("the SMT siblings")
 }
 

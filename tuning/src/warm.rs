@@ -64,31 +64,17 @@ impl Warmer {
     pub fn start(segments: Vec<Arc<Segment>>, reserve_bytes: u64) -> io::Result<Warmer> {
         let (wishes, wanted) = sync_channel(WISHES_MAX);
         let shared = Arc::new(Shared::default());
-        let worker = Worker {
-            segments,
-            shared: Arc::clone(&shared),
-        };
-        let thread = thread::Builder::new()
-            .name("warm-reserve".into())
-            .spawn(move || worker.run(&wanted, reserve_bytes))?;
-        Ok(Warmer {
-            wishes: Some(wishes),
-            reserve_bytes,
-            shared,
-            thread: Some(thread),
-        })
+        let worker = Worker { segments, shared: Arc::clone(&shared) };
+        let thread =
+            thread::Builder::new().name("warm-reserve".into()).spawn(move || worker.run(&wanted, reserve_bytes))?;
+        Ok(Warmer { wishes: Some(wishes), reserve_bytes, shared, thread: Some(thread) })
     }
 
     /// Says that `range` of the segment with this index will be handed out next. Never blocks. False: the queue is full
     /// and the wish is dropped; wish again when more is handed out.
     pub fn wanted(&self, segment: usize, range: Range<u64>) -> bool {
-        let end = range
-            .end
-            .min(range.start.saturating_add(self.reserve_bytes));
-        let wish = Wish {
-            segment,
-            range: range.start..end,
-        };
+        let end = range.end.min(range.start.saturating_add(self.reserve_bytes));
+        let wish = Wish { segment, range: range.start..end };
         if wish.range.is_empty() {
             return true;
         }
@@ -140,9 +126,7 @@ struct Worker {
 impl Worker {
     fn run(&self, wanted: &Receiver<Wish>, reserve_bytes: u64) {
         #[cfg(test)]
-        self.shared
-            .thread_id
-            .store(sys::thread_id(), Ordering::Relaxed);
+        self.shared.thread_id.store(sys::thread_id(), Ordering::Relaxed);
         if let Err(error) = sys::become_idle_priority() {
             tracing::warn!(%error, "the warm reserve runs at normal priority");
         }
@@ -161,20 +145,14 @@ impl Worker {
         // Whole granules only: a reserve never grows over its size by rounding.
         let granule_bytes = segment.granule_bytes();
         let end = range.end.min(segment.size_bytes());
-        let end = if end == segment.size_bytes() {
-            end
-        } else {
-            end / granule_bytes * granule_bytes
-        };
+        let end = if end == segment.size_bytes() { end } else { end / granule_bytes * granule_bytes };
         let mut at = range.start;
         while at < end && !self.shared.stop.load(Ordering::Relaxed) {
             let step = at..end.min(at + STEP_BYTES.max(granule_bytes));
             at = step.end;
             match segment.touch(step) {
                 Ok(bytes) => {
-                    self.shared
-                        .touched_bytes
-                        .fetch_add(bytes, Ordering::Relaxed);
+                    self.shared.touched_bytes.fetch_add(bytes, Ordering::Relaxed);
                 }
                 Err(error) => {
                     // Not a fault of the node's: whoever is handed this range gets the error, if it still holds then.
@@ -198,12 +176,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn segment(size_bytes: u64, pages: PageChoice) -> Arc<Segment> {
-        let request = SegmentRequest {
-            name: "warm-test".into(),
-            size_bytes,
-            numa_node: None,
-            pages,
-        };
+        let request = SegmentRequest { name: "warm-test".into(), size_bytes, numa_node: None, pages };
         Arc::new(Segment::create(&request).unwrap())
     }
 
@@ -217,20 +190,11 @@ mod tests {
 
     #[test]
     fn the_reserve_is_touched_and_not_more() {
-        let segments = vec![
-            segment(16 * MIB, PageChoice::Small),
-            segment(16 * MIB, PageChoice::Small),
-        ];
+        let segments = vec![segment(16 * MIB, PageChoice::Small), segment(16 * MIB, PageChoice::Small)];
         let warmer = Warmer::start(segments.clone(), 9 * MIB).unwrap();
         until("the reserve", || warmer.stats().touched_bytes == 9 * MIB);
         thread::sleep(Duration::from_millis(20));
-        assert_eq!(
-            segments
-                .iter()
-                .map(|segment| segment.touched_bytes())
-                .sum::<u64>(),
-            9 * MIB
-        );
+        assert_eq!(segments.iter().map(|segment| segment.touched_bytes()).sum::<u64>(), 9 * MIB);
         assert!(segments[0].is_touched(&(0..4 * MIB)) && !segments[0].is_touched(&(0..5 * MIB)));
     }
 
@@ -242,23 +206,12 @@ mod tests {
             let warmer = Warmer::start(segments.clone(), 2 * MIB).unwrap();
             assert!(warmer.wanted(0, 8 * MIB..16 * MIB));
             assert!(warmer.wanted(0, 14 * MIB..64 * MIB));
-            assert!(
-                warmer.wanted(7, 0..MIB),
-                "a segment that is not there is passed over"
-            );
+            assert!(warmer.wanted(7, 0..MIB), "a segment that is not there is passed over");
             assert!(warmer.wanted(0, 4 * MIB..6 * MIB));
-            until("the last wish", || {
-                segments[0].is_touched(&(4 * MIB..6 * MIB))
-            });
-            assert!(
-                segments[0].is_touched(&(8 * MIB..10 * MIB))
-                    && !segments[0].is_touched(&(8 * MIB..11 * MIB))
-            );
+            until("the last wish", || segments[0].is_touched(&(4 * MIB..6 * MIB)));
+            assert!(segments[0].is_touched(&(8 * MIB..10 * MIB)) && !segments[0].is_touched(&(8 * MIB..11 * MIB)));
             assert!(segments[0].is_touched(&(14 * MIB..16 * MIB)));
-            assert_eq!(
-                segments[0].touched_bytes() - before,
-                warmer.stats().touched_bytes
-            );
+            assert_eq!(segments[0].touched_bytes() - before, warmer.stats().touched_bytes);
             warmer.stop();
         }
     }
@@ -280,25 +233,13 @@ mod tests {
         // 1 GiB of 4 KiB pages takes hundreds of milliseconds, so the queue behind it fills.
         let segments = vec![segment(1 << 30, PageChoice::Small)];
         let warmer = Warmer::start(segments.clone(), 1 << 30).unwrap();
-        let accepted = (0..2 * WISHES_MAX)
-            .filter(|_| warmer.wanted(0, 0..MIB))
-            .count();
+        let accepted = (0..2 * WISHES_MAX).filter(|_| warmer.wanted(0, 0..MIB)).count();
         assert!(accepted < 2 * WISHES_MAX, "no wish was dropped");
-        assert_eq!(
-            warmer.stats().dropped_wishes,
-            (2 * WISHES_MAX - accepted) as u64
-        );
+        assert_eq!(warmer.stats().dropped_wishes, (2 * WISHES_MAX - accepted) as u64);
         let begun = Instant::now();
         warmer.stop();
-        assert!(
-            segments[0].touched_bytes() < 1 << 30,
-            "it went on to the end"
-        );
-        assert!(
-            begun.elapsed() < Duration::from_secs(5),
-            "{:?}",
-            begun.elapsed()
-        );
+        assert!(segments[0].touched_bytes() < 1 << 30, "it went on to the end");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     }
 
     #[test]
@@ -317,18 +258,10 @@ mod tests {
     /// Nanoseconds that the warmer's thread has run (schedstat), and its scheduling policy (field 41 of stat).
     fn clock_of(warmer: &Warmer) -> (String, String) {
         let thread = warmer.shared.thread_id.load(Ordering::Relaxed);
-        let file = |name: &str| {
-            std::fs::read_to_string(format!("/proc/self/task/{thread}/{name}")).unwrap()
-        };
+        let file = |name: &str| std::fs::read_to_string(format!("/proc/self/task/{thread}/{name}")).unwrap();
         let ran = file("schedstat").split(' ').next().unwrap().to_owned();
         let stat = file("stat");
-        let policy = stat
-            .rsplit(')')
-            .next()
-            .unwrap()
-            .split_whitespace()
-            .nth(38)
-            .unwrap();
+        let policy = stat.rsplit(')').next().unwrap().split_whitespace().nth(38).unwrap();
         (ran, policy.to_owned())
     }
 }

@@ -81,9 +81,5 @@ pub fn run_world(seed: u64, steps: u64) -> Result<Report, Failure> {
     for step in 0..steps {
         world.step().map_err(|what| Failure { seed, step, what })?;
     }
-    world.finish().map_err(|what| Failure {
-        seed,
-        step: steps,
-        what,
-    })
+    world.finish().map_err(|what| Failure { seed, step: steps, what })
 }

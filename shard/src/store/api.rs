@@ -84,12 +84,8 @@ impl fmt::Display for StoreError {
             Self::ObjectExists => "an object of this id exists in the store",
             Self::ObjectNonexistent => "the store has no object of this id",
             Self::OutOfMemory => "the object store has no room and nothing left to evict",
-            Self::ObjectNotSealed => {
-                "the object is not sealed; it is deleted when its creator is done with it"
-            }
-            Self::ObjectInUse => {
-                "the object is in use; it is deleted when the last user is done with it"
-            }
+            Self::ObjectNotSealed => "the object is not sealed; it is deleted when its creator is done with it",
+            Self::ObjectInUse => "the object is in use; it is deleted when the last user is done with it",
             Self::ObjectSealed => "the object is sealed already",
             Self::NotCreator => "only the client that created an object may seal or abort it",
             Self::QueueFull => "too many creates wait for memory; try again later",
@@ -486,17 +482,9 @@ impl StoreEffect {
     /// The bank's event, where the effect is a message of `shard` to the bank.
     pub fn for_bank(&self, shard: ShardId) -> Option<BankEvent> {
         Some(match *self {
-            Self::SpansWanted { count, urgency } => BankEvent::Wanted {
-                shard,
-                count,
-                urgency,
-            },
+            Self::SpansWanted { count, urgency } => BankEvent::Wanted { shard, count, urgency },
             Self::SpansUnwanted => BankEvent::Unwanted { shard },
-            Self::SpansReturned { first, count } => BankEvent::Returned {
-                shard,
-                first,
-                count,
-            },
+            Self::SpansReturned { first, count } => BankEvent::Returned { shard, first, count },
             Self::ReclaimDone { count } => BankEvent::ReclaimDone { shard, count },
             _ => return None,
         })

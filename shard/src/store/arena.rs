@@ -7,9 +7,7 @@ use rustc_hash::FxHashMap;
 
 use super::api::SpanIndex;
 use super::blocks::{BlockId, Blocks};
-use super::config::{
-    Layout, LARGE_ALIGN_BYTES, LARGE_OBJECT_BYTES, MIN_SPAN_BYTES, SMALL_ALIGN_BYTES,
-};
+use super::config::{Layout, LARGE_ALIGN_BYTES, LARGE_OBJECT_BYTES, MIN_SPAN_BYTES, SMALL_ALIGN_BYTES};
 
 /// Small objects come from chunks of this size, in bytes.
 const CHUNK_BYTES: u64 = MIN_SPAN_BYTES;
@@ -45,11 +43,7 @@ fn round_up(bytes: u64, to: u64) -> u64 {
 impl Arena {
     pub(super) fn new(layout: Layout) -> Self {
         let span_bytes = layout.span_bytes();
-        let touched_until = layout
-            .segments()
-            .iter()
-            .map(|s| u64::from(s.first) * span_bytes)
-            .collect();
+        let touched_until = layout.segments().iter().map(|s| u64::from(s.first) * span_bytes).collect();
         Self {
             large: Blocks::new(LARGE_ALIGN_BYTES, span_bytes, true),
             small: Blocks::new(SMALL_ALIGN_BYTES, span_bytes, false),
@@ -78,11 +72,7 @@ impl Arena {
     /// Memory for an object, or `None` where no free block is large enough.
     pub(super) fn alloc(&mut self, bytes: u64) -> Option<Allocation> {
         let len = Self::footprint(bytes);
-        let got = if bytes < LARGE_OBJECT_BYTES {
-            self.alloc_small(len)
-        } else {
-            self.alloc_large(len)
-        }?;
+        let got = if bytes < LARGE_OBJECT_BYTES { self.alloc_small(len) } else { self.alloc_large(len) }?;
         let segment = self.segment_of(got.addr) as usize;
         let until = &mut self.touched_until[segment];
         *until = (*until).max(got.addr + got.len);
@@ -100,12 +90,7 @@ impl Arena {
             }
         }
         match block {
-            Some(block) => Some(Allocation {
-                addr: self.small.start(block),
-                len,
-                block,
-                small: true,
-            }),
+            Some(block) => Some(Allocation { addr: self.small.start(block), len, block, small: true }),
             // No chunk is left, but there may be single pages.
             None => self.alloc_large(round_up(len, LARGE_ALIGN_BYTES)),
         }
@@ -117,12 +102,7 @@ impl Arena {
             block = self.large.alloc(len);
         }
         let block = block?;
-        Some(Allocation {
-            addr: self.large.start(block),
-            len,
-            block,
-            small: false,
-        })
+        Some(Allocation { addr: self.large.start(block), len, block, small: false })
     }
 
     /// Gives an object's memory back.
@@ -143,17 +123,13 @@ impl Arena {
 
     /// Gives the spare chunk back to the large objects; false where there is none.
     fn drop_spare(&mut self) -> bool {
-        self.spare
-            .take()
-            .map(|chunk| self.large.free(chunk))
-            .is_some()
+        self.spare.take().map(|chunk| self.large.free(chunk)).is_some()
     }
 
     /// A run of spans from the bank.
     pub(super) fn grant(&mut self, first: SpanIndex, count: u32) {
         let span_bytes = self.layout.span_bytes();
-        self.large
-            .add_region(u64::from(first) * span_bytes, u64::from(count) * span_bytes);
+        self.large.add_region(u64::from(first) * span_bytes, u64::from(count) * span_bytes);
         self.spans_held += count;
     }
 
@@ -205,9 +181,7 @@ impl Arena {
 
     /// Per segment: up to where this shard has ever allocated, in bytes from the segment's start.
     pub(super) fn touched_bytes(&self, segment: u32) -> u64 {
-        self.touched_until
-            .get(segment as usize)
-            .map_or(0, |until| self.offset_in(segment, *until))
+        self.touched_until.get(segment as usize).map_or(0, |until| self.offset_in(segment, *until))
     }
 
     pub(super) fn layout(&self) -> &Layout {
@@ -216,62 +190,33 @@ impl Arena {
 
     /// Verifies the books. `objects`: every allocation that is in use.
     pub(super) fn check(&self, objects: impl Iterator<Item = Allocation>) -> Result<(), String> {
-        self.large
-            .check()
-            .map_err(|e| format!("large blocks: {e}"))?;
-        self.small
-            .check()
-            .map_err(|e| format!("small blocks: {e}"))?;
+        self.large.check().map_err(|e| format!("large blocks: {e}"))?;
+        self.small.check().map_err(|e| format!("small blocks: {e}"))?;
         let regions: u64 = self.large.regions().iter().map(|(_, len)| len).sum();
         if regions != self.held_bytes() {
-            return Err(format!(
-                "{} bytes in regions, {} in spans held",
-                regions,
-                self.held_bytes()
-            ));
+            return Err(format!("{} bytes in regions, {} in spans held", regions, self.held_bytes()));
         }
-        let mut owned_large: FxHashMap<u64, u64> = self
-            .large
-            .used()
-            .map(|(_, addr, len)| (addr, len))
-            .collect();
-        let mut owned_small: FxHashMap<u64, u64> = self
-            .small
-            .used()
-            .map(|(_, addr, len)| (addr, len))
-            .collect();
+        let mut owned_large: FxHashMap<u64, u64> = self.large.used().map(|(_, addr, len)| (addr, len)).collect();
+        let mut owned_small: FxHashMap<u64, u64> = self.small.used().map(|(_, addr, len)| (addr, len)).collect();
         for object in objects {
-            let owned = if object.small {
-                &mut owned_small
-            } else {
-                &mut owned_large
-            };
+            let owned = if object.small { &mut owned_small } else { &mut owned_large };
             if owned.remove(&object.addr) != Some(object.len) {
-                return Err(format!(
-                    "{object:?} is not a used block (or two objects have it)"
-                ));
+                return Err(format!("{object:?} is not a used block (or two objects have it)"));
             }
         }
         for chunk in self.chunks.values().chain(self.spare.iter()) {
             if owned_large.remove(&self.large.start(*chunk)) != Some(CHUNK_BYTES) {
-                return Err(format!(
-                    "chunk {chunk} is not a used block of the chunk size"
-                ));
+                return Err(format!("chunk {chunk} is not a used block of the chunk size"));
             }
         }
         let chunk_bytes = self.chunks.len() as u64 * CHUNK_BYTES;
         if self.small.regions().len() != self.chunks.len()
             || self.small.free_bytes() + self.small.used_bytes() != chunk_bytes
         {
-            return Err(format!(
-                "small blocks are not the {} chunks",
-                self.chunks.len()
-            ));
+            return Err(format!("small blocks are not the {} chunks", self.chunks.len()));
         }
         if !owned_large.is_empty() || !owned_small.is_empty() {
-            return Err(format!(
-                "blocks of no object: {owned_large:?} {owned_small:?}"
-            ));
+            return Err(format!("blocks of no object: {owned_large:?} {owned_small:?}"));
         }
         Ok(())
     }
@@ -285,10 +230,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn arena(spans: u32) -> Arena {
-        let segment = SegmentSpec {
-            bytes: u64::from(spans) * MIB,
-            numa_node: 0,
-        };
+        let segment = SegmentSpec { bytes: u64::from(spans) * MIB, numa_node: 0 };
         let mut arena = Arena::new(Layout::new(&[segment], MIB).unwrap());
         arena.grant(0, spans);
         arena
@@ -322,12 +264,8 @@ mod tests {
         let large = arena.alloc(MIB - 8192).unwrap();
         let small = [arena.alloc(100).unwrap(), arena.alloc(100).unwrap()];
         assert!(arena.alloc(100).is_none());
-        arena
-            .check([large, small[0], small[1]].into_iter())
-            .unwrap();
-        [large, small[0], small[1]]
-            .into_iter()
-            .for_each(|a| arena.free(a));
+        arena.check([large, small[0], small[1]].into_iter()).unwrap();
+        [large, small[0], small[1]].into_iter().for_each(|a| arena.free(a));
         assert_eq!((arena.free_bytes(), arena.empty_spans()), (MIB, 1));
     }
 
@@ -343,9 +281,7 @@ mod tests {
     #[test]
     fn an_empty_shard_can_give_every_span_back() {
         let mut arena = arena(3);
-        let objects: Vec<_> = [100, 200_000, 70_000, 64]
-            .map(|bytes| arena.alloc(bytes).unwrap())
-            .into();
+        let objects: Vec<_> = [100, 200_000, 70_000, 64].map(|bytes| arena.alloc(bytes).unwrap()).into();
         objects.into_iter().for_each(|a| arena.free(a));
         let mut got = 0;
         while let Some((_, count)) = arena.take_run(u32::MAX) {

@@ -29,11 +29,7 @@ pub struct BankConfig {
 impl BankConfig {
     /// A bank that makes shards hold back after 200 ms, a tenth of the grace period after which a create fails.
     pub fn new(segments: Layout, home_segments: Vec<u32>) -> Self {
-        Self {
-            segments,
-            home_segments,
-            hold_after_ns: 200_000_000,
-        }
+        Self { segments, home_segments, hold_after_ns: 200_000_000 }
     }
 }
 
@@ -109,10 +105,7 @@ impl SpanBank {
             holders: vec![FREE; config.segments.index_end() as usize],
             shards: vec![Shard::default(); shards],
             standing: VecDeque::with_capacity(shards),
-            stats: BankStats {
-                spans: config.segments.span_count(),
-                ..BankStats::default()
-            },
+            stats: BankStats { spans: config.segments.span_count(), ..BankStats::default() },
             config,
         })
     }
@@ -120,20 +113,12 @@ impl SpanBank {
     /// Takes one event and appends what it leads to.
     pub fn handle(&mut self, event: BankEvent, now: NowNs, out: &mut Vec<BankEffect>) {
         match event {
-            BankEvent::Wanted {
-                shard,
-                count,
-                urgency,
-            } => self.wanted(shard, count, urgency, now, out),
+            BankEvent::Wanted { shard, count, urgency } => self.wanted(shard, count, urgency, now, out),
             BankEvent::Unwanted { shard } => {
                 self.standing.retain(|s| s.shard != shard);
                 self.serve(out);
             }
-            BankEvent::Returned {
-                shard,
-                first,
-                count,
-            } => {
+            BankEvent::Returned { shard, first, count } => {
                 if self.take_back(shard, first, count) {
                     self.serve(out);
                 }
@@ -178,10 +163,7 @@ impl SpanBank {
 
     /// Who holds a span.
     pub fn holder(&self, span: SpanIndex) -> Option<ShardId> {
-        self.holders
-            .get(span as usize)
-            .copied()
-            .filter(|holder| *holder != FREE)
+        self.holders.get(span as usize).copied().filter(|holder| *holder != FREE)
     }
 
     /// How many spans a shard holds.
@@ -189,46 +171,26 @@ impl SpanBank {
         self.shards.get(usize::from(shard)).map_or(0, |s| s.held)
     }
 
-    fn wanted(
-        &mut self,
-        shard: ShardId,
-        count: u32,
-        urgency: Urgency,
-        now: NowNs,
-        out: &mut Vec<BankEffect>,
-    ) {
+    fn wanted(&mut self, shard: ShardId, count: u32, urgency: Urgency, now: NowNs, out: &mut Vec<BankEffect>) {
         if usize::from(shard) >= self.shards.len() || count == 0 {
             self.stats.faults += 1;
             return;
         }
         if urgency == Urgency::Standing {
-            if let Some(same) = self
-                .standing
-                .iter_mut()
-                .find(|s| s.shard == shard && s.count == count)
-            {
+            if let Some(same) = self.standing.iter_mut().find(|s| s.shard == shard && s.count == count) {
                 // The shard does not know of it any more: its answer is still to come.
                 same.told = false;
             } else {
                 self.standing.retain(|s| s.shard != shard);
-                let new = Standing {
-                    shard,
-                    count,
-                    since: now,
-                    asked: false,
-                    collected: false,
-                    holding: false,
-                    told: false,
-                };
+                let new =
+                    Standing { shard, count, since: now, asked: false, collected: false, holding: false, told: false };
                 self.standing.push_back(new);
             }
             return self.serve(out);
         }
         // What is free is being collected for those who stand.
         if self.standing.iter().all(|s| s.shard == shard) {
-            if self.grant(shard, count, out)
-                || (urgency == Urgency::Ahead && self.grant(shard, 1, out))
-            {
+            if self.grant(shard, count, out) || (urgency == Urgency::Ahead && self.grant(shard, 1, out)) {
                 return;
             }
             if self.shards.len() == 1 && urgency == Urgency::Now && self.grant_rest(shard, out) {
@@ -240,10 +202,7 @@ impl SpanBank {
 
     fn refuse(&mut self, shard: ShardId, count: u32, out: &mut Vec<BankEffect>) {
         self.stats.refusals += 1;
-        out.push(BankEffect {
-            shard,
-            event: StoreEvent::SpansRefused { count },
-        });
+        out.push(BankEffect { shard, event: StoreEvent::SpansRefused { count } });
     }
 
     fn grant(&mut self, shard: ShardId, count: u32, out: &mut Vec<BankEffect>) -> bool {
@@ -256,10 +215,7 @@ impl SpanBank {
         self.stats.grants += 1;
         // Or it would give them back at once.
         self.end_debt(usize::from(shard), out);
-        out.push(BankEffect {
-            shard,
-            event: StoreEvent::SpansGranted { first, count },
-        });
+        out.push(BankEffect { shard, event: StoreEvent::SpansGranted { first, count } });
         true
     }
 
@@ -277,10 +233,7 @@ impl SpanBank {
 
     fn take_back(&mut self, shard: ShardId, first: SpanIndex, count: u32) -> bool {
         let range = first as usize..first.saturating_add(count) as usize;
-        let held = self
-            .holders
-            .get(range.clone())
-            .is_some_and(|held| held.iter().all(|h| *h == shard));
+        let held = self.holders.get(range.clone()).is_some_and(|held| held.iter().all(|h| *h == shard));
         if count == 0 || shard == FREE || !held {
             self.stats.faults += 1;
             return false;
@@ -306,14 +259,8 @@ impl SpanBank {
 
     fn end_debt(&mut self, index: usize, out: &mut Vec<BankEffect>) {
         if std::mem::take(&mut self.shards[index].in_debt) {
-            let event = StoreEvent::ReclaimSpans {
-                count: 0,
-                hold: false,
-            };
-            out.push(BankEffect {
-                shard: index as ShardId,
-                event,
-            });
+            let event = StoreEvent::ReclaimSpans { count: 0, hold: false };
+            out.push(BankEffect { shard: index as ShardId, event });
         }
     }
 
@@ -323,23 +270,14 @@ impl SpanBank {
         let Some(head) = self.standing.front_mut() else {
             return;
         };
-        let Standing {
-            shard,
-            count,
-            holding,
-            ..
-        } = *head;
+        let Standing { shard, count, holding, .. } = *head;
         if !head.asked || (!waiting && head.collected) {
             head.asked = true;
             head.collected = false;
             self.ask_others(shard, count, holding, out);
         }
         let waiting = self.shards.iter().any(|s| s.reclaims_open > 0);
-        if let Some(head) = self
-            .standing
-            .front_mut()
-            .filter(|head| !waiting && !head.told)
-        {
+        if let Some(head) = self.standing.front_mut().filter(|head| !waiting && !head.told) {
             head.told = true;
             self.refuse(shard, count, out);
         }
@@ -360,10 +298,7 @@ impl SpanBank {
             shard.in_debt = true;
             self.stats.reclaims += 1;
             let event = StoreEvent::ReclaimSpans { count, hold };
-            out.push(BankEffect {
-                shard: index as ShardId,
-                event,
-            });
+            out.push(BankEffect { shard: index as ShardId, event });
         }
     }
 
@@ -386,13 +321,8 @@ impl SpanBank {
         let mut free = vec![false; self.holders.len()];
         for (first, count) in self.pool.runs() {
             for span in first..first + count {
-                if self.holders[span as usize] != FREE
-                    || std::mem::replace(&mut free[span as usize], true)
-                {
-                    return Err(format!(
-                        "span {span} is free twice or held by shard {}",
-                        self.holders[span as usize]
-                    ));
+                if self.holders[span as usize] != FREE || std::mem::replace(&mut free[span as usize], true) {
+                    return Err(format!("span {span} is free twice or held by shard {}", self.holders[span as usize]));
                 }
             }
         }
@@ -400,10 +330,7 @@ impl SpanBank {
         let by_holder = self.holders.iter().filter(|h| **h != FREE).count() as u32;
         if held != by_holder || held + self.pool.free_count() != self.stats.spans {
             let free = self.pool.free_count();
-            return Err(format!(
-                "{held} spans held ({by_holder} by holder) and {free} free of {}",
-                self.stats.spans
-            ));
+            return Err(format!("{held} spans held ({by_holder} by holder) and {free} free of {}", self.stats.spans));
         }
         Ok(())
     }

@@ -23,22 +23,11 @@ struct Node {
 
 impl Node {
     fn new(shards: u16, spans: u64, change: impl Fn(&mut StoreConfig)) -> Self {
-        let layout = Layout::new(
-            &[SegmentSpec {
-                bytes: spans * SPAN,
-                numa_node: 0,
-            }],
-            SPAN,
-        )
-        .unwrap();
+        let layout = Layout::new(&[SegmentSpec { bytes: spans * SPAN, numa_node: 0 }], SPAN).unwrap();
         let mut config = StoreConfig::new(layout.clone(), shards);
         change(&mut config);
         let bank = SpanBank::new(BankConfig::new(layout, vec![0; usize::from(shards)])).unwrap();
-        Self {
-            stores: (0..shards).map(|_| Store::new(config.clone())).collect(),
-            bank,
-            now: 0,
-        }
+        Self { stores: (0..shards).map(|_| Store::new(config.clone())).collect(), bank, now: 0 }
     }
 
     /// One event of one shard, and all that follows from it; what the shards said to others than the bank.
@@ -64,12 +53,7 @@ impl Node {
         said
     }
 
-    fn create(
-        &mut self,
-        shard: ShardId,
-        number: u64,
-        data_bytes: u64,
-    ) -> Vec<(ShardId, StoreEffect)> {
+    fn create(&mut self, shard: ShardId, number: u64, data_bytes: u64) -> Vec<(ShardId, StoreEffect)> {
         let event = StoreEvent::Create {
             client: 1,
             token: number,
@@ -87,21 +71,8 @@ impl Node {
     /// A sealed object that nobody uses; false where it could not be made at once.
     fn put(&mut self, shard: ShardId, number: u64, bytes: u64) -> bool {
         let made = is_made(&self.create(shard, number, bytes), number);
-        self.tell(
-            shard,
-            StoreEvent::Seal {
-                client: 1,
-                token: 0,
-                id: id(number),
-            },
-        );
-        self.tell(
-            shard,
-            StoreEvent::Release {
-                client: 1,
-                id: id(number),
-            },
-        );
+        self.tell(shard, StoreEvent::Seal { client: 1, token: 0, id: id(number) });
+        self.tell(shard, StoreEvent::Release { client: 1, id: id(number) });
         made
     }
 
@@ -110,16 +81,14 @@ impl Node {
         self.now += ms * MS;
         let mut answers = Vec::new();
         self.bank.handle(BankEvent::Tick, self.now, &mut answers);
-        let ticks = (0..self.stores.len() as ShardId).map(|shard| BankEffect {
-            shard,
-            event: StoreEvent::Tick,
-        });
+        let ticks = (0..self.stores.len() as ShardId).map(|shard| BankEffect { shard, event: StoreEvent::Tick });
         self.run(answers.into_iter().chain(ticks).collect())
     }
 }
 
 fn is_made(said: &[(ShardId, StoreEffect)], number: u64) -> bool {
-    let made = |effect: &StoreEffect| matches!(effect, StoreEffect::Created { id: i, result: Ok(_), .. } if *i == id(number));
+    let made =
+        |effect: &StoreEffect| matches!(effect, StoreEffect::Created { id: i, result: Ok(_), .. } if *i == id(number));
     said.iter().any(|(_, effect)| made(effect))
 }
 
@@ -127,14 +96,7 @@ fn is_made(said: &[(ShardId, StoreEffect)], number: u64) -> bool {
 fn a_shard_can_have_nearly_all_memory_though_others_hold_reserves() {
     let mut node = Node::new(4, 64, |_| ());
     (0..4).for_each(|shard| assert!(node.put(shard, u64::from(shard), 100)));
-    (0..4).for_each(|shard| {
-        drop(node.tell(
-            shard,
-            StoreEvent::Free {
-                id: id(u64::from(shard)),
-            },
-        ))
-    });
+    (0..4).for_each(|shard| drop(node.tell(shard, StoreEvent::Free { id: id(u64::from(shard)) })));
     assert!(is_made(&node.create(2, 9, 64 * SPAN), 9));
 }
 
@@ -172,19 +134,9 @@ fn those_who_wait_are_served_oldest_first() {
     assert!(!is_made(&node.create(1, 2, 12 * SPAN), 2));
     assert!(!is_made(&node.create(2, 3, 2 * SPAN), 3));
     assert!(!is_made(&node.create(2, 4, 2 * SPAN), 4));
-    let said = node.tell(
-        0,
-        StoreEvent::Abort {
-            client: 1,
-            token: 0,
-            id: id(1),
-        },
-    );
-    let order: Vec<_> = said
-        .iter()
-        .filter(|(_, e)| matches!(e, StoreEffect::Created { result: Ok(_), .. }))
-        .map(|(s, _)| *s)
-        .collect();
+    let said = node.tell(0, StoreEvent::Abort { client: 1, token: 0, id: id(1) });
+    let order: Vec<_> =
+        said.iter().filter(|(_, e)| matches!(e, StoreEffect::Created { result: Ok(_), .. })).map(|(s, _)| *s).collect();
     assert_eq!(order, [1, 2, 2]);
 }
 
@@ -208,26 +160,14 @@ fn a_long_run_is_granted_while_other_shards_go_on_putting() {
         }
         if !live.is_empty() {
             let (shard, number) = live.swap_remove(ms * 7 % live.len());
-            said.extend(node.tell(
-                shard,
-                StoreEvent::Abort {
-                    client: 1,
-                    token: 0,
-                    id: id(number),
-                },
-            ));
+            said.extend(node.tell(shard, StoreEvent::Abort { client: 1, token: 0, id: id(number) }));
         }
         if is_made(&said, 1) {
             assert!((300..500).contains(&ms), "made after {ms} ms");
             return;
         }
         for (shard, effect) in said {
-            if let StoreEffect::Created {
-                token,
-                result: Ok(_),
-                ..
-            } = effect
-            {
+            if let StoreEffect::Created { token, result: Ok(_), .. } = effect {
                 live.push((shard, token));
             }
         }
@@ -244,16 +184,8 @@ fn a_create_that_nobody_can_serve_fails_after_the_grace_period_and_leaves_the_ot
     node.wait(300);
     assert!(!is_made(&node.create(0, 3, 100), 3));
     let said = (0..250).flat_map(|_| node.wait(10)).collect::<Vec<_>>();
-    let failed = |e: &StoreEffect| {
-        matches!(
-            e,
-            StoreEffect::Created {
-                token: 2,
-                result: Err(StoreError::OutOfMemory),
-                ..
-            }
-        )
-    };
+    let failed =
+        |e: &StoreEffect| matches!(e, StoreEffect::Created { token: 2, result: Err(StoreError::OutOfMemory), .. });
     assert!(said.iter().any(|(_, effect)| failed(effect)));
     assert!(is_made(&said, 3));
     assert_eq!(node.bank.stats().standing, 0);
@@ -261,72 +193,31 @@ fn a_create_that_nobody_can_serve_fails_after_the_grace_period_and_leaves_the_ot
 
 #[test]
 fn spans_of_the_shards_own_numa_node_come_first() {
-    let segments = [0, 1].map(|numa_node| SegmentSpec {
-        bytes: 8 * SPAN,
-        numa_node,
-    });
+    let segments = [0, 1].map(|numa_node| SegmentSpec { bytes: 8 * SPAN, numa_node });
     let layout = Layout::new(&segments, SPAN).unwrap();
     let mut bank = SpanBank::new(BankConfig::new(layout.clone(), vec![0, 1])).unwrap();
     let mut out = Vec::new();
     for count in [4, 4, 1] {
-        bank.handle(
-            BankEvent::Wanted {
-                shard: 1,
-                count,
-                urgency: Urgency::Now,
-            },
-            0,
-            &mut out,
-        );
+        bank.handle(BankEvent::Wanted { shard: 1, count, urgency: Urgency::Now }, 0, &mut out);
     }
     let segment_of = |effect: &BankEffect| match effect.event {
         StoreEvent::SpansGranted { first, .. } => layout.segment_of(first),
         _ => None,
     };
-    assert_eq!(
-        out.iter().map(segment_of).collect::<Vec<_>>(),
-        [Some(1), Some(1), Some(0)]
-    );
+    assert_eq!(out.iter().map(segment_of).collect::<Vec<_>>(), [Some(1), Some(1), Some(0)]);
 }
 
 #[test]
 fn a_message_that_makes_no_sense_changes_nothing_and_is_counted() {
-    let layout = Layout::new(
-        &[SegmentSpec {
-            bytes: 8 * SPAN,
-            numa_node: 0,
-        }],
-        SPAN,
-    )
-    .unwrap();
+    let layout = Layout::new(&[SegmentSpec { bytes: 8 * SPAN, numa_node: 0 }], SPAN).unwrap();
     let mut bank = SpanBank::new(BankConfig::new(layout, vec![0, 0])).unwrap();
     let mut out = Vec::new();
     for event in [
-        BankEvent::Returned {
-            shard: 0,
-            first: 3,
-            count: 1,
-        },
-        BankEvent::Returned {
-            shard: 0,
-            first: 7,
-            count: u32::MAX,
-        },
-        BankEvent::Returned {
-            shard: ShardId::MAX,
-            first: 0,
-            count: 1,
-        },
-        BankEvent::Wanted {
-            shard: 5,
-            count: 1,
-            urgency: Urgency::Now,
-        },
-        BankEvent::Wanted {
-            shard: 0,
-            count: 0,
-            urgency: Urgency::Standing,
-        },
+        BankEvent::Returned { shard: 0, first: 3, count: 1 },
+        BankEvent::Returned { shard: 0, first: 7, count: u32::MAX },
+        BankEvent::Returned { shard: ShardId::MAX, first: 0, count: 1 },
+        BankEvent::Wanted { shard: 5, count: 1, urgency: Urgency::Now },
+        BankEvent::Wanted { shard: 0, count: 0, urgency: Urgency::Standing },
         BankEvent::ReclaimDone { shard: 9, count: 0 },
         BankEvent::ReclaimDone { shard: 1, count: 0 },
     ] {
@@ -339,28 +230,14 @@ fn a_message_that_makes_no_sense_changes_nothing_and_is_counted() {
 
 #[test]
 fn a_layout_that_can_not_be_is_refused_with_what_was_expected() {
-    let segment = |bytes| SegmentSpec {
-        bytes,
-        numa_node: 0,
-    };
+    let segment = |bytes| SegmentSpec { bytes, numa_node: 0 };
     assert_eq!(Layout::new(&[], SPAN), Err(LayoutError::NoSegment));
-    assert_eq!(
-        Layout::new(&[segment(SPAN)], 3 * SPAN),
-        Err(LayoutError::SpanBytes(3 * SPAN))
-    );
-    assert_eq!(
-        Layout::new(&[segment(SPAN)], SPAN / 2),
-        Err(LayoutError::SpanBytes(SPAN / 2))
-    );
+    assert_eq!(Layout::new(&[segment(SPAN)], 3 * SPAN), Err(LayoutError::SpanBytes(3 * SPAN)));
+    assert_eq!(Layout::new(&[segment(SPAN)], SPAN / 2), Err(LayoutError::SpanBytes(SPAN / 2)));
     let error = Layout::new(&[segment(SPAN), segment(SPAN - 1)], SPAN).unwrap_err();
     assert_eq!(error, LayoutError::SegmentTooSmall(1, SPAN - 1));
-    assert!(error
-        .to_string()
-        .contains("segment 1: expected at least one span"));
-    assert!(matches!(
-        Layout::new(&[segment(1 << 62)], SPAN),
-        Err(LayoutError::TooManySpans(_))
-    ));
+    assert!(error.to_string().contains("segment 1: expected at least one span"));
+    assert!(matches!(Layout::new(&[segment(1 << 62)], SPAN), Err(LayoutError::TooManySpans(_))));
 }
 
 #[test]

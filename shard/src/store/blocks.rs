@@ -196,12 +196,9 @@ impl Blocks {
         if let Some(id) = self.search_list(own, len, QUICK_TRIES) {
             return Some(id);
         }
-        let larger_parts =
-            self.second_maps[first] & (!0u16).checked_shl(second as u32 + 1).unwrap_or(0);
+        let larger_parts = self.second_maps[first] & (!0u16).checked_shl(second as u32 + 1).unwrap_or(0);
         if larger_parts != 0 {
-            return Some(
-                self.heads[first * SECOND_LEVELS + larger_parts.trailing_zeros() as usize],
-            );
+            return Some(self.heads[first * SECOND_LEVELS + larger_parts.trailing_zeros() as usize]);
         }
         let larger = self.first_map & (!0u64 << (first + 1));
         if larger != 0 {
@@ -293,15 +290,7 @@ impl Blocks {
             before = self.last_at.remove(&start).unwrap_or(NONE);
             after = self.first_at.remove(&(start + len)).unwrap_or(NONE);
         }
-        let block = Block {
-            start,
-            len,
-            before,
-            after,
-            older: NONE,
-            newer: NONE,
-            free: false,
-        };
+        let block = Block { start, len, before, after, older: NONE, newer: NONE, free: false };
         let id = self.blocks.insert(block) as BlockId;
         if before != NONE {
             self.block_mut(before).after = id;
@@ -405,10 +394,7 @@ impl Blocks {
 
     /// Used blocks: (id, address, length).
     pub(super) fn used(&self) -> impl Iterator<Item = (BlockId, u64, u64)> + '_ {
-        self.blocks
-            .iter()
-            .filter(|(_, b)| !b.free)
-            .map(|(id, b)| (id as BlockId, b.start, b.len))
+        self.blocks.iter().filter(|(_, b)| !b.free).map(|(id, b)| (id as BlockId, b.start, b.len))
     }
 
     /// Regions: (address, length).
@@ -432,9 +418,7 @@ impl Blocks {
         for (id, block) in self.blocks.iter() {
             let unit_mask = (1u64 << self.unit_shift) - 1;
             if block.len == 0 || (block.start | block.len) & unit_mask != 0 {
-                return Err(format!(
-                    "block {id} {block:?} is not a multiple of the unit"
-                ));
+                return Err(format!("block {id} {block:?} is not a multiple of the unit"));
             }
             self.check_neighbours(id as BlockId, block)?;
             if block.free {
@@ -446,15 +430,9 @@ impl Blocks {
             }
         }
         let sums = (free_bytes, used_bytes, whole);
-        let kept = (
-            self.free_bytes,
-            self.used_bytes,
-            u64::from(self.whole_spans),
-        );
+        let kept = (self.free_bytes, self.used_bytes, u64::from(self.whole_spans));
         if sums != kept {
-            return Err(format!(
-                "sums (free bytes, used bytes, whole spans) are {sums:?}, kept are {kept:?}"
-            ));
+            return Err(format!("sums (free bytes, used bytes, whole spans) are {sums:?}, kept are {kept:?}"));
         }
         let listed = self.check_lists()?;
         if listed != frees {
@@ -467,19 +445,13 @@ impl Blocks {
         if block.after != NONE {
             let after = self.block(block.after);
             if after.before != id || after.start != block.end() || (after.free && block.free) {
-                return Err(format!(
-                    "block {id} {block:?} and its neighbour {after:?} don't fit"
-                ));
+                return Err(format!("block {id} {block:?} and its neighbour {after:?} don't fit"));
             }
         } else if self.joined && self.last_at.get(&block.end()) != Some(&id) {
-            return Err(format!(
-                "block {id} {block:?} ends a region and is not known to"
-            ));
+            return Err(format!("block {id} {block:?} ends a region and is not known to"));
         }
         if block.before == NONE && self.joined && self.first_at.get(&block.start) != Some(&id) {
-            return Err(format!(
-                "block {id} {block:?} starts a region and is not known to"
-            ));
+            return Err(format!("block {id} {block:?} starts a region and is not known to"));
         }
         Ok(())
     }
@@ -508,16 +480,12 @@ impl Blocks {
     fn check_list(&self, first: usize, second: usize) -> Result<usize, String> {
         let (mut id, mut newer, mut listed) = (self.heads[first * SECOND_LEVELS + second], NONE, 0);
         if id == NONE {
-            return Err(format!(
-                "class ({first}, {second}) is in the maps and empty"
-            ));
+            return Err(format!("class ({first}, {second}) is in the maps and empty"));
         }
         while id != NONE {
             let block = self.block(id);
             if !block.free || block.newer != newer || self.class(block.len) != (first, second) {
-                return Err(format!(
-                    "block {id} {block:?} is on the wrong list ({first}, {second})"
-                ));
+                return Err(format!("block {id} {block:?} is on the wrong list ({first}, {second})"));
             }
             listed += 1;
             newer = id;
@@ -541,14 +509,7 @@ mod tests {
 
     #[test]
     fn neighbours_that_are_freed_become_one_block_again_in_any_order() {
-        for order in [
-            [0, 1, 2],
-            [0, 2, 1],
-            [1, 0, 2],
-            [1, 2, 0],
-            [2, 0, 1],
-            [2, 1, 0],
-        ] {
+        for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
             let mut blocks = one_region(SPAN);
             let ids: Vec<_> = (0..3).map(|_| blocks.alloc(8192).unwrap()).collect();
             for index in order {

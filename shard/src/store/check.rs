@@ -9,13 +9,10 @@ impl Store {
     /// Verifies every invariant: books of memory, index and orders of objects, references, waiters, sums. Takes time in proportion
     /// to what the store holds: for tests, the simulator and debug builds.
     pub fn check(&self) -> Result<(), String> {
-        let allocations = self
-            .objects
-            .iter()
-            .filter_map(|(_, object)| match object.backing {
-                Backing::Arena(allocation) => Some(allocation),
-                Backing::File(..) => None,
-            });
+        let allocations = self.objects.iter().filter_map(|(_, object)| match object.backing {
+            Backing::Arena(allocation) => Some(allocation),
+            Backing::File(..) => None,
+        });
         self.arena.check(allocations)?;
         self.objects.check()?;
         self.check_references()?;
@@ -29,25 +26,17 @@ impl Store {
         for (slot, object) in self.objects.iter() {
             let held = per_object.remove(&slot).unwrap_or(0);
             if held != object.refs {
-                return Err(format!(
-                    "{} counts {} references, {held} are held",
-                    object.id, object.refs
-                ));
+                return Err(format!("{} counts {} references, {held} are held", object.id, object.refs));
             }
             let unsealed = object.sealed_ns.is_none();
             if unsealed && (held != 1 || !self.refs.holds(object.creator, slot) || object.pinned) {
-                return Err(format!(
-                    "{} is unsealed and not its creator's alone",
-                    object.id
-                ));
+                return Err(format!("{} is unsealed and not its creator's alone", object.id));
             }
         }
         if per_object.is_empty() {
             Ok(())
         } else {
-            Err(format!(
-                "references on objects that are not here: {per_object:?}"
-            ))
+            Err(format!("references on objects that are not here: {per_object:?}"))
         }
     }
 
@@ -68,42 +57,27 @@ impl Store {
                 (&mut counted.unsealed, object.sealed_ns.is_none()),
                 (&mut counted.pinned, object.pinned),
                 (&mut counted.in_use, object.refs > 0),
-                (
-                    &mut counted.fallback,
-                    matches!(object.backing, Backing::File(..)),
-                ),
+                (&mut counted.fallback, matches!(object.backing, Backing::File(..))),
             ];
-            tallies
-                .into_iter()
-                .filter(|(_, is)| *is)
-                .for_each(|(tally, _)| tally.add(bytes));
+            tallies.into_iter().filter(|(_, is)| *is).for_each(|(tally, _)| tally.add(bytes));
         }
         if counted == self.counters {
             Ok(())
         } else {
-            Err(format!(
-                "counters are {:?}, counted {counted:?}",
-                self.counters
-            ))
+            Err(format!("counters are {:?}, counted {counted:?}", self.counters))
         }
     }
 
     fn check_reserve(&self) -> Result<(), String> {
         let stats = self.stats();
         if self.queue.is_empty() && stats.empty_spans > self.config.spans_kept {
-            return Err(format!(
-                "{} empty spans kept, {} allowed",
-                stats.empty_spans, self.config.spans_kept
-            ));
+            return Err(format!("{} empty spans kept, {} allowed", stats.empty_spans, self.config.spans_kept));
         }
         if self.queue.is_empty() && self.link.standing.is_some() {
             return Err("nobody waits, and a request stands at the bank".into());
         }
         if stats.queued_creates > self.config.max_queued_creates as u64 {
-            return Err(format!(
-                "{} creates wait, {} may",
-                stats.queued_creates, self.config.max_queued_creates
-            ));
+            return Err(format!("{} creates wait, {} may", stats.queued_creates, self.config.max_queued_creates));
         }
         Ok(())
     }

@@ -68,19 +68,13 @@ pub enum LayoutError {
 impl std::fmt::Display for LayoutError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::SpanBytes(got) => write!(
-                f,
-                "span size: expected a power of two of at least {MIN_SPAN_BYTES} bytes, got {got}"
-            ),
-            Self::SegmentTooSmall(index, got) => write!(
-                f,
-                "segment {index}: expected at least one span of memory, got {got} bytes"
-            ),
-            Self::TooManySpans(got) => write!(
-                f,
-                "expected fewer than {} spans, got {got}: use larger spans",
-                u32::MAX
-            ),
+            Self::SpanBytes(got) => {
+                write!(f, "span size: expected a power of two of at least {MIN_SPAN_BYTES} bytes, got {got}")
+            }
+            Self::SegmentTooSmall(index, got) => {
+                write!(f, "segment {index}: expected at least one span of memory, got {got} bytes")
+            }
+            Self::TooManySpans(got) => write!(f, "expected fewer than {} spans, got {got}: use larger spans", u32::MAX),
             Self::NoSegment => f.write_str("expected at least one memory segment, got none"),
         }
     }
@@ -109,17 +103,10 @@ impl Layout {
             if end >= u64::from(u32::MAX) {
                 return Err(LayoutError::TooManySpans(end));
             }
-            cut.push(SegmentSpan {
-                first: next as u32,
-                count: count as u32,
-                numa_node: segment.numa_node,
-            });
+            cut.push(SegmentSpan { first: next as u32, count: count as u32, numa_node: segment.numa_node });
             next = end + 1;
         }
-        Ok(Self {
-            span_bytes,
-            segments: cut,
-        })
+        Ok(Self { span_bytes, segments: cut })
     }
 
     /// The span size for a node of this much memory and this many shards: 4 MiB, and less where a shard would have few.
@@ -159,11 +146,7 @@ impl Layout {
 
     /// The largest object (with header and metadata) that can ever fit, in bytes: the largest segment.
     pub fn max_object_bytes(&self) -> u64 {
-        self.segments
-            .iter()
-            .map(|s| u64::from(s.count) * self.span_bytes)
-            .max()
-            .unwrap_or(0)
+        self.segments.iter().map(|s| u64::from(s.count) * self.span_bytes).max().unwrap_or(0)
     }
 
     /// Which segment a span is in.
@@ -205,11 +188,7 @@ impl StoreConfig {
         const MS: u64 = 1_000_000;
         let share = segments.span_count() / u32::from(shards.max(1));
         // A quarter of the share at most: what one shard keeps empty, another may need.
-        let kept = if shards <= 1 {
-            u32::MAX
-        } else {
-            (share / 4).clamp(1, 8)
-        };
+        let kept = if shards <= 1 { u32::MAX } else { (share / 4).clamp(1, 8) };
         Self {
             segments,
             spans_ahead: if shards <= 1 { 0 } else { kept.min(2) },

@@ -56,16 +56,9 @@ impl Store {
     }
 
     fn answer(&self, create: &Create, result: Result<u32, StoreError>, out: &mut Vec<StoreEffect>) {
-        let Create {
-            client, token, id, ..
-        } = *create;
+        let Create { client, token, id, .. } = *create;
         let result = result.map(|slot| self.objects.get(slot).place(&self.arena));
-        out.push(StoreEffect::Created {
-            client,
-            token,
-            id,
-            result,
-        });
+        out.push(StoreEffect::Created { client, token, id, result });
     }
 
     fn made(&mut self, create: &Create, slot: u32, out: &mut Vec<StoreEffect>) {
@@ -84,11 +77,7 @@ impl Store {
         }
         let bytes = Arena::footprint(bytes);
         self.queue.file(create, bytes);
-        out.push(StoreEffect::FallbackWanted {
-            id: create.id,
-            token: create.token,
-            bytes,
-        });
+        out.push(StoreEffect::FallbackWanted { id: create.id, token: create.token, bytes });
     }
 
     pub(super) fn filed(
@@ -112,9 +101,7 @@ impl Store {
             return self.answer(&create, Err(StoreError::ObjectExists), out);
         }
         let slot = self.insert(&create, Backing::File(segment, bytes), now);
-        self.counters
-            .fallback
-            .add(self.objects.get(slot).size_bytes());
+        self.counters.fallback.add(self.objects.get(slot).size_bytes());
         self.answer(&create, Ok(slot), out);
     }
 
@@ -151,21 +138,13 @@ impl Store {
         let Some(slot) = self.objects.oldest_evictable() else {
             return false;
         };
-        self.counters
-            .evicted
-            .add(self.objects.get(slot).size_bytes());
+        self.counters.evicted.add(self.objects.get(slot).size_bytes());
         self.destroy(slot, GoneReason::Evicted, out);
         true
     }
 
     /// Makes the object, evicting others for it, if that can be enough.
-    fn evict_for(
-        &mut self,
-        create: &Create,
-        bytes: u64,
-        now: NowNs,
-        out: &mut Vec<StoreEffect>,
-    ) -> Option<u32> {
+    fn evict_for(&mut self, create: &Create, bytes: u64, now: NowNs, out: &mut Vec<StoreEffect>) -> Option<u32> {
         let needed = Arena::footprint(bytes);
         if self.arena.free_bytes() + self.objects.evictable().1 < needed {
             return None;
@@ -211,13 +190,7 @@ impl Store {
         self.withdraw();
     }
 
-    fn attempt(
-        &mut self,
-        create: &Create,
-        bytes: u64,
-        now: NowNs,
-        out: &mut Vec<StoreEffect>,
-    ) -> Attempt {
+    fn attempt(&mut self, create: &Create, bytes: u64, now: NowNs, out: &mut Vec<StoreEffect>) -> Attempt {
         if self.objects.find(&create.id).is_some() {
             return Attempt::Failed(StoreError::ObjectExists);
         }
@@ -241,9 +214,7 @@ impl Store {
         let since = *self.link.full_since.get_or_insert(now);
         if self.link.spilling {
             self.link.full_since = None;
-        } else if self.link.standing_refused(spans)
-            && now.saturating_sub(since) >= self.config.full_grace_ns
-        {
+        } else if self.link.standing_refused(spans) && now.saturating_sub(since) >= self.config.full_grace_ns {
             return Attempt::File;
         }
         self.stand(spans);
@@ -253,14 +224,10 @@ impl Store {
 
     /// Says that creates wait, as often as is allowed.
     fn press(&mut self, now: NowNs, out: &mut Vec<StoreEffect>) {
-        let due = |last: Option<NowNs>, interval: u64| {
-            last.is_none_or(|last| now.saturating_sub(last) >= interval)
-        };
+        let due = |last: Option<NowNs>, interval: u64| last.is_none_or(|last| now.saturating_sub(last) >= interval);
         if due(self.link.last_pressure_ns, self.config.pressure_interval_ns) {
             self.link.last_pressure_ns = Some(now);
-            out.push(StoreEffect::FullPressure {
-                wanted_bytes: self.queue.bytes(),
-            });
+            out.push(StoreEffect::FullPressure { wanted_bytes: self.queue.bytes() });
         }
         if due(self.link.last_gc_ns, self.config.gc_interval_ns) {
             self.link.last_gc_ns = Some(now);

@@ -67,53 +67,28 @@ impl Store {
                 mutable,
                 try_immediately,
             } => {
-                let create = Create {
-                    client,
-                    token,
-                    id,
-                    data_bytes,
-                    metadata_bytes,
-                    owner,
-                    source,
-                    mutable,
-                    try_immediately,
-                };
+                let create =
+                    Create { client, token, id, data_bytes, metadata_bytes, owner, source, mutable, try_immediately };
                 self.create(create, now, out);
             }
             StoreEvent::CancelCreate { client, id } => {
-                self.queue
-                    .forget(|create| create.client == client && create.id == id);
+                self.queue.forget(|create| create.client == client && create.id == id);
                 self.run_queue(now, out);
             }
             StoreEvent::Seal { client, token, id } => self.seal(client, token, id, now, out),
             StoreEvent::Abort { client, token, id } => self.abort(client, token, id, out),
-            StoreEvent::Get {
-                client,
-                token,
-                id,
-                wait,
-            } => self.get(client, token, id, wait, out),
+            StoreEvent::Get { client, token, id, wait } => self.get(client, token, id, wait, out),
             StoreEvent::CancelGet { client, token, id } => {
                 self.waiters.cancel(&id, Who::Get(client), token);
             }
             StoreEvent::Release { client, id } => self.release(client, &id, out),
             StoreEvent::Delete { client, token, id } => {
                 let result = self.delete(&id, out);
-                out.push(StoreEffect::Deleted {
-                    client,
-                    token,
-                    id,
-                    result,
-                });
+                out.push(StoreEffect::Deleted { client, token, id, result });
             }
             StoreEvent::Contains { client, token, id } => {
                 let has = self.sealed_slot(&id).is_some();
-                out.push(StoreEffect::Contained {
-                    client,
-                    token,
-                    id,
-                    has,
-                });
+                out.push(StoreEffect::Contained { client, token, id, has });
             }
             StoreEvent::ClientGone { client } => {
                 self.client_gone(client, out);
@@ -128,9 +103,7 @@ impl Store {
             }
             StoreEvent::Tick => self.tick(now, out),
             StoreEvent::Spilling { active } => self.spilling(active, now, out),
-            StoreEvent::FallbackReady { id, token, segment } => {
-                self.filed(id, token, segment, now, out)
-            }
+            StoreEvent::FallbackReady { id, token, segment } => self.filed(id, token, segment, now, out),
             StoreEvent::SpansGranted { first, count } => self.granted(first, count, now, out),
             StoreEvent::SpansRefused { .. } => self.refused(now, out),
             StoreEvent::ReclaimSpans { count, hold } => self.reclaim(count, hold, now, out),
@@ -140,43 +113,17 @@ impl Store {
 
     /// The slot of a sealed object.
     fn sealed_slot(&self, id: &ObjectId) -> Option<u32> {
-        self.objects
-            .find(id)
-            .filter(|slot| self.objects.get(*slot).sealed_ns.is_some())
+        self.objects.find(id).filter(|slot| self.objects.get(*slot).sealed_ns.is_some())
     }
 
-    fn seal(
-        &mut self,
-        client: ClientId,
-        token: Token,
-        id: ObjectId,
-        now: NowNs,
-        out: &mut Vec<StoreEffect>,
-    ) {
+    fn seal(&mut self, client: ClientId, token: Token, id: ObjectId, now: NowNs, out: &mut Vec<StoreEffect>) {
         let result = self.try_seal(client, &id, now);
-        out.push(StoreEffect::Sealed {
-            client,
-            token,
-            id,
-            result: result.map(|_| ()),
-        });
+        out.push(StoreEffect::Sealed { client, token, id, result: result.map(|_| ()) });
         let Ok(slot) = result else {
             return;
         };
-        let &Object {
-            owner,
-            data_bytes,
-            metadata_bytes,
-            source,
-            ..
-        } = self.objects.get(slot);
-        out.push(StoreEffect::ObjectSealed {
-            id,
-            owner,
-            data_bytes,
-            metadata_bytes,
-            source,
-        });
+        let &Object { owner, data_bytes, metadata_bytes, source, .. } = self.objects.get(slot);
+        out.push(StoreEffect::ObjectSealed { id, owner, data_bytes, metadata_bytes, source });
         while let Some((who, token)) = self.waiters.pop(&id) {
             match who {
                 Who::Get(client) => self.give(client, token, slot, out),
@@ -207,15 +154,8 @@ impl Store {
     }
 
     fn abort(&mut self, client: ClientId, token: Token, id: ObjectId, out: &mut Vec<StoreEffect>) {
-        let result = self
-            .unsealed_of(client, &id)
-            .map(|slot| self.abort_slot(slot, out));
-        out.push(StoreEffect::Aborted {
-            client,
-            token,
-            id,
-            result,
-        });
+        let result = self.unsealed_of(client, &id).map(|slot| self.abort_slot(slot, out));
+        out.push(StoreEffect::Aborted { client, token, id, result });
     }
 
     fn abort_slot(&mut self, slot: u32, out: &mut Vec<StoreEffect>) {
@@ -224,25 +164,13 @@ impl Store {
         self.destroy(slot, GoneReason::Deleted, out);
     }
 
-    fn get(
-        &mut self,
-        client: ClientId,
-        token: Token,
-        id: ObjectId,
-        wait: bool,
-        out: &mut Vec<StoreEffect>,
-    ) {
+    fn get(&mut self, client: ClientId, token: Token, id: ObjectId, wait: bool, out: &mut Vec<StoreEffect>) {
         if let Some(slot) = self.sealed_slot(&id) {
             self.give(client, token, slot, out);
         } else if wait && self.waiters.len() < self.config.max_waiters {
             self.waiters.add(id, Who::Get(client), token);
         } else {
-            out.push(StoreEffect::Got {
-                client,
-                token,
-                id,
-                place: None,
-            });
+            out.push(StoreEffect::Got { client, token, id, place: None });
         }
     }
 
@@ -259,12 +187,7 @@ impl Store {
         }
         let object = self.objects.get(slot);
         let place = Some(object.place(&self.arena));
-        out.push(StoreEffect::Got {
-            client,
-            token,
-            id: object.id,
-            place,
-        });
+        out.push(StoreEffect::Got { client, token, id: object.id, place });
     }
 
     fn release(&mut self, client: ClientId, id: &ObjectId, out: &mut Vec<StoreEffect>) {
@@ -312,20 +235,8 @@ impl Store {
             self.counters.pinned.sub(bytes);
         }
         if gone.sealed_ns.is_some() {
-            let Object {
-                id,
-                owner,
-                data_bytes,
-                metadata_bytes,
-                ..
-            } = gone;
-            out.push(StoreEffect::ObjectGone {
-                id,
-                owner,
-                data_bytes,
-                metadata_bytes,
-                reason,
-            });
+            let Object { id, owner, data_bytes, metadata_bytes, .. } = gone;
+            out.push(StoreEffect::ObjectGone { id, owner, data_bytes, metadata_bytes, reason });
         } else {
             self.counters.unsealed.sub(bytes);
         }
@@ -381,11 +292,7 @@ impl Store {
                 self.objects.reorder(slot);
             }
         }
-        out.push(StoreEffect::Pinned {
-            token,
-            id,
-            ok: slot.is_some(),
-        });
+        out.push(StoreEffect::Pinned { token, id, ok: slot.is_some() });
     }
 
     fn unpin(&mut self, id: &ObjectId, doom: Option<GoneReason>, out: &mut Vec<StoreEffect>) {

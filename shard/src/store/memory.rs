@@ -17,12 +17,7 @@ pub struct NodeMemory {
 impl NodeMemory {
     /// Puts shard `shard`'s store and the node's bank together.
     pub fn new(store: Store, bank: SpanBank, shard: ShardId) -> Self {
-        Self {
-            store,
-            bank,
-            shard,
-            answers: Vec::new(),
-        }
+        Self { store, bank, shard, answers: Vec::new() }
     }
 
     /// The store.
@@ -36,13 +31,7 @@ impl NodeMemory {
     }
 
     /// [`Store::handle`], with the bank answering at once. `others` gets what the bank tells the other shards.
-    pub fn handle(
-        &mut self,
-        event: StoreEvent,
-        now: NowNs,
-        out: &mut Vec<StoreEffect>,
-        others: &mut Vec<BankEffect>,
-    ) {
+    pub fn handle(&mut self, event: StoreEvent, now: NowNs, out: &mut Vec<StoreEffect>, others: &mut Vec<BankEffect>) {
         self.store.step(event, now, out);
         self.settle(now, out, others);
     }
@@ -62,10 +51,7 @@ impl NodeMemory {
 
     /// When a [`StoreEvent::Tick`] to the store or a [`BankEvent::Tick`] to the bank is of use next.
     pub fn next_deadline(&self) -> Option<NowNs> {
-        [self.store.next_deadline(), self.bank.next_deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.store.next_deadline(), self.bank.next_deadline()].into_iter().flatten().min()
     }
 
     fn settle(&mut self, now: NowNs, out: &mut Vec<StoreEffect>, others: &mut Vec<BankEffect>) {
@@ -93,9 +79,7 @@ impl NodeMemory {
         self.bank.check()?;
         let (held, granted) = (self.store.stats().held_spans, self.bank.held_by(self.shard));
         if held != granted {
-            return Err(format!(
-                "the store holds {held} spans, the bank granted {granted}"
-            ));
+            return Err(format!("the store holds {held} spans, the bank granted {granted}"));
         }
         Ok(())
     }

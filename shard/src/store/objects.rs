@@ -82,12 +82,7 @@ impl Object {
             }
             Backing::File(segment, _) => (*segment, 0),
         };
-        let data_offset = header_offset
-            + if self.mutable {
-                MUTABLE_HEADER_BYTES
-            } else {
-                0
-            };
+        let data_offset = header_offset + if self.mutable { MUTABLE_HEADER_BYTES } else { 0 };
         Placement {
             segment,
             header_offset,
@@ -122,12 +117,7 @@ struct List {
     bytes: u64,
 }
 
-const EMPTY: List = List {
-    oldest: NONE,
-    newest: NONE,
-    count: 0,
-    bytes: 0,
-};
+const EMPTY: List = List { oldest: NONE, newest: NONE, count: 0, bytes: 0 };
 
 /// All objects of a shard, by slot number.
 #[derive(Debug)]
@@ -140,12 +130,7 @@ pub(super) struct Objects {
 
 impl Objects {
     pub(super) fn new() -> Self {
-        Self {
-            slots: Slab::new(),
-            by_id: FxHashMap::default(),
-            evictable: EMPTY,
-            spillable: EMPTY,
-        }
+        Self { slots: Slab::new(), by_id: FxHashMap::default(), evictable: EMPTY, spillable: EMPTY }
     }
 
     pub(super) fn find(&self, id: &ObjectId) -> Option<u32> {
@@ -166,24 +151,12 @@ impl Objects {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Object)> + '_ {
-        self.slots
-            .iter()
-            .map(|(slot, object)| (slot as u32, object))
+        self.slots.iter().map(|(slot, object)| (slot as u32, object))
     }
 
     /// Adds an unsealed object with one reference: its creator's.
     pub(super) fn insert(&mut self, new: NewObject) -> u32 {
-        let NewObject {
-            id,
-            owner,
-            data_bytes,
-            metadata_bytes,
-            backing,
-            created_ns,
-            creator,
-            mutable,
-            source,
-        } = new;
+        let NewObject { id, owner, data_bytes, metadata_bytes, backing, created_ns, creator, mutable, source } = new;
         let slot = self.slots.insert(Object {
             id,
             owner,
@@ -252,12 +225,7 @@ impl Objects {
     }
 
     fn leave(&mut self, slot: u32) {
-        let &Object {
-            order,
-            older,
-            newer,
-            ..
-        } = self.get(slot);
+        let &Object { order, older, newer, .. } = self.get(slot);
         let bytes = self.get(slot).backing.bytes();
         let Some(list) = self.list(order) else {
             return;
@@ -307,11 +275,7 @@ impl Objects {
     /// Verifies the index and the orders.
     pub(super) fn check(&self) -> Result<(), String> {
         if self.by_id.len() != self.slots.len() {
-            return Err(format!(
-                "{} objects, {} ids",
-                self.slots.len(),
-                self.by_id.len()
-            ));
+            return Err(format!("{} objects, {} ids", self.slots.len(), self.by_id.len()));
         }
         for (slot, object) in self.iter() {
             if self.find(&object.id) != Some(slot) {
@@ -323,10 +287,7 @@ impl Objects {
                 (true, true) => Order::Spillable,
             };
             if object.order != expected {
-                return Err(format!(
-                    "{} is {:?}, expected {expected:?}",
-                    object.id, object.order
-                ));
+                return Err(format!("{} is {:?}, expected {expected:?}", object.id, object.order));
             }
             if object.doomed.is_some() && expected == Order::Evictable {
                 return Err(format!("{} should be gone: {:?}", object.id, object.doomed));
@@ -341,10 +302,7 @@ impl Objects {
         while at != NONE {
             let object = self.get(at);
             if object.order != order || object.older != older {
-                return Err(format!(
-                    "{} is out of its place in the {order:?} order",
-                    object.id
-                ));
+                return Err(format!("{} is out of its place in the {order:?} order", object.id));
             }
             count += 1;
             bytes += object.backing.bytes();
@@ -353,9 +311,7 @@ impl Objects {
         }
         let members = self.iter().filter(|(_, o)| o.order == order).count() as u64;
         if (list.newest, list.count, list.bytes, list.count) != (older, count, bytes, members) {
-            return Err(format!(
-                "{order:?}: {list:?}, counted {count} objects of {bytes} bytes, {members} members"
-            ));
+            return Err(format!("{order:?}: {list:?}, counted {count} objects of {bytes} bytes, {members} members"));
         }
         Ok(())
     }

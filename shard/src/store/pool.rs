@@ -46,13 +46,7 @@ impl Segment {
         let &(_, _, first) = self.by_fit.range(least..).next()?;
         let run = self.remove(first)?;
         if run.count > count {
-            self.insert(
-                first + count,
-                Run {
-                    count: run.count - count,
-                    ..run
-                },
-            );
+            self.insert(first + count, Run { count: run.count - count, ..run });
         }
         Some(first)
     }
@@ -78,11 +72,7 @@ impl Segment {
             count += next.count;
             stamp = stamp.max(next.stamp);
         }
-        let before = self
-            .warm
-            .range(..first)
-            .next_back()
-            .map(|(&first, run)| (first, run.count));
+        let before = self.warm.range(..first).next_back().map(|(&first, run)| (first, run.count));
         if let Some((start, len)) = before.filter(|(start, len)| start + len == first) {
             self.remove(start);
             (first, count) = (start, len + count);
@@ -107,10 +97,7 @@ impl SpanPool {
             fresh: s.first,
             end: s.first + s.count,
         });
-        Self {
-            segments: segments.collect(),
-            stamp: 0,
-        }
+        Self { segments: segments.collect(), stamp: 0 }
     }
 
     /// A run of `count` spans: of the home segment if it has one (warm before fresh), else of any other.
@@ -119,9 +106,7 @@ impl SpanPool {
         let others = (0..self.segments.len()).filter(|index| *index != home);
         for index in std::iter::once(home).chain(others) {
             let segment = &mut self.segments[index];
-            let got = segment
-                .take_warm(count)
-                .or_else(|| segment.take_fresh(count));
+            let got = segment.take_warm(count).or_else(|| segment.take_fresh(count));
             if got.is_some() {
                 return got;
             }
@@ -133,10 +118,7 @@ impl SpanPool {
     pub(super) fn longest(&self) -> u32 {
         let of = |s: &Segment| {
             let warm = s.by_fit.last().map_or(0, |(count, _, _)| *count);
-            let joined = s
-                .warm
-                .last_key_value()
-                .filter(|(first, run)| *first + run.count == s.fresh);
+            let joined = s.warm.last_key_value().filter(|(first, run)| *first + run.count == s.fresh);
             warm.max(s.end - joined.map_or(s.fresh, |(first, _)| *first))
         };
         self.segments.iter().map(of).max().unwrap_or(0)
@@ -152,27 +134,19 @@ impl SpanPool {
 
     /// Free spans in all.
     pub(super) fn free_count(&self) -> u32 {
-        self.segments
-            .iter()
-            .map(|s| s.warm_count + s.end - s.fresh)
-            .sum()
+        self.segments.iter().map(|s| s.warm_count + s.end - s.fresh).sum()
     }
 
     /// The spans of a segment that were never used: (first, count).
     pub(super) fn fresh(&self, segment: u32) -> (SpanIndex, u32) {
-        self.segments
-            .get(segment as usize)
-            .map_or((0, 0), |s| (s.fresh, s.end - s.fresh))
+        self.segments.get(segment as usize).map_or((0, 0), |s| (s.fresh, s.end - s.fresh))
     }
 
     /// Every free run: (first, count).
     pub(super) fn runs(&self) -> impl Iterator<Item = (SpanIndex, u32)> + '_ {
         self.segments.iter().flat_map(|s| {
             let fresh = (s.fresh, s.end - s.fresh);
-            s.warm
-                .iter()
-                .map(|(first, run)| (*first, run.count))
-                .chain(std::iter::once(fresh))
+            s.warm.iter().map(|(first, run)| (*first, run.count)).chain(std::iter::once(fresh))
         })
     }
 
@@ -182,29 +156,17 @@ impl SpanPool {
             let (mut last_end, mut sum) = (None, 0);
             for (&first, run) in &segment.warm {
                 let end = first + run.count;
-                if last_end.is_some_and(|last| last >= first)
-                    || end > segment.fresh
-                    || run.count == 0
-                {
-                    return Err(format!(
-                        "run {first} {run:?} touches its neighbour or fresh spans"
-                    ));
+                if last_end.is_some_and(|last| last >= first) || end > segment.fresh || run.count == 0 {
+                    return Err(format!("run {first} {run:?} touches its neighbour or fresh spans"));
                 }
-                if !segment
-                    .by_fit
-                    .contains(&(run.count, Reverse(run.stamp), first))
-                {
+                if !segment.by_fit.contains(&(run.count, Reverse(run.stamp), first)) {
                     return Err(format!("run {first} {run:?} is not found by size"));
                 }
                 last_end = Some(end);
                 sum += run.count;
             }
             if segment.by_fit.len() != segment.warm.len() || sum != segment.warm_count {
-                return Err(format!(
-                    "{} runs by place, {} by size",
-                    segment.warm.len(),
-                    segment.by_fit.len()
-                ));
+                return Err(format!("{} runs by place, {} by size", segment.warm.len(), segment.by_fit.len()));
             }
         }
         Ok(())
@@ -217,10 +179,7 @@ mod tests {
     use super::*;
 
     fn pool(spans: &[u32]) -> SpanPool {
-        let spec = |n: &u32| SegmentSpec {
-            bytes: u64::from(*n) * MIN_SPAN_BYTES,
-            numa_node: 0,
-        };
+        let spec = |n: &u32| SegmentSpec { bytes: u64::from(*n) * MIN_SPAN_BYTES, numa_node: 0 };
         let specs: Vec<_> = spans.iter().map(spec).collect();
         SpanPool::new(&Layout::new(&specs, MIN_SPAN_BYTES).unwrap())
     }

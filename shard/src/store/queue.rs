@@ -23,14 +23,8 @@ pub(super) struct Create {
 impl Create {
     /// Header, data and metadata, in bytes; `None` where that is no number.
     pub(super) fn bytes(&self) -> Option<u64> {
-        let header = if self.mutable {
-            MUTABLE_HEADER_BYTES
-        } else {
-            0
-        };
-        self.data_bytes
-            .checked_add(self.metadata_bytes)?
-            .checked_add(header)
+        let header = if self.mutable { MUTABLE_HEADER_BYTES } else { 0 };
+        self.data_bytes.checked_add(self.metadata_bytes)?.checked_add(header)
     }
 }
 
@@ -81,10 +75,7 @@ impl Queue {
 
     /// The file of this one is ready, or can't be.
     pub(super) fn filed(&mut self, id: &ObjectId, token: u64) -> Option<(Create, u64)> {
-        let at = self
-            .filing
-            .iter()
-            .position(|(c, _)| c.id == *id && c.token == token)?;
+        let at = self.filing.iter().position(|(c, _)| c.id == *id && c.token == token)?;
         Some(self.filing.swap_remove(at))
     }
 

@@ -40,10 +40,7 @@ impl Refs {
     /// The slot of a client that may be new.
     pub(super) fn client(&mut self, id: ClientId) -> u32 {
         let clients = &mut self.clients;
-        *self
-            .by_id
-            .entry(id)
-            .or_insert_with(|| clients.insert(Client { id, newest: NONE }) as u32)
+        *self.by_id.entry(id).or_insert_with(|| clients.insert(Client { id, newest: NONE }) as u32)
     }
 
     /// The slot of a client.
@@ -59,17 +56,10 @@ impl Refs {
     /// Adds a reference; false where the client holds one already.
     pub(super) fn add(&mut self, client: u32, object: u32) -> bool {
         let older = self.clients[client as usize].newest;
-        let std::collections::hash_map::Entry::Vacant(entry) =
-            self.by_pair.entry(pair(client, object))
-        else {
+        let std::collections::hash_map::Entry::Vacant(entry) = self.by_pair.entry(pair(client, object)) else {
             return false;
         };
-        let new = self.refs.insert(Reference {
-            client,
-            object,
-            older,
-            newer: NONE,
-        }) as u32;
+        let new = self.refs.insert(Reference { client, object, older, newer: NONE }) as u32;
         entry.insert(new);
         if older != NONE {
             self.refs[older as usize].newer = new;
@@ -130,12 +120,8 @@ impl Refs {
             while at != NONE {
                 let reference = self.refs[at as usize];
                 let found = self.by_pair.get(&pair(slot as u32, reference.object));
-                if reference.client != slot as u32 || reference.newer != newer || found != Some(&at)
-                {
-                    return Err(format!(
-                        "reference {at} {reference:?} of client {} is not in order",
-                        client.id
-                    ));
+                if reference.client != slot as u32 || reference.newer != newer || found != Some(&at) {
+                    return Err(format!("reference {at} {reference:?} of client {} is not in order", client.id));
                 }
                 *per_object.entry(reference.object).or_insert(0) += 1;
                 listed += 1;
@@ -143,14 +129,8 @@ impl Refs {
                 at = reference.older;
             }
         }
-        if listed != self.refs.len()
-            || listed != self.by_pair.len()
-            || self.by_id.len() != self.clients.len()
-        {
-            return Err(format!(
-                "{listed} references listed, {} kept",
-                self.refs.len()
-            ));
+        if listed != self.refs.len() || listed != self.by_pair.len() || self.by_id.len() != self.clients.len() {
+            return Err(format!("{listed} references listed, {} kept", self.refs.len()));
         }
         Ok(per_object)
     }

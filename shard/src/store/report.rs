@@ -150,9 +150,7 @@ impl Store {
     /// Objects that may be spilled (pinned, sealed, used by nobody), the one unused for longest first. Whoever reads one to
     /// spill it should hold a reference meanwhile, by a get.
     pub fn spillable(&self) -> impl Iterator<Item = ObjectInfo> + '_ {
-        self.objects
-            .iter_spillable()
-            .map(|object| self.info_of(object))
+        self.objects.iter_spillable().map(|object| self.info_of(object))
     }
 
     /// One object.

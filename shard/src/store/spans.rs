@@ -39,8 +39,7 @@ impl BankLink {
 impl Store {
     pub(super) fn want(&mut self, count: u32, urgency: Urgency) {
         self.link.answer_due = true;
-        self.to_bank
-            .push_back(StoreEffect::SpansWanted { count, urgency });
+        self.to_bank.push_back(StoreEffect::SpansWanted { count, urgency });
     }
 
     /// Stands in the bank's queue, if the store does not already. A shard that shares the memory with others first gives back the empty
@@ -52,10 +51,7 @@ impl Store {
         if self.link.standing != Some(count) {
             self.link.standing = Some(count);
             self.link.refused = false;
-            self.to_bank.push_back(StoreEffect::SpansWanted {
-                count,
-                urgency: Urgency::Standing,
-            });
+            self.to_bank.push_back(StoreEffect::SpansWanted { count, urgency: Urgency::Standing });
         }
     }
 
@@ -66,13 +62,7 @@ impl Store {
         }
     }
 
-    pub(super) fn granted(
-        &mut self,
-        first: SpanIndex,
-        count: u32,
-        now: NowNs,
-        out: &mut Vec<StoreEffect>,
-    ) {
+    pub(super) fn granted(&mut self, first: SpanIndex, count: u32, now: NowNs, out: &mut Vec<StoreEffect>) {
         if !std::mem::take(&mut self.link.answer_due) && self.link.standing == Some(count) {
             self.link.standing = None;
         }
@@ -89,13 +79,7 @@ impl Store {
         self.run_queue(now, out);
     }
 
-    pub(super) fn reclaim(
-        &mut self,
-        count: u32,
-        hold: bool,
-        now: NowNs,
-        out: &mut Vec<StoreEffect>,
-    ) {
+    pub(super) fn reclaim(&mut self, count: u32, hold: bool, now: NowNs, out: &mut Vec<StoreEffect>) {
         self.link.hold = hold;
         self.link.owing = count > 0;
         if hold {
@@ -107,8 +91,7 @@ impl Store {
             while given < count && self.evict_one(out) {
                 given += self.give_back(u32::MAX);
             }
-            self.to_bank
-                .push_back(StoreEffect::ReclaimDone { count: given });
+            self.to_bank.push_back(StoreEffect::ReclaimDone { count: given });
         }
         self.run_queue(now, out);
     }
@@ -120,8 +103,7 @@ impl Store {
             let Some((first, count)) = self.arena.take_run(most - given) else {
                 break;
             };
-            self.to_bank
-                .push_back(StoreEffect::SpansReturned { first, count });
+            self.to_bank.push_back(StoreEffect::SpansReturned { first, count });
             given += count;
         }
         given
@@ -147,10 +129,7 @@ impl Store {
         let empty = self.arena.empty_spans();
         if empty > self.config.spans_kept {
             self.give_back(empty - self.config.spans_kept);
-        } else if empty < self.config.spans_ahead
-            && !self.link.answer_due
-            && now >= self.link.dry_until_ns
-        {
+        } else if empty < self.config.spans_ahead && !self.link.answer_due && now >= self.link.dry_until_ns {
             self.want(self.config.spans_ahead - empty, Urgency::Ahead);
         }
     }

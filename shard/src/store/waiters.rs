@@ -54,10 +54,7 @@ impl Waiters {
     /// One more waits.
     pub(super) fn add(&mut self, id: ObjectId, who: Who, token: Token) {
         let new = self.waiters.vacant_key() as u32;
-        let ends = self.by_object.entry(id).or_insert(Ends {
-            first: new,
-            last: NONE,
-        });
+        let ends = self.by_object.entry(id).or_insert(Ends { first: new, last: NONE });
         let before = std::mem::replace(&mut ends.last, new);
         if before != NONE {
             self.waiters[before as usize].after = new;
@@ -69,15 +66,7 @@ impl Waiters {
                 self.waiters[older as usize].newer = new;
             }
         }
-        self.waiters.insert(Waiter {
-            id,
-            who,
-            token,
-            before,
-            after: NONE,
-            older,
-            newer: NONE,
-        });
+        self.waiters.insert(Waiter { id, who, token, before, after: NONE, older, newer: NONE });
     }
 
     /// The first who waits for the object waits no longer.
@@ -170,20 +159,14 @@ impl Waiters {
                 return Err(format!("the last who waits for {id} is not the last"));
             }
         }
-        let gets = self
-            .waiters
-            .iter()
-            .filter(|(_, w)| matches!(w.who, Who::Get(_)))
-            .count();
+        let gets = self.waiters.iter().filter(|(_, w)| matches!(w.who, Who::Get(_))).count();
         let mut of_clients = 0;
         for (client, newest) in &self.by_client {
             let (mut at, mut newer) = (*newest, NONE);
             while at != NONE {
                 let waiter = self.waiters[at as usize];
                 if waiter.who != Who::Get(*client) || waiter.newer != newer {
-                    return Err(format!(
-                        "waiter {at} {waiter:?} of client {client} is not in order"
-                    ));
+                    return Err(format!("waiter {at} {waiter:?} of client {client} is not in order"));
                 }
                 of_clients += 1;
                 newer = at;
@@ -191,10 +174,7 @@ impl Waiters {
             }
         }
         if listed != self.waiters.len() || of_clients != gets {
-            return Err(format!(
-                "{} wait, {listed} for objects; {gets} gets, {of_clients} of clients",
-                self.len()
-            ));
+            return Err(format!("{} wait, {listed} for objects; {gets} gets, {of_clients} of clients", self.len()));
         }
         Ok(())
     }

@@ -67,7 +67,8 @@ impl Control {
 
     /// The GCS restarted and names the actor workers that it still needs.
     pub(super) fn release_unused_actor_workers(self: &Rc<Self>, request: &proto::ReleaseUnusedActorWorkersRequest) {
-        let in_use = |member: &Member| request.worker_ids_in_use.iter().any(|id| id[..] == member.worker.as_bytes()[..]);
+        let in_use =
+            |member: &Member| request.worker_ids_in_use.iter().any(|id| id[..] == member.worker.as_bytes()[..]);
         let unused: Vec<WorkerId> = {
             let registry = self.registry.borrow();
             let actors = registry.workers().filter(|member| member.actor.is_some() && !in_use(member));
@@ -90,8 +91,9 @@ impl Control {
     }
 
     fn live_worker(&self, bytes: &[u8]) -> Result<Option<Member>, Status> {
-        let worker = WorkerId::from_slice(bytes)
-            .ok_or_else(|| Status::invalid_argument(format!("expected a worker id of 28 bytes, got {}", bytes.len())))?;
+        let worker = WorkerId::from_slice(bytes).ok_or_else(|| {
+            Status::invalid_argument(format!("expected a worker id of 28 bytes, got {}", bytes.len()))
+        })?;
         Ok(self.registry.borrow().get(&worker).cloned())
     }
 

@@ -58,11 +58,8 @@ impl Control {
             tracing::warn!(pid = register.pid, reason, "a client was refused");
         }
         let mut frame = Vec::new();
-        let reply = RegisterReply {
-            failure: added.as_ref().err().map(String::as_bytes),
-            node_id: self.node_id,
-            port: 0,
-        };
+        let reply =
+            RegisterReply { failure: added.as_ref().err().map(String::as_bytes), node_id: self.node_id, port: 0 };
         encode_register_reply(&mut Encoder::default(), &mut frame, &reply);
         self.send_frame(conn, frame);
         if added.is_err() {
@@ -78,10 +75,7 @@ impl Control {
                 self.job_started(register.job, proto::JobConfig::default());
             }
         }
-        Member {
-            job: register.job,
-            ..member(conn, register, WorkerType::Driver)
-        }
+        Member { job: register.job, ..member(conn, register, WorkerType::Driver) }
     }
 
     fn worker(&self, conn: ClientId, register: &Register, kind: WorkerType) -> Result<Member, String> {
@@ -160,10 +154,8 @@ impl Control {
     ) {
         let member = self.registry.borrow().by_conn(conn).cloned();
         if let Some(member) = member {
-            let exit = Exit {
-                kind: WorkerExitType::try_from(exit_type).unwrap_or(WorkerExitType::SystemError),
-                detail,
-            };
+            let exit =
+                Exit { kind: WorkerExitType::try_from(exit_type).unwrap_or(WorkerExitType::SystemError), detail };
             let exception = creation_exception.and_then(|bytes| proto::RayException::decode(&bytes[..]).ok());
             self.member_gone(&member, Some(exit), exception);
         }

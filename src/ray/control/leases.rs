@@ -117,7 +117,8 @@ impl Control {
         request: RequestWorkerLeaseRequest,
     ) -> Result<RequestWorkerLeaseReply, Status> {
         self.admit()?;
-        let spec = request.lease_spec.ok_or_else(|| Status::invalid_argument("RequestWorkerLease without a lease_spec"))?;
+        let spec =
+            request.lease_spec.ok_or_else(|| Status::invalid_argument("RequestWorkerLease without a lease_spec"))?;
         let lease = lease_id(&spec.lease_id)?;
         if self.leases.borrow().tombstones.has(&lease) {
             return Ok(cancelled("The lease request was cancelled before it arrived."));
@@ -225,9 +226,10 @@ impl Control {
         Some(RequestWorkerLeaseReply {
             canceled: true,
             failure_type: SchedulingFailureType::SchedulingCancelledUnschedulable as i32,
-            scheduling_failure_message: "The node specified via NodeAffinitySchedulingStrategy doesn't exist any more or is \
+            scheduling_failure_message:
+                "The node specified via NodeAffinitySchedulingStrategy doesn't exist any more or is \
                 infeasible, and soft=False was specified."
-                .to_owned(),
+                    .to_owned(),
             ..Default::default()
         })
     }
@@ -336,11 +338,13 @@ impl Control {
             (false, true) => WorkerFate::Exiting,
             (false, false) => WorkerFate::Keep,
         };
-        if let Some(member) = entry.worker.and_then(|worker| self.registry.borrow_mut().get_mut(&worker).map(|m| {
-            m.lease = None;
-            m.broke_in = (fate == WorkerFate::Disconnect).then_some(entry.name);
-            m.worker
-        })) {
+        if let Some(member) = entry.worker.and_then(|worker| {
+            self.registry.borrow_mut().get_mut(&worker).map(|m| {
+                m.lease = None;
+                m.broke_in = (fate == WorkerFate::Disconnect).then_some(entry.name);
+                m.worker
+            })
+        }) {
             if fate == WorkerFate::Disconnect {
                 self.doom(
                     &member,
@@ -466,10 +470,9 @@ impl Control {
 fn bundle_of(spec: &proto::LeaseSpec) -> Option<(PlacementGroupId, i64)> {
     use proto::scheduling_strategy::SchedulingStrategy::PlacementGroupSchedulingStrategy as Group;
     match spec.scheduling_strategy.as_ref()?.scheduling_strategy.as_ref()? {
-        Group(group) => Some((
-            PlacementGroupId::from_slice(&group.placement_group_id)?,
-            group.placement_group_bundle_index,
-        )),
+        Group(group) => {
+            Some((PlacementGroupId::from_slice(&group.placement_group_id)?, group.placement_group_bundle_index))
+        }
         _ => None,
     }
 }
@@ -495,10 +498,7 @@ struct Expiring<T> {
 
 impl<T> Default for Expiring<T> {
     fn default() -> Self {
-        Self {
-            entries: FxHashMap::default(),
-            order: VecDeque::new(),
-        }
+        Self { entries: FxHashMap::default(), order: VecDeque::new() }
     }
 }
 
@@ -564,4 +564,3 @@ mod tests {
         assert_eq!(bundle_of(&proto::LeaseSpec::default()), None);
     }
 }
-

@@ -137,10 +137,7 @@ impl Shutdown {
         let mut cause = self.cause.borrow_mut();
         if cause.is_none() {
             tracing::info!(?reason, message, "shutting down");
-            *cause = Some(proto::NodeDeathInfo {
-                reason: reason as i32,
-                reason_message: message.to_owned(),
-            });
+            *cause = Some(proto::NodeDeathInfo { reason: reason as i32, reason_message: message.to_owned() });
         }
         self.notify.notify_waiters();
         self.notify.notify_one();
@@ -344,4 +341,3 @@ pub(super) fn lease_id(bytes: &[u8]) -> Result<LeaseId, tonic::Status> {
         tonic::Status::invalid_argument(format!("expected a lease id of {} bytes, got {}", LeaseId::LEN, bytes.len()))
     })
 }
-

@@ -203,9 +203,7 @@ impl Control {
     /// An object that a worker awaits is here.
     pub(super) fn plasma_ready(self: &Rc<Self>, conn: ClientId, object: ObjectId) {
         self.notify(conn, move |client, _| {
-            let request = proto::PlasmaObjectReadyRequest {
-                object_id: object.as_bytes().to_vec().into(),
-            };
+            let request = proto::PlasmaObjectReadyRequest { object_id: object.as_bytes().to_vec().into() };
             async move { client.plasma_object_ready(request, NOTICE_TIMEOUT).await.map(drop) }
         });
     }
@@ -215,9 +213,12 @@ impl Control {
         F: FnOnce(crate::ray::rpc::core_worker::CoreWorkerClient, WorkerId) -> Fut,
         Fut: std::future::Future<Output = Result<(), Status>> + 'static,
     {
-        let Some((client, worker)) = self.registry.borrow().by_conn(conn).map(|member| {
-            (self.core_workers.of(&member.ip_address, member.port), member.worker)
-        }) else {
+        let Some((client, worker)) = self
+            .registry
+            .borrow()
+            .by_conn(conn)
+            .map(|member| (self.core_workers.of(&member.ip_address, member.port), member.worker))
+        else {
             return;
         };
         let told = call(client, worker);

@@ -95,14 +95,7 @@ impl Control {
                 StartFailure::NotRegistered
             })?;
         tracing::info!(pid = started.pid, %worker, "started a worker process");
-        let entry = Starting {
-            start,
-            key,
-            job,
-            process: started.key,
-            pid: started.pid,
-            since: Instant::now(),
-        };
+        let entry = Starting { start, key, job, process: started.key, pid: started.pid, since: Instant::now() };
         self.counters.processes_started.add_one();
         self.starting.borrow_mut().insert(worker, entry);
         self.watch_registration(worker);
@@ -110,12 +103,7 @@ impl Control {
     }
 
     /// The context of a runtime environment, as the agent made it; empty for none.
-    async fn environment(
-        &self,
-        hash: i32,
-        job: Option<JobId>,
-        lease: Option<LeaseId>,
-    ) -> Result<String, StartFailure> {
+    async fn environment(&self, hash: i32, job: Option<JobId>, lease: Option<LeaseId>) -> Result<String, StartFailure> {
         if hash == 0 {
             return Ok(String::new());
         }
@@ -154,7 +142,11 @@ impl Control {
         tokio::task::spawn_local(async move {
             tokio::time::sleep(Duration::from_secs(limit_s)).await;
             if let Some(late) = control.starting.borrow_mut().remove(&worker) {
-                tracing::warn!(pid = late.pid, limit_s, "a worker did not register in time (worker_register_timeout_seconds) and is killed");
+                tracing::warn!(
+                    pid = late.pid,
+                    limit_s,
+                    "a worker did not register in time (worker_register_timeout_seconds) and is killed"
+                );
                 control.processes.kill(late.process);
                 control.counters.starts_timed_out.add_one();
                 control.sched(

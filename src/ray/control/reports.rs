@@ -254,8 +254,9 @@ impl Control {
                     "Cannot resize unit instance resource '{name}': resources that come in instances have a fixed number of them"
                 )));
             }
-            let total = Fixed::from_f64(*amount)
-                .ok_or_else(|| Status::invalid_argument(format!("resource {name}: expected 0 or more, got {amount}")))?;
+            let total = Fixed::from_f64(*amount).ok_or_else(|| {
+                Status::invalid_argument(format!("resource {name}: expected 0 or more, got {amount}"))
+            })?;
             let known = self.names.borrow().get(name);
             let id = match known {
                 Some(id) => id,

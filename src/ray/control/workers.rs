@@ -7,8 +7,8 @@ use raylet_shard::ids::{LeaseId, WorkerId};
 use raylet_shard::sched::{ExitReason, KillReason, SchedEvent};
 
 use super::Control;
-use crate::ray::proto::{self, WorkerExitType};
 use crate::ray::metrics::Occupation;
+use crate::ray::proto::{self, WorkerExitType};
 use crate::ray::registry::{Exit, Member};
 use crate::workers::exit::unexpected_exit_text;
 use crate::workers::process::ProcessExit;
@@ -85,7 +85,8 @@ impl Control {
                 }
                 (Ok(_), Some(process)) => {
                     // It agreed. One that hangs on its way out is helped along.
-                    let limit = Duration::from_millis(control.ray_config.kill_worker_timeout_milliseconds.max(0) as u64);
+                    let limit =
+                        Duration::from_millis(control.ray_config.kill_worker_timeout_milliseconds.max(0) as u64);
                     tokio::time::sleep(limit).await;
                     control.processes.terminate(process);
                 }
@@ -144,10 +145,7 @@ impl Control {
         let Some(member) = self.registry.borrow_mut().remove(&member.worker) else {
             return;
         };
-        let unexpected = || Exit {
-            kind: WorkerExitType::SystemError,
-            detail: unexpected_exit_text(member.pid, None),
-        };
+        let unexpected = || Exit { kind: WorkerExitType::SystemError, detail: unexpected_exit_text(member.pid, None) };
         let exit = member.doomed.clone().or(exit).unwrap_or_else(unexpected);
         tracing::info!(worker = %member.worker, pid = member.pid, kind = ?exit.kind, detail = exit.detail, "client disconnected");
         self.core_workers.forget(&member.ip_address, member.port);

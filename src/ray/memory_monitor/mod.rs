@@ -59,9 +59,7 @@ impl MemorySettings {
     /// whichever is more.
     pub fn threshold_bytes(&self, total_bytes: u64) -> u64 {
         let share = (total_bytes as f64 * self.usage_threshold) as u64;
-        let absolute = self
-            .min_free_bytes
-            .map_or(0, |free| total_bytes.saturating_sub(free));
+        let absolute = self.min_free_bytes.map_or(0, |free| total_bytes.saturating_sub(free));
         share.max(absolute)
     }
 
@@ -86,10 +84,7 @@ impl Pressure {
     /// `victims` is one line per worker ended.
     pub fn report(&self, node_ip: &str, node_id: &str, victims: &[String]) -> String {
         let gb = |bytes: u64| bytes as f64 / GIB;
-        let NodeMemory {
-            used_bytes,
-            total_bytes,
-        } = self.memory;
+        let NodeMemory { used_bytes, total_bytes } = self.memory;
         let share = used_bytes as f64 / total_bytes.max(1) as f64;
         format!(
             "{count} worker(s) were killed due to the node running low on memory. Memory on the node (IP: {node_ip}, \
@@ -131,17 +126,9 @@ impl MemoryMonitor {
     ///
     /// # Errors
     /// [`BadThreshold`].
-    pub fn with_reader(
-        settings: MemorySettings,
-        reader: UsageReader,
-    ) -> Result<Self, BadThreshold> {
+    pub fn with_reader(settings: MemorySettings, reader: UsageReader) -> Result<Self, BadThreshold> {
         settings.check()?;
-        Ok(Self {
-            settings,
-            reader,
-            condemned: Vec::new(),
-            last_log: None,
-        })
+        Ok(Self { settings, reader, condemned: Vec::new(), last_log: None })
     }
 
     /// Looks at the node's memory now.
@@ -155,17 +142,9 @@ impl MemoryMonitor {
         };
         // Read again each time: a container's limit may change while it runs.
         let threshold_bytes = self.settings.threshold_bytes(memory.total_bytes);
-        let excess_bytes = memory
-            .used_bytes
-            .checked_sub(threshold_bytes)
-            .filter(|excess| *excess > 0)?;
-        let to_free_bytes =
-            excess_bytes.saturating_add(self.settings.kill_buffer_bytes(memory.total_bytes));
-        Some(Pressure {
-            memory,
-            threshold_bytes,
-            to_free_bytes,
-        })
+        let excess_bytes = memory.used_bytes.checked_sub(threshold_bytes).filter(|excess| *excess > 0)?;
+        let to_free_bytes = excess_bytes.saturating_add(self.settings.kill_buffer_bytes(memory.total_bytes));
+        Some(Pressure { memory, threshold_bytes, to_free_bytes })
     }
 
     /// True as long as one chosen before is alive, which `alive` tells of a process id.
@@ -173,9 +152,7 @@ impl MemoryMonitor {
         self.condemned.retain(|pid| alive(*pid));
         let waiting = self.condemned.len();
         if waiting > 0 {
-            self.log_sometimes(|| {
-                tracing::info!(waiting, "still waiting for workers to end and free memory")
-            });
+            self.log_sometimes(|| tracing::info!(waiting, "still waiting for workers to end and free memory"));
         }
         waiting > 0
     }
@@ -190,19 +167,9 @@ impl MemoryMonitor {
         if self.waits(alive) {
             return Vec::new();
         }
-        let MemorySettings {
-            policy,
-            idle_threshold_bytes,
-            ..
-        } = self.settings;
-        let victims = choose(
-            policy,
-            candidates,
-            pressure.to_free_bytes,
-            idle_threshold_bytes,
-        );
-        self.condemned
-            .extend(victims.iter().map(|victim| candidates[victim.index].pid));
+        let MemorySettings { policy, idle_threshold_bytes, .. } = self.settings;
+        let victims = choose(policy, candidates, pressure.to_free_bytes, idle_threshold_bytes);
+        self.condemned.extend(victims.iter().map(|victim| candidates[victim.index].pid));
         if victims.is_empty() {
             self.log_sometimes(|| {
                 tracing::warn!(
@@ -233,10 +200,7 @@ impl MemoryMonitor {
 
     fn log_sometimes(&mut self, log: impl FnOnce()) {
         let now = Instant::now();
-        if self
-            .last_log
-            .is_none_or(|last| now.duration_since(last) >= LOG_INTERVAL)
-        {
+        if self.last_log.is_none_or(|last| now.duration_since(last) >= LOG_INTERVAL) {
             self.last_log = Some(now);
             log();
         }
@@ -265,22 +229,14 @@ mod tests {
     /// A machine with 1,000,000 KiB of which so many are available.
     fn machine(available_kib: u64) -> (tempfile::TempDir, UsageReader) {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(
-            dir.path().join("meminfo"),
-            format!("MemTotal: 1000000 kB\nMemAvailable: {available_kib} kB\n"),
-        )
-        .unwrap();
+        fs::write(dir.path().join("meminfo"), format!("MemTotal: 1000000 kB\nMemAvailable: {available_kib} kB\n"))
+            .unwrap();
         let reader = UsageReader::with_roots(dir.path(), dir.path(), false);
         (dir, reader)
     }
 
     fn worker(pid: u32) -> Candidate {
-        Candidate {
-            pid,
-            used_bytes: 30_000 << 10,
-            lease: None,
-            has_worked: true,
-        }
+        Candidate { pid, used_bytes: 30_000 << 10, lease: None, has_worked: true }
     }
 
     #[test]
@@ -301,22 +257,14 @@ mod tests {
     fn pressure_begins_above_the_threshold_and_asks_for_a_buffer() {
         let look = |available_kib| {
             let (_dir, reader) = machine(available_kib);
-            MemoryMonitor::with_reader(settings(), reader)
-                .unwrap()
-                .pressure()
+            MemoryMonitor::with_reader(settings(), reader).unwrap().pressure()
         };
         assert_eq!(look(50_000), None);
         let pressure = look(40_000).unwrap();
         assert_eq!(pressure.to_free_bytes, (10_000 + 50_000) << 10);
         let (_dir, reader) = machine(0);
-        let capped = MemorySettings {
-            max_kill_buffer_bytes: 1024,
-            ..settings()
-        };
-        let pressure = MemoryMonitor::with_reader(capped, reader)
-            .unwrap()
-            .pressure()
-            .unwrap();
+        let capped = MemorySettings { max_kill_buffer_bytes: 1024, ..settings() };
+        let pressure = MemoryMonitor::with_reader(capped, reader).unwrap().pressure().unwrap();
         assert_eq!(pressure.to_free_bytes, (50_000 << 10) + 1024);
     }
 
@@ -326,21 +274,14 @@ mod tests {
         let mut monitor = MemoryMonitor::with_reader(settings(), reader).unwrap();
         let pressure = monitor.pressure().unwrap();
         let workers = [worker(11), worker(12), worker(13)];
-        assert_eq!(
-            monitor.choose(&pressure, &workers, |_| true).len(),
-            2,
-            "30,000 KiB each of 60,000"
-        );
+        assert_eq!(monitor.choose(&pressure, &workers, |_| true).len(), 2, "30,000 KiB each of 60,000");
         assert_eq!(monitor.choose(&pressure, &workers, |pid| pid == 12), []);
         assert_eq!(monitor.choose(&pressure, &workers[2..], |_| false).len(), 1);
     }
 
     #[test]
     fn the_loop_calls_while_there_is_pressure_and_ends_when_turned_off() {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let (dir, reader) = machine(900_000);
         let monitor = MemoryMonitor::with_reader(settings(), reader.clone()).unwrap();
         let calls = RefCell::new(0);
@@ -349,11 +290,7 @@ mod tests {
             let script = async {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 assert_eq!(*calls.borrow(), 0);
-                fs::write(
-                    dir.path().join("meminfo"),
-                    "MemTotal: 1000 kB\nMemAvailable: 1 kB\n",
-                )
-                .unwrap();
+                fs::write(dir.path().join("meminfo"), "MemTotal: 1000 kB\nMemAvailable: 1 kB\n").unwrap();
                 while *calls.borrow() < 3 {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
@@ -361,17 +298,9 @@ mod tests {
             let both = async {
                 tokio::select! { () = run => panic!("it ended"), () = script => {} }
             };
-            tokio::time::timeout(Duration::from_secs(10), both)
-                .await
-                .unwrap();
-            let off = MemorySettings {
-                refresh: Duration::ZERO,
-                ..settings()
-            };
-            MemoryMonitor::with_reader(off, reader)
-                .unwrap()
-                .run(|_, _| panic!("turned off"))
-                .await;
+            tokio::time::timeout(Duration::from_secs(10), both).await.unwrap();
+            let off = MemorySettings { refresh: Duration::ZERO, ..settings() };
+            MemoryMonitor::with_reader(off, reader).unwrap().run(|_, _| panic!("turned off")).await;
         });
     }
 
@@ -379,11 +308,7 @@ mod tests {
     fn the_report_says_who_why_and_what_to_do() {
         let (_dir, reader) = machine(40_000);
         let mut monitor = MemoryMonitor::with_reader(settings(), reader).unwrap();
-        let report = monitor.pressure().unwrap().report(
-            "192.0.2.2",
-            "ab12",
-            &["pid=7".into(), "pid=8".into()],
-        );
+        let report = monitor.pressure().unwrap().report("192.0.2.2", "ab12", &["pid=7".into(), "pid=8".into()]);
         for part in [
             "2 worker(s) were killed due to the node running low on memory",
             "(IP: 192.0.2.2, ID: ab12) was 0.92GB used / 0.95GB limit (0.960000)",

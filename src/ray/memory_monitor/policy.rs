@@ -55,26 +55,16 @@ pub enum Policy {
 
 /// Chooses the workers to end in order to free `to_free_bytes`. An idle worker that never worked is left alone unless it
 /// uses `idle_threshold_bytes` or more.
-pub fn choose(
-    policy: Policy,
-    candidates: &[Candidate],
-    to_free_bytes: u64,
-    idle_threshold_bytes: u64,
-) -> Vec<Victim> {
+pub fn choose(policy: Policy, candidates: &[Candidate], to_free_bytes: u64, idle_threshold_bytes: u64) -> Vec<Victim> {
     match policy {
         Policy::ByTime => by_time(candidates, to_free_bytes, idle_threshold_bytes),
-        Policy::ByGroup => by_group(candidates, idle_threshold_bytes)
-            .into_iter()
-            .collect(),
+        Policy::ByGroup => by_group(candidates, idle_threshold_bytes).into_iter().collect(),
     }
 }
 
 fn by_time(candidates: &[Candidate], to_free_bytes: u64, idle_threshold_bytes: u64) -> Vec<Victim> {
-    let eligible =
-        |c: &Candidate| c.lease.is_some() || c.has_worked || c.used_bytes >= idle_threshold_bytes;
-    let mut order: Vec<usize> = (0..candidates.len())
-        .filter(|i| eligible(&candidates[*i]))
-        .collect();
+    let eligible = |c: &Candidate| c.lease.is_some() || c.has_worked || c.used_bytes >= idle_threshold_bytes;
+    let mut order: Vec<usize> = (0..candidates.len()).filter(|i| eligible(&candidates[*i])).collect();
     order.sort_by_key(|i| match candidates[*i].lease {
         None => (0, false, Reverse(candidates[*i].used_bytes)),
         Some(lease) => (1, !lease.retriable, Reverse(lease.granted_at_ns)),
@@ -87,25 +77,17 @@ fn by_time(candidates: &[Candidate], to_free_bytes: u64, idle_threshold_bytes: u
         }
         left_bytes = left_bytes.saturating_sub(candidates[index].used_bytes);
         let should_retry = candidates[index].lease.is_some_and(|lease| lease.retriable);
-        victims.push(Victim {
-            index,
-            should_retry,
-        });
+        victims.push(Victim { index, should_retry });
     }
     victims
 }
 
 fn by_group(candidates: &[Candidate], idle_threshold_bytes: u64) -> Option<Victim> {
     let large_idle = (0..candidates.len())
-        .filter(|i| {
-            candidates[*i].lease.is_none() && candidates[*i].used_bytes >= idle_threshold_bytes
-        })
+        .filter(|i| candidates[*i].lease.is_none() && candidates[*i].used_bytes >= idle_threshold_bytes)
         .max_by_key(|i| candidates[*i].used_bytes);
     if let Some(index) = large_idle {
-        return Some(Victim {
-            index,
-            should_retry: false,
-        });
+        return Some(Victim { index, should_retry: false });
     }
     // What is not retried is a group of its own, whoever asked for it: its owner gains nothing if another one ends.
     let mut groups: BTreeMap<(Option<TaskId>, usize), Vec<Member>> = BTreeMap::new();
@@ -113,24 +95,15 @@ fn by_group(candidates: &[Candidate], idle_threshold_bytes: u64) -> Option<Victi
         let Some(lease) = candidate.lease else {
             continue;
         };
-        let group = if lease.retriable {
-            (Some(lease.owner), 0)
-        } else {
-            (None, index)
-        };
+        let group = if lease.retriable { (Some(lease.owner), 0) } else { (None, index) };
         groups.entry(group).or_default().push((index, lease));
     }
-    let earliest =
-        |group: &[(usize, CandidateLease)]| group.iter().map(|(_, l)| l.granted_at_ns).min();
-    let (key, group) = groups.into_iter().max_by_key(|((retriable, _), group)| {
-        (retriable.is_some(), group.len(), earliest(group))
-    })?;
+    let earliest = |group: &[(usize, CandidateLease)]| group.iter().map(|(_, l)| l.granted_at_ns).min();
+    let (key, group) =
+        groups.into_iter().max_by_key(|((retriable, _), group)| (retriable.is_some(), group.len(), earliest(group)))?;
     let (index, _) = *group.iter().max_by_key(|(_, lease)| lease.granted_at_ns)?;
     // The last one of its owner is not tried again, so that a task that never fits comes to an end.
-    Some(Victim {
-        index,
-        should_retry: key.0.is_some() && group.len() > 1,
-    })
+    Some(Victim { index, should_retry: key.0.is_some() && group.len() > 1 })
 }
 
 #[cfg(test)]
@@ -140,34 +113,17 @@ mod tests {
     const IDLE_THRESHOLD: u64 = 1000;
 
     fn idle(used_bytes: u64, has_worked: bool) -> Candidate {
-        Candidate {
-            pid: 1,
-            used_bytes,
-            lease: None,
-            has_worked,
-        }
+        Candidate { pid: 1, used_bytes, lease: None, has_worked }
     }
 
     fn busy(used_bytes: u64, granted_at_ns: u64, retriable: bool, owner: u8) -> Candidate {
-        let lease = CandidateLease {
-            granted_at_ns,
-            retriable,
-            owner: TaskId([owner; 24]),
-        };
-        Candidate {
-            pid: 1,
-            used_bytes,
-            lease: Some(lease),
-            has_worked: true,
-        }
+        let lease = CandidateLease { granted_at_ns, retriable, owner: TaskId([owner; 24]) };
+        Candidate { pid: 1, used_bytes, lease: Some(lease), has_worked: true }
     }
 
     fn chosen(policy: Policy, candidates: &[Candidate], to_free: u64) -> Vec<(usize, bool)> {
         let victims = choose(policy, candidates, to_free, IDLE_THRESHOLD);
-        victims
-            .into_iter()
-            .map(|victim| (victim.index, victim.should_retry))
-            .collect()
+        victims.into_iter().map(|victim| (victim.index, victim.should_retry)).collect()
     }
 
     #[test]
@@ -180,14 +136,7 @@ mod tests {
             idle(50, true),
             busy(100, 9, false, 1),
         ];
-        let all = [
-            (4, false),
-            (3, false),
-            (2, true),
-            (1, true),
-            (5, false),
-            (0, false),
-        ];
+        let all = [(4, false), (3, false), (2, true), (1, true), (5, false), (0, false)];
         assert_eq!(chosen(Policy::ByTime, &workers, u64::MAX), all);
         assert_eq!(chosen(Policy::ByTime, &workers, 50), all[..1]);
         assert_eq!(chosen(Policy::ByTime, &workers, 51), all[..2]);
@@ -198,10 +147,7 @@ mod tests {
     #[test]
     fn by_time_spares_small_workers_that_never_worked() {
         let workers = [idle(999, false), idle(1000, false), idle(1, true)];
-        assert_eq!(
-            chosen(Policy::ByTime, &workers, u64::MAX),
-            [(1, false), (2, false)]
-        );
+        assert_eq!(chosen(Policy::ByTime, &workers, u64::MAX), [(1, false), (2, false)]);
         assert_eq!(chosen(Policy::ByTime, &workers[..1], u64::MAX), []);
         assert_eq!(chosen(Policy::ByTime, &[], 1), []);
     }
@@ -216,31 +162,14 @@ mod tests {
             busy(1, 8, false, 3),
             busy(1, 7, false, 3),
         ];
-        assert_eq!(
-            chosen(Policy::ByGroup, &workers, 1),
-            [(2, true)],
-            "retriable before the larger group"
-        );
-        assert_eq!(
-            chosen(Policy::ByGroup, &workers[..2], 1),
-            [(1, false)],
-            "same size: the one that began later"
-        );
-        assert_eq!(
-            chosen(Policy::ByGroup, &workers[3..], 1),
-            [(0, false)],
-            "each is a group of its own"
-        );
+        assert_eq!(chosen(Policy::ByGroup, &workers, 1), [(2, true)], "retriable before the larger group");
+        assert_eq!(chosen(Policy::ByGroup, &workers[..2], 1), [(1, false)], "same size: the one that began later");
+        assert_eq!(chosen(Policy::ByGroup, &workers[3..], 1), [(0, false)], "each is a group of its own");
     }
 
     #[test]
     fn by_group_prefers_a_large_idle_worker() {
-        let workers = [
-            busy(9000, 1, true, 1),
-            idle(2000, false),
-            idle(3000, true),
-            idle(999, true),
-        ];
+        let workers = [busy(9000, 1, true, 1), idle(2000, false), idle(3000, true), idle(999, true)];
         assert_eq!(chosen(Policy::ByGroup, &workers, 1), [(2, false)]);
         assert_eq!(chosen(Policy::ByGroup, &[idle(999, true)], 1), []);
     }

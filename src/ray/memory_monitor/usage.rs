@@ -74,16 +74,8 @@ impl UsageReader {
     }
 
     /// Reads other directories in the place of `/proc` and `/sys/fs/cgroup`.
-    pub fn with_roots(
-        proc_dir: impl Into<PathBuf>,
-        cgroup_dir: impl Into<PathBuf>,
-        count_swap: bool,
-    ) -> Self {
-        Self {
-            proc_dir: proc_dir.into(),
-            cgroup_dir: cgroup_dir.into(),
-            count_swap,
-        }
+    pub fn with_roots(proc_dir: impl Into<PathBuf>, cgroup_dir: impl Into<PathBuf>, count_swap: bool) -> Self {
+        Self { proc_dir: proc_dir.into(), cgroup_dir: cgroup_dir.into(), count_swap }
     }
 
     /// Memory of the cgroup where it has a limit below what the machine has, else of the machine.
@@ -92,12 +84,8 @@ impl UsageReader {
     /// A `/proc/meminfo` that can't be read. A cgroup that can't be read counts as none, because most machines have none.
     pub fn read(&self) -> Result<NodeMemory, UsageError> {
         let machine = self.machine()?;
-        let container = [CGROUP_V2, CGROUP_V1]
-            .iter()
-            .find_map(|files| self.container(files));
-        Ok(container
-            .filter(|c| c.total_bytes < machine.total_bytes)
-            .unwrap_or(machine))
+        let container = [CGROUP_V2, CGROUP_V1].iter().find_map(|files| self.container(files));
+        Ok(container.filter(|c| c.total_bytes < machine.total_bytes).unwrap_or(machine))
     }
 
     fn machine(&self) -> Result<NodeMemory, UsageError> {
@@ -108,20 +96,14 @@ impl UsageReader {
         };
         let number = |field: &'static str| {
             let found = kib_field(&text, field);
-            found.ok_or_else(|| UsageError::Field {
-                path: path.clone(),
-                field,
-            })
+            found.ok_or_else(|| UsageError::Field { path: path.clone(), field })
         };
         let (mut total, mut available) = (number("MemTotal:")?, number("MemAvailable:")?);
         if self.count_swap {
             total += number("SwapTotal:")?;
             available += number("SwapFree:")?;
         }
-        Ok(NodeMemory {
-            used_bytes: total.saturating_sub(available),
-            total_bytes: total,
-        })
+        Ok(NodeMemory { used_bytes: total.saturating_sub(available), total_bytes: total })
     }
 
     fn container(&self, files: &CgroupFiles) -> Option<NodeMemory> {
@@ -131,10 +113,7 @@ impl UsageReader {
         let usage: u64 = read(files.usage)?.trim().parse().ok()?;
         let stat = read(files.stat)?;
         let cached = stat_field(&stat, files.inactive)? + stat_field(&stat, files.active)?;
-        Some(NodeMemory {
-            used_bytes: usage.saturating_sub(cached),
-            total_bytes,
-        })
+        Some(NodeMemory { used_bytes: usage.saturating_sub(cached), total_bytes })
     }
 }
 
@@ -159,21 +138,14 @@ fn kib_field(text: &str, name: &str) -> Option<u64> {
 
 /// A line such as `inactive_file 4096`, in bytes.
 fn stat_field(text: &str, name: &str) -> Option<u64> {
-    text.lines().find_map(|line| {
-        line.strip_prefix(name)?
-            .strip_prefix(' ')?
-            .trim()
-            .parse()
-            .ok()
-    })
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const MEMINFO: &str =
-        "MemTotal:       1000 kB\nMemFree:         100 kB\nMemAvailable:    400 kB\n\
+    const MEMINFO: &str = "MemTotal:       1000 kB\nMemFree:         100 kB\nMemAvailable:    400 kB\n\
                            SwapTotal:       500 kB\nSwapFree:        200 kB\n";
 
     fn machine(files: &[(&str, &str)]) -> (tempfile::TempDir, UsageReader) {
@@ -188,19 +160,12 @@ mod tests {
     }
 
     fn kib(used: u64, total: u64) -> NodeMemory {
-        NodeMemory {
-            used_bytes: used * 1024,
-            total_bytes: total * 1024,
-        }
+        NodeMemory { used_bytes: used * 1024, total_bytes: total * 1024 }
     }
 
     #[test]
     fn a_machine_without_limits_is_read_from_meminfo() {
-        let (dir, reader) = machine(&[
-            ("memory.max", "max\n"),
-            ("memory.current", "1\n"),
-            ("memory.stat", ""),
-        ]);
+        let (dir, reader) = machine(&[("memory.max", "max\n"), ("memory.current", "1\n"), ("memory.stat", "")]);
         assert_eq!(reader.read().unwrap(), kib(600, 1000));
         let swap = UsageReader::with_roots(dir.path(), dir.path(), true);
         assert_eq!(swap.read().unwrap(), kib(900, 1500));
@@ -211,19 +176,13 @@ mod tests {
         let v2 = [
             ("memory.max", "512000\n"),
             ("memory.current", "307200\n"),
-            (
-                "memory.stat",
-                "anon 5\nactive_file 102400\ninactive_file 51200\nfile 7\n",
-            ),
+            ("memory.stat", "anon 5\nactive_file 102400\ninactive_file 51200\nfile 7\n"),
         ];
         assert_eq!(machine(&v2).1.read().unwrap(), kib(150, 500));
         let v1 = [
             ("memory/memory.limit_in_bytes", "512000\n"),
             ("memory/memory.usage_in_bytes", "307200\n"),
-            (
-                "memory/memory.stat",
-                "active_file 1\ntotal_active_file 102400\ntotal_inactive_file 0\n",
-            ),
+            ("memory/memory.stat", "active_file 1\ntotal_active_file 102400\ntotal_inactive_file 0\n"),
         ];
         assert_eq!(machine(&v1).1.read().unwrap(), kib(200, 500));
     }
@@ -233,10 +192,7 @@ mod tests {
         let v1 = [
             ("memory/memory.limit_in_bytes", "9223372036854771712"),
             ("memory/memory.usage_in_bytes", "5"),
-            (
-                "memory/memory.stat",
-                "total_active_file 0\ntotal_inactive_file 0\n",
-            ),
+            ("memory/memory.stat", "total_active_file 0\ntotal_inactive_file 0\n"),
         ];
         assert_eq!(machine(&v1).1.read().unwrap(), kib(600, 1000));
     }
@@ -244,11 +200,7 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_said() {
         let (dir, reader) = machine(&[("meminfo", "MemTotal: 5 kB\n")]);
-        assert!(reader
-            .read()
-            .unwrap_err()
-            .to_string()
-            .contains("MemAvailable"));
+        assert!(reader.read().unwrap_err().to_string().contains("MemAvailable"));
         fs::remove_file(dir.path().join("meminfo")).unwrap();
         assert!(matches!(reader.read(), Err(UsageError::Read { .. })));
     }
@@ -256,10 +208,7 @@ mod tests {
     #[test]
     fn this_machine_and_this_process_can_be_read() {
         let memory = UsageReader::new(false).read().unwrap();
-        assert!(
-            memory.used_bytes > 0 && memory.used_bytes < memory.total_bytes,
-            "{memory:?}"
-        );
+        assert!(memory.used_bytes > 0 && memory.used_bytes < memory.total_bytes, "{memory:?}");
         let before = process_used_bytes(std::process::id()).unwrap();
         let block = std::hint::black_box(vec![7u8; 32 << 20]);
         let after = process_used_bytes(std::process::id()).unwrap();

@@ -36,19 +36,24 @@ fn shards(batch: &mut Batch, reports: &[CoreReport]) {
         .map(|(state, count)| (state, f64::from(count)))
         .to_vec()
     });
-    by_shard("raylet_uring_shard_store_bytes", "Bytes of the object store in a shard's hands, by state", "State", |report| {
-        let store = &report.store;
-        [
-            ("held", store.held_bytes),
-            ("allocated", store.allocated_bytes),
-            ("free", store.free_bytes),
-            ("pinned", store.counters.pinned.bytes),
-            ("in_use", store.counters.in_use.bytes),
-            ("evictable", store.evictable_bytes),
-        ]
-        .map(|(state, bytes)| (state, bytes as f64))
-        .to_vec()
-    });
+    by_shard(
+        "raylet_uring_shard_store_bytes",
+        "Bytes of the object store in a shard's hands, by state",
+        "State",
+        |report| {
+            let store = &report.store;
+            [
+                ("held", store.held_bytes),
+                ("allocated", store.allocated_bytes),
+                ("free", store.free_bytes),
+                ("pinned", store.counters.pinned.bytes),
+                ("in_use", store.counters.in_use.bytes),
+                ("evictable", store.evictable_bytes),
+            ]
+            .map(|(state, bytes)| (state, bytes as f64))
+            .to_vec()
+        },
+    );
     by_shard("raylet_uring_shard_store_total", "Events of a shard's object store since the start", "Event", |report| {
         let counters = &report.store.counters;
         [
@@ -79,13 +84,19 @@ fn arenas(batch: &mut Batch, status: &NodeStatus) {
     let names: Vec<(String, String)> = status
         .arenas
         .iter()
-        .map(|arena| (arena.segment.to_string(), arena.numa_node.map_or_else(|| "any".to_owned(), |node| node.to_string())))
+        .map(|arena| {
+            (arena.segment.to_string(), arena.numa_node.map_or_else(|| "any".to_owned(), |node| node.to_string()))
+        })
         .collect();
     let values = names.iter().zip(&status.arenas).flat_map(|((segment, node), arena)| {
         let sizes = [("size", arena.size_bytes), ("touched", arena.touched_bytes), ("used", arena.used_bytes)];
         sizes.map(|(kind, bytes)| {
-            let labels =
-                [("Segment", segment.as_str()), ("NumaNode", node.as_str()), ("Pages", arena.page_kind.as_str()), ("Kind", kind)];
+            let labels = [
+                ("Segment", segment.as_str()),
+                ("NumaNode", node.as_str()),
+                ("Pages", arena.page_kind.as_str()),
+                ("Kind", kind),
+            ];
             (labels, bytes as f64)
         })
     });
@@ -117,7 +128,8 @@ mod tests {
 
     fn values(metric: &Metric) -> Vec<(Vec<String>, f64)> {
         let text = |point: &NumberDataPoint| {
-            let of = |label: &crate::ray::proto::otlp::KeyValue| label.value.clone().and_then(|v| v.string_value).unwrap();
+            let of =
+                |label: &crate::ray::proto::otlp::KeyValue| label.value.clone().and_then(|v| v.string_value).unwrap();
             (point.attributes.iter().map(of).collect(), point.as_double.unwrap())
         };
         match &metric.data {
@@ -128,8 +140,10 @@ mod tests {
 
     #[test]
     fn arenas_and_latencies_are_told_with_their_labels() {
-        let arena = ArenaStatus { page_kind: "hugetlb-2M".into(), size_bytes: 64, touched_bytes: 32, ..Default::default() };
-        let operation = OperationStatus { name: "plasma.get".into(), count: 3, p50_us: 7.5, max_us: 9.0, ..Default::default() };
+        let arena =
+            ArenaStatus { page_kind: "hugetlb-2M".into(), size_bytes: 64, touched_bytes: 32, ..Default::default() };
+        let operation =
+            OperationStatus { name: "plasma.get".into(), count: 3, p50_us: 7.5, max_us: 9.0, ..Default::default() };
         let status = NodeStatus { arenas: vec![arena], operations: vec![operation], ..Default::default() };
         let mut batch = Batch::new(&[], 0, 0);
         add(&mut batch, &status, &[]);

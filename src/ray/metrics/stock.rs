@@ -140,7 +140,12 @@ fn store(batch: &mut Batch, view: &View<'_>) {
     let unsealed: u64 = stores().map(|store| store.counters.unsealed.bytes).sum();
     let on_disk: u64 = stores().map(|store| store.counters.fallback.bytes).sum();
     let size = view.control.flags.object_store_memory_bytes;
-    plain(batch, "object_store_available_memory", "Bytes of the object store that are free", size.saturating_sub(used) as f64);
+    plain(
+        batch,
+        "object_store_available_memory",
+        "Bytes of the object store that are free",
+        size.saturating_sub(used) as f64,
+    );
     plain(batch, "object_store_used_memory", "Bytes of the object store that are taken", used as f64);
     plain(batch, "object_store_fallback_memory", "Bytes of objects in files on disk", on_disk as f64);
     plain(batch, "object_store_num_local_objects", "Objects in the object store", objects as f64);
@@ -155,7 +160,13 @@ fn store(batch: &mut Batch, view: &View<'_>) {
     batch.gauge("object_store_memory", "Bytes of objects on this node, by place and state", values);
     let (objects, bytes) = pinned(view);
     labelled(batch, "spill_manager_objects", "Objects kept for their owners", "State", [("Pinned", objects)]);
-    labelled(batch, "spill_manager_objects_bytes", "Bytes of objects kept for their owners", "State", [("Pinned", bytes)]);
+    labelled(
+        batch,
+        "spill_manager_objects_bytes",
+        "Bytes of objects kept for their owners",
+        "State",
+        [("Pinned", bytes)],
+    );
 }
 
 fn workers(batch: &mut Batch, view: &View<'_>, receipts: &mut Receipts) {
@@ -267,7 +278,12 @@ pub(super) fn add_sealed_sizes(batch: &mut Batch, view: &View<'_>, told: &Sealed
         .map(|(source, (labels, now))| (&labels[..], minus(now, told.0.as_ref().map(|told| &told[source]))))
         .filter(|(_, added)| !is_empty(added))
         .collect();
-    batch.histogram("object_store_dist", "Sizes in bytes of the objects that were sealed here", &SIZE_BOUNDS_BYTES, added);
+    batch.histogram(
+        "object_store_dist",
+        "Sizes in bytes of the objects that were sealed here",
+        &SIZE_BOUNDS_BYTES,
+        added,
+    );
     SealedSizes(Some(now))
 }
 

@@ -48,10 +48,7 @@ pub struct RayObject {
 /// Ray message `ray.rpc.GetObjectStatusReply`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct GetObjectStatusReply {
-    #[prost(
-        enumeration = "super::get_object_status_reply::ObjectStatus",
-        tag = "1"
-    )]
+    #[prost(enumeration = "super::get_object_status_reply::ObjectStatus", tag = "1")]
     pub status: i32,
     #[prost(message, optional, tag = "2")]
     pub object: Option<super::RayObject>,

@@ -398,10 +398,7 @@ pub struct PlacementGroupStats {
     pub scheduling_attempt: u32,
     #[prost(double, tag = "7")]
     pub highest_retry_delay_ms: f64,
-    #[prost(
-        enumeration = "super::placement_group_stats::SchedulingState",
-        tag = "8"
-    )]
+    #[prost(enumeration = "super::placement_group_stats::SchedulingState", tag = "8")]
     pub scheduling_state: i32,
 }
 
@@ -432,10 +429,7 @@ pub struct PlacementGroupTableData {
     pub bundles: Vec<super::Bundle>,
     #[prost(enumeration = "super::PlacementStrategy", tag = "4")]
     pub strategy: i32,
-    #[prost(
-        enumeration = "super::placement_group_table_data::PlacementGroupState",
-        tag = "5"
-    )]
+    #[prost(enumeration = "super::placement_group_table_data::PlacementGroupState", tag = "5")]
     pub state: i32,
     #[prost(bytes = "bytes", tag = "6")]
     pub creator_job_id: Bytes,
@@ -459,10 +453,7 @@ pub struct PlacementGroupTableData {
     pub placement_group_final_bundle_placement_timestamp_ms: i64,
     #[prost(btree_map = "string, string", tag = "17")]
     pub topology_assignments: BTreeMap<String, String>,
-    #[prost(
-        btree_map = "string, enumeration(super::PlacementStrategy)",
-        tag = "18"
-    )]
+    #[prost(btree_map = "string, enumeration(super::PlacementStrategy)", tag = "18")]
     pub topology_strategy: BTreeMap<String, i32>,
 }
 

@@ -139,11 +139,7 @@ pub mod get_all_actor_info_request {
         pub actor_id: Option<Bytes>,
         #[prost(bytes = "bytes", optional, tag = "2")]
         pub job_id: Option<Bytes>,
-        #[prost(
-            enumeration = "super::super::actor_table_data::ActorState",
-            optional,
-            tag = "3"
-        )]
+        #[prost(enumeration = "super::super::actor_table_data::ActorState", optional, tag = "3")]
         pub state: Option<i32>,
     }
 }
@@ -211,11 +207,7 @@ pub struct GetAllNodeInfoRequest {
     pub limit: Option<i64>,
     #[prost(message, repeated, tag = "2")]
     pub node_selectors: Vec<super::get_all_node_info_request::NodeSelector>,
-    #[prost(
-        enumeration = "super::gcs_node_info::GcsNodeState",
-        optional,
-        tag = "3"
-    )]
+    #[prost(enumeration = "super::gcs_node_info::GcsNodeState", optional, tag = "3")]
     pub state_filter: Option<i32>,
 }
 
@@ -267,11 +259,7 @@ pub struct GetAllNodeAddressAndLivenessRequest {
     pub node_ids: Vec<Bytes>,
     #[prost(int64, optional, tag = "2")]
     pub limit: Option<i64>,
-    #[prost(
-        enumeration = "super::gcs_node_info::GcsNodeState",
-        optional,
-        tag = "3"
-    )]
+    #[prost(enumeration = "super::gcs_node_info::GcsNodeState", optional, tag = "3")]
     pub state_filter: Option<i32>,
 }
 

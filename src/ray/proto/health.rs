@@ -10,10 +10,7 @@ pub struct HealthCheckRequest {
 /// Message `grpc.health.v1.HealthCheckResponse`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct HealthCheckResponse {
-    #[prost(
-        enumeration = "super::health::health_check_response::ServingStatus",
-        tag = "1"
-    )]
+    #[prost(enumeration = "super::health::health_check_response::ServingStatus", tag = "1")]
     pub status: i32,
 }
 

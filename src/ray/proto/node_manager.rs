@@ -55,10 +55,7 @@ pub struct RequestWorkerLeaseReply {
     pub rejected: bool,
     #[prost(message, optional, tag = "8")]
     pub resources_data: Option<super::ResourcesData>,
-    #[prost(
-        enumeration = "super::request_worker_lease_reply::SchedulingFailureType",
-        tag = "9"
-    )]
+    #[prost(enumeration = "super::request_worker_lease_reply::SchedulingFailureType", tag = "9")]
     pub failure_type: i32,
     #[prost(string, tag = "10")]
     pub scheduling_failure_message: String,

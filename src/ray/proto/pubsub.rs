@@ -25,10 +25,7 @@ pub struct PubMessage {
     pub channel_type: i32,
     #[prost(bytes = "bytes", tag = "2")]
     pub key_id: Bytes,
-    #[prost(
-        oneof = "pub_message::InnerMessage",
-        tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13"
-    )]
+    #[prost(oneof = "pub_message::InnerMessage", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
     pub inner_message: Option<pub_message::InnerMessage>,
     #[prost(int64, tag = "14")]
     pub sequence_id: i64,

@@ -126,10 +126,7 @@ pub struct SpreadSchedulingStrategy {}
 /// Ray message `ray.rpc.SchedulingStrategy`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct SchedulingStrategy {
-    #[prost(
-        oneof = "scheduling_strategy::SchedulingStrategy",
-        tags = "1, 2, 3, 4, 5"
-    )]
+    #[prost(oneof = "scheduling_strategy::SchedulingStrategy", tags = "1, 2, 3, 4, 5")]
     pub scheduling_strategy: Option<scheduling_strategy::SchedulingStrategy>,
 }
 

@@ -15,8 +15,7 @@ use http::header::{HeaderMap, HeaderName, HeaderValue, AUTHORIZATION};
 use tonic::{Code, Status};
 
 /// Message of the status that stock servers of Ray 2.60 return for a missing or wrong token.
-pub const INVALID_TOKEN_MESSAGE: &str =
-    "InvalidAuthToken: Authentication token is missing or incorrect";
+pub const INVALID_TOKEN_MESSAGE: &str = "InvalidAuthToken: Authentication token is missing or incorrect";
 
 /// Metadata key under which a client names its cluster, as 56 hexadecimal digits. The GCS refuses calls that name
 /// another cluster and accepts calls that name none; a raylet of Ray 2.60 doesn't look at it.
@@ -53,9 +52,7 @@ pub enum AuthError {
     )]
     NoToken,
     /// The token can't travel in a header.
-    #[error(
-        "the authentication token holds bytes that a header cannot carry: use printable ASCII"
-    )]
+    #[error("the authentication token holds bytes that a header cannot carry: use printable ASCII")]
     NotAHeader,
 }
 
@@ -75,8 +72,7 @@ impl Token {
         if secret.is_empty() {
             return Err(AuthError::NoToken);
         }
-        let mut header = HeaderValue::from_str(&format!("{BEARER}{secret}"))
-            .map_err(|_| AuthError::NotAHeader)?;
+        let mut header = HeaderValue::from_str(&format!("{BEARER}{secret}")).map_err(|_| AuthError::NotAHeader)?;
         header.set_sensitive(true);
         Ok(Self { header })
     }
@@ -92,10 +88,7 @@ impl Token {
         if expected.len() != given.len() {
             return false;
         }
-        let difference = expected
-            .iter()
-            .zip(given)
-            .fold(0u8, |seen, (a, b)| std::hint::black_box(seen | (a ^ b)));
+        let difference = expected.iter().zip(given).fold(0u8, |seen, (a, b)| std::hint::black_box(seen | (a ^ b)));
         difference == 0
     }
 }
@@ -213,11 +206,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let home = dir.path().to_str().expect("utf-8 path");
         fs::create_dir(dir.path().join(".ray")).expect("mkdir");
-        fs::write(
-            dir.path().join(".ray/auth_token"),
-            " from-home \nsecond line\n",
-        )
-        .expect("write");
+        fs::write(dir.path().join(".ray/auth_token"), " from-home \nsecond line\n").expect("write");
         let named = dir.path().join("named");
         fs::write(&named, "from-file\n").expect("write");
         let named = named.to_str().expect("utf-8 path");
@@ -237,33 +226,16 @@ mod tests {
 
     #[test]
     fn bad_settings_are_named() {
-        let missing = [
-            ("RAY_AUTH_MODE", "token"),
-            ("RAY_AUTH_TOKEN_PATH", "/nonexistent/token"),
-        ];
-        assert!(matches!(
-            Auth::from_vars(vars(&missing)),
-            Err(AuthError::TokenFile { .. })
-        ));
+        let missing = [("RAY_AUTH_MODE", "token"), ("RAY_AUTH_TOKEN_PATH", "/nonexistent/token")];
+        assert!(matches!(Auth::from_vars(vars(&missing)), Err(AuthError::TokenFile { .. })));
         let none = [("RAY_AUTH_MODE", "token"), ("HOME", "/nonexistent")];
-        assert!(matches!(
-            Auth::from_vars(vars(&none)),
-            Err(AuthError::NoToken)
-        ));
+        assert!(matches!(Auth::from_vars(vars(&none)), Err(AuthError::NoToken)));
         let blank = [("RAY_AUTH_MODE", "token"), ("RAY_AUTH_TOKEN", "  ")];
-        assert!(matches!(
-            Auth::from_vars(vars(&blank)),
-            Err(AuthError::NoToken)
-        ));
+        assert!(matches!(Auth::from_vars(vars(&blank)), Err(AuthError::NoToken)));
         let odd = [("RAY_AUTH_MODE", "kerberos")];
-        assert!(
-            matches!(Auth::from_vars(vars(&odd)), Err(AuthError::UnknownMode(mode)) if mode == "kerberos")
-        );
+        assert!(matches!(Auth::from_vars(vars(&odd)), Err(AuthError::UnknownMode(mode)) if mode == "kerberos"));
         let binary = [("RAY_AUTH_MODE", "token"), ("RAY_AUTH_TOKEN", "a\u{1}b")];
-        assert!(matches!(
-            Auth::from_vars(vars(&binary)),
-            Err(AuthError::NotAHeader)
-        ));
+        assert!(matches!(Auth::from_vars(vars(&binary)), Err(AuthError::NotAHeader)));
     }
 
     #[test]
@@ -277,9 +249,7 @@ mod tests {
             map
         };
         assert!(auth.check(&headers(&["Bearer s3cret"])).is_ok());
-        assert!(auth
-            .check(&headers(&["Bearer s3cret", "Bearer other"]))
-            .is_ok());
+        assert!(auth.check(&headers(&["Bearer s3cret", "Bearer other"])).is_ok());
         for refused in [
             &[][..],
             &["s3cret"],

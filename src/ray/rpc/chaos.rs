@@ -31,7 +31,9 @@ pub enum ChaosError {
     #[error("RAY_testing_rpc_failure is not a JSON object of failure settings by method: {0}")]
     Malformed(#[from] serde_json::Error),
     /// Three probabilities that are more than certainty.
-    #[error("RAY_testing_rpc_failure: the probabilities of `{method}` add up to {sum_percent} %, at most 100 % is possible")]
+    #[error(
+        "RAY_testing_rpc_failure: the probabilities of `{method}` add up to {sum_percent} %, at most 100 % is possible"
+    )]
     TooLikely {
         /// The key.
         method: String,
@@ -87,30 +89,17 @@ impl Chaos {
         }
         let parsed: BTreeMap<String, Settings> = serde_json::from_str(setting)?;
         for (method, s) in &parsed {
-            let sum_percent = [
-                s.req_failure_prob,
-                s.resp_failure_prob,
-                s.in_flight_failure_prob,
-            ]
-            .into_iter()
-            .fold(0, u64::saturating_add);
+            let sum_percent = [s.req_failure_prob, s.resp_failure_prob, s.in_flight_failure_prob]
+                .into_iter()
+                .fold(0, u64::saturating_add);
             if sum_percent > 100 {
                 let method = method.clone();
-                return Err(ChaosError::TooLikely {
-                    method,
-                    sum_percent,
-                });
+                return Err(ChaosError::TooLikely { method, sum_percent });
             }
         }
         let all = parsed.get("*").cloned();
-        let state = State {
-            by_method: parsed.into_iter().collect(),
-            all,
-            certain: FxHashMap::default(),
-        };
-        Ok(Self {
-            state: Some(RefCell::new(state)),
-        })
+        let state = State { by_method: parsed.into_iter().collect(), all, certain: FxHashMap::default() };
+        Ok(Self { state: Some(RefCell::new(state)) })
     }
 
     /// True where no call can fail, so that the caller needn't name its calls.
@@ -122,11 +111,7 @@ impl Chaos {
     pub fn next_failure(&self, path: &str) -> Option<Failure> {
         let mut state = self.state.as_ref()?.borrow_mut();
         let name = client_call_name(path);
-        let State {
-            by_method,
-            all,
-            certain,
-        } = &mut *state;
+        let State { by_method, all, certain } = &mut *state;
         let settings = match all {
             Some(settings) => settings,
             None => by_method.get_mut(&name)?,
@@ -143,21 +128,9 @@ impl Chaos {
 
 fn certain_failure(settings: &Settings, had: &mut Certain) -> Option<Failure> {
     let kinds = [
-        (
-            &mut had.request,
-            settings.num_lower_bound_req_failures,
-            Failure::Request,
-        ),
-        (
-            &mut had.response,
-            settings.num_lower_bound_resp_failures,
-            Failure::Response,
-        ),
-        (
-            &mut had.in_flight,
-            settings.num_lower_bound_in_flight_failures,
-            Failure::InFlight,
-        ),
+        (&mut had.request, settings.num_lower_bound_req_failures, Failure::Request),
+        (&mut had.response, settings.num_lower_bound_resp_failures, Failure::Response),
+        (&mut had.in_flight, settings.num_lower_bound_in_flight_failures, Failure::InFlight),
     ];
     for (count, wanted, failure) in kinds {
         if *count < wanted {
@@ -183,17 +156,11 @@ fn likely_failure(settings: &Settings) -> Option<Failure> {
 
 /// Ray 2.60's name of a client call. Clients of the GCS carry their C++ namespace in it, the others don't.
 fn client_call_name(path: &str) -> String {
-    let (full_service, method) = path
-        .trim_start_matches('/')
-        .split_once('/')
-        .unwrap_or((path, ""));
+    let (full_service, method) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
     let (package, service) = full_service.rsplit_once('.').unwrap_or(("", full_service));
     let of_the_gcs = service.ends_with("GcsService") || service == "ObservabilityPubSubService";
     if of_the_gcs {
-        format!(
-            "{}::{service}.grpc_client.{method}",
-            package.replace('.', "::")
-        )
+        format!("{}::{service}.grpc_client.{method}", package.replace('.', "::"))
     } else {
         format!("{service}.grpc_client.{method}")
     }
@@ -212,19 +179,10 @@ mod tests {
 
     #[test]
     fn calls_have_the_names_that_the_wheel_uses() {
-        assert_eq!(
-            client_call_name(PIN),
-            "NodeManagerService.grpc_client.PinObjectIDs"
-        );
-        assert_eq!(
-            client_call_name(GET),
-            "ray::rpc::InternalKVGcsService.grpc_client.InternalKVGet"
-        );
+        assert_eq!(client_call_name(PIN), "NodeManagerService.grpc_client.PinObjectIDs");
+        assert_eq!(client_call_name(GET), "ray::rpc::InternalKVGcsService.grpc_client.InternalKVGet");
         let publish = "/ray.rpc.ObservabilityPubSubService/GcsPublish";
-        assert_eq!(
-            client_call_name(publish),
-            "ray::rpc::ObservabilityPubSubService.grpc_client.GcsPublish"
-        );
+        assert_eq!(client_call_name(publish), "ray::rpc::ObservabilityPubSubService.grpc_client.GcsPublish");
     }
 
     #[test]
@@ -241,13 +199,7 @@ mod tests {
         let setting = r#"{"*":{"num_failures":-1,"in_flight_failure_prob":100,"num_lower_bound_req_failures":1,
             "num_lower_bound_resp_failures":1},"ignored":{"num_failures":1}}"#;
         let chaos = Chaos::from_setting(setting).expect("valid");
-        let expected = [
-            Failure::Request,
-            Failure::Response,
-            Failure::InFlight,
-            Failure::InFlight,
-        ]
-        .map(Some);
+        let expected = [Failure::Request, Failure::Response, Failure::InFlight, Failure::InFlight].map(Some);
         assert_eq!(draw(&chaos, PIN, 4), expected);
         assert_eq!(draw(&chaos, GET, 4), expected);
     }
@@ -265,27 +217,12 @@ mod tests {
 
     #[test]
     fn bad_settings_are_refused() {
-        for bad in [
-            "no json",
-            r#"{"a":1}"#,
-            r#"{"a":{"unknown":1}}"#,
-            "[]",
-            r#"{"a":{"num_failures":1.5}}"#,
-        ] {
-            assert!(
-                matches!(Chaos::from_setting(bad), Err(ChaosError::Malformed(_))),
-                "{bad}"
-            );
+        for bad in ["no json", r#"{"a":1}"#, r#"{"a":{"unknown":1}}"#, "[]", r#"{"a":{"num_failures":1.5}}"#] {
+            assert!(matches!(Chaos::from_setting(bad), Err(ChaosError::Malformed(_))), "{bad}");
         }
         let sum = r#"{"a":{"req_failure_prob":60,"resp_failure_prob":41}}"#;
         let refused = Chaos::from_setting(sum);
-        assert!(matches!(
-            refused,
-            Err(ChaosError::TooLikely {
-                sum_percent: 101,
-                ..
-            })
-        ));
+        assert!(matches!(refused, Err(ChaosError::TooLikely { sum_percent: 101, .. })));
         assert!(Chaos::from_setting("").expect("empty").is_none());
     }
 }

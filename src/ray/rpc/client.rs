@@ -101,11 +101,7 @@ impl ClientContext {
         if let Some(token) = config.auth.token() {
             headers.insert(AUTHORIZATION, token.header_value());
         }
-        Rc::new(Self {
-            config,
-            chaos,
-            headers: RefCell::new(headers),
-        })
+        Rc::new(Self { config, chaos, headers: RefCell::new(headers) })
     }
 
     /// Names the cluster in every later call, or in none (see [`CLUSTER_ID_KEY`]).
@@ -128,10 +124,7 @@ impl ClientContext {
 pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble)]);
-    bytes
-        .iter()
-        .flat_map(|b| [digit(b >> 4), digit(b & 15)])
-        .collect()
+    bytes.iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).collect()
 }
 
 type Connection = http2::SendRequest<RequestBody>;
@@ -170,10 +163,8 @@ impl Channel {
     /// # Errors
     /// [`AddressError`] for anything but a host and a port.
     pub fn new(context: Rc<ClientContext>, address: &str) -> Result<Self, AddressError> {
-        let authority = Authority::try_from(address).map_err(|reason| AddressError {
-            address: address.to_owned(),
-            reason,
-        })?;
+        let authority =
+            Authority::try_from(address).map_err(|reason| AddressError { address: address.to_owned(), reason })?;
         Ok(Self(Rc::new(ChannelInner {
             context,
             authority,
@@ -220,31 +211,18 @@ impl Channel {
             None => self.call_bytes(path, message, timeout).await?,
             Some(failure) => return Err(self.fail(failure, path, message, timeout).await),
         };
-        Resp::decode(reply).map_err(|e| {
-            Status::new(
-                Code::Internal,
-                format!("cannot read the reply of {path}: {e}"),
-            )
-        })
+        Resp::decode(reply).map_err(|e| Status::new(Code::Internal, format!("cannot read the reply of {path}: {e}")))
     }
 
     fn next_failure(&self, path: &str) -> Option<Failure> {
         let context = &self.0.context;
-        if context.chaos.is_none()
-            || context.config.spared_host.as_deref() == Some(self.0.authority.host())
-        {
+        if context.chaos.is_none() || context.config.spared_host.as_deref() == Some(self.0.authority.host()) {
             return None;
         }
         context.chaos.next_failure(path)
     }
 
-    async fn fail(
-        &self,
-        failure: Failure,
-        path: &'static str,
-        message: Bytes,
-        timeout: Option<Duration>,
-    ) -> Status {
+    async fn fail(&self, failure: Failure, path: &'static str, message: Bytes, timeout: Option<Duration>) -> Status {
         match failure {
             Failure::Request => {}
             Failure::Response => drop(self.call_bytes(path, message, timeout).await),
@@ -255,31 +233,20 @@ impl Channel {
                 });
             }
         }
-        Status::new(
-            Code::Unavailable,
-            "failure injected by RAY_testing_rpc_failure",
-        )
+        Status::new(Code::Unavailable, "failure injected by RAY_testing_rpc_failure")
     }
 
-    async fn call_bytes(
-        &self,
-        path: &'static str,
-        message: Bytes,
-        timeout: Option<Duration>,
-    ) -> Result<Bytes, Status> {
+    async fn call_bytes(&self, path: &'static str, message: Bytes, timeout: Option<Duration>) -> Result<Bytes, Status> {
         let call = async {
             let body = RequestBody::Unary(Some(message));
             let (_counted, mut reader) = self.begin(path, body, &[], timeout).await?;
             let message = reader.next().await.map_err(lost)?;
             end_status(&mut reader, message.is_some()).await?;
-            message
-                .ok_or_else(|| Status::new(Code::Internal, format!("{path} returned no message")))
+            message.ok_or_else(|| Status::new(Code::Internal, format!("{path} returned no message")))
         };
         match timeout {
             None => call.await,
-            Some(limit) => tokio::time::timeout(limit, call)
-                .await
-                .unwrap_or_else(|_| Err(overdue(path, limit))),
+            Some(limit) => tokio::time::timeout(limit, call).await.unwrap_or_else(|_| Err(overdue(path, limit))),
         }
     }
 
@@ -293,21 +260,9 @@ impl Channel {
         metadata: &[(HeaderName, HeaderValue)],
     ) -> Result<(StreamSender<Req>, StreamReceiver<Resp>), Status> {
         let (sender, queue) = mpsc::channel(STREAM_QUEUE_MESSAGES);
-        let (counted, reader) = self
-            .begin(path, RequestBody::Stream(queue), metadata, None)
-            .await?;
-        let receiver = StreamReceiver {
-            reader,
-            _counted: counted,
-            message: PhantomData,
-        };
-        Ok((
-            StreamSender {
-                sender,
-                message: PhantomData,
-            },
-            receiver,
-        ))
+        let (counted, reader) = self.begin(path, RequestBody::Stream(queue), metadata, None).await?;
+        let receiver = StreamReceiver { reader, _counted: counted, message: PhantomData };
+        Ok((StreamSender { sender, message: PhantomData }, receiver))
     }
 
     async fn begin(
@@ -350,10 +305,7 @@ impl Channel {
     fn count(&self) -> Result<InFlight, Status> {
         let in_flight = self.0.in_flight.get();
         if in_flight >= MAX_CALLS_PER_CHANNEL {
-            let text = format!(
-                "{in_flight} calls to {} are in flight already",
-                self.address()
-            );
+            let text = format!("{in_flight} calls to {} are in flight already", self.address());
             return Err(Status::new(Code::ResourceExhausted, text));
         }
         self.0.in_flight.set(in_flight + 1);
@@ -400,11 +352,7 @@ impl Channel {
     }
 
     fn unreachable(&self) -> Status {
-        let text = format!(
-            "cannot connect to {}: {}",
-            self.address(),
-            self.0.last_error.borrow()
-        );
+        let text = format!("cannot connect to {}: {}", self.address(), self.0.last_error.borrow());
         Status::new(Code::Unavailable, text)
     }
 
@@ -412,21 +360,15 @@ impl Channel {
         let config = &self.0.context.config;
         let failed = self.0.failed_connects.get();
         self.0.failed_connects.set(failed.saturating_add(1));
-        let wait_ms = config
-            .reconnect_backoff_min_ms
-            .saturating_mul(1 << failed.min(16));
+        let wait_ms = config.reconnect_backoff_min_ms.saturating_mul(1 << failed.min(16));
         let wait_ms = wait_ms.min(config.reconnect_backoff_max_ms);
-        self.0
-            .retry_at
-            .set(Some(Instant::now() + Duration::from_millis(wait_ms)));
+        self.0.retry_at.set(Some(Instant::now() + Duration::from_millis(wait_ms)));
     }
 
     async fn connect(&self) -> Result<Connection, String> {
         let config = &self.0.context.config;
         let connecting = async {
-            let stream = TcpStream::connect(self.address())
-                .await
-                .map_err(|e| e.to_string())?;
+            let stream = TcpStream::connect(self.address()).await.map_err(|e| e.to_string())?;
             stream.set_nodelay(true).map_err(|e| e.to_string())?;
             let handshake = http2::Builder::new(LocalExec)
                 .timer(TokioTimer::new())
@@ -442,12 +384,7 @@ impl Channel {
         let limit = Duration::from_millis(config.connect_timeout_ms);
         let (connection, driver) = match tokio::time::timeout(limit, connecting).await {
             Ok(connected) => connected?,
-            Err(_) => {
-                return Err(format!(
-                    "no connection within {} ms",
-                    config.connect_timeout_ms
-                ))
-            }
+            Err(_) => return Err(format!("no connection within {} ms", config.connect_timeout_ms)),
         };
         let address = self.0.authority.clone();
         tokio::task::spawn_local(async move {
@@ -462,19 +399,13 @@ impl Channel {
 /// A connection that broke under a call counts as unavailable, as in gRPC's own library, and not as an unknown error.
 fn lost(status: Status) -> Status {
     match status.code() {
-        Code::Unknown => Status::new(
-            Code::Unavailable,
-            format!("connection lost: {}", status.message()),
-        ),
+        Code::Unknown => Status::new(Code::Unavailable, format!("connection lost: {}", status.message())),
         _ => status,
     }
 }
 
 fn overdue(path: &str, limit: Duration) -> Status {
-    Status::new(
-        Code::DeadlineExceeded,
-        format!("no reply to {path} within {} ms", limit.as_millis()),
-    )
+    Status::new(Code::DeadlineExceeded, format!("no reply to {path} within {} ms", limit.as_millis()))
 }
 
 fn timeout_value(timeout: Duration) -> HeaderValue {
@@ -482,10 +413,7 @@ fn timeout_value(timeout: Duration) -> HeaderValue {
     let text = if micros <= MAX_TIMEOUT_DIGITS_VALUE {
         format!("{micros}u")
     } else {
-        format!(
-            "{}S",
-            u128::from(timeout.as_secs()).min(MAX_TIMEOUT_DIGITS_VALUE)
-        )
+        format!("{}S", u128::from(timeout.as_secs()).min(MAX_TIMEOUT_DIGITS_VALUE))
     };
     HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("99999999S"))
 }
@@ -500,10 +428,7 @@ fn read_head(response: Response<Incoming>) -> Result<FrameReader, Status> {
             429 | 502 | 503 | 504 => Code::Unavailable,
             _ => Code::Unknown,
         };
-        return Err(Status::new(
-            code,
-            format!("the server answered with HTTP status {}", response.status()),
-        ));
+        return Err(Status::new(code, format!("the server answered with HTTP status {}", response.status())));
     }
     let (head, body) = response.into_parts();
     match Status::from_header_map(&head.headers) {
@@ -515,19 +440,13 @@ fn read_head(response: Response<Incoming>) -> Result<FrameReader, Status> {
 /// Reads to the trailers and turns them into the call's result.
 async fn end_status(reader: &mut FrameReader, has_message: bool) -> Result<(), Status> {
     if has_message && reader.next().await.map_err(lost)?.is_some() {
-        return Err(Status::new(
-            Code::Internal,
-            "more than one message in a unary reply",
-        ));
+        return Err(Status::new(Code::Internal, "more than one message in a unary reply"));
     }
     let trailers = reader.take_trailers();
     match trailers.as_ref().and_then(Status::from_header_map) {
         Some(status) if status.code() != Code::Ok => Err(status),
         Some(_) => Ok(()),
-        None => Err(Status::new(
-            Code::Unavailable,
-            "the reply ended without a status",
-        )),
+        None => Err(Status::new(Code::Unavailable, "the reply ended without a status")),
     }
 }
 
@@ -563,12 +482,7 @@ impl<Resp: Message + Default> StreamReceiver<Resp> {
     pub async fn next(&mut self) -> Result<Option<Resp>, Status> {
         match self.reader.next().await.map_err(lost)? {
             Some(message) => {
-                let unreadable = |e| {
-                    Status::new(
-                        Code::Internal,
-                        format!("cannot read a message of the stream: {e}"),
-                    )
-                };
+                let unreadable = |e| Status::new(Code::Internal, format!("cannot read a message of the stream: {e}"));
                 Resp::decode(message).map(Some).map_err(unreadable)
             }
             None => end_status(&mut self.reader, false).await.map(|()| None),
@@ -586,10 +500,7 @@ impl Body for RequestBody {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let message = match self.get_mut() {
             Self::Unary(message) => message.take(),
             Self::Stream(queue) => std::task::ready!(queue.poll_recv(cx)),
@@ -616,9 +527,7 @@ pub struct Retry {
 impl Retry {
     /// How long to wait before call number `attempt`, counted from 1.
     pub fn backoff(&self, attempt: u32) -> Duration {
-        let doubled = self
-            .backoff_min_ms
-            .saturating_mul(1 << attempt.saturating_sub(1).min(16));
+        let doubled = self.backoff_min_ms.saturating_mul(1 << attempt.saturating_sub(1).min(16));
         Duration::from_millis(doubled.min(self.backoff_max_ms))
     }
 }
@@ -666,10 +575,7 @@ pub struct ChannelPool {
 impl ChannelPool {
     /// An empty pool.
     pub fn new(context: Rc<ClientContext>) -> Self {
-        Self {
-            context,
-            channels: RefCell::default(),
-        }
+        Self { context, channels: RefCell::default() }
     }
 
     /// The channel to `host:port`.
@@ -684,9 +590,7 @@ impl ChannelPool {
         let channel = Channel::new(self.context.clone(), address)?;
         if channels.len() >= MAX_POOLED_CHANNELS {
             let idle = channels.values().filter(|c| c.0.in_flight.get() == 0);
-            let oldest = idle
-                .min_by_key(|c| c.0.last_used.get())
-                .map(|c| c.address().to_owned());
+            let oldest = idle.min_by_key(|c| c.0.last_used.get()).map(|c| c.address().to_owned());
             match oldest {
                 Some(oldest) => channels.remove(&oldest),
                 None => return Ok(channel),
@@ -717,11 +621,7 @@ mod tests {
 
     #[test]
     fn back_off_doubles_up_to_its_limit() {
-        let retry = Retry {
-            max_attempts: 9,
-            backoff_min_ms: 10,
-            backoff_max_ms: 65,
-        };
+        let retry = Retry { max_attempts: 9, backoff_min_ms: 10, backoff_max_ms: 65 };
         let waits: Vec<_> = (1..=5).map(|n| retry.backoff(n).as_millis()).collect();
         assert_eq!(waits, [10, 20, 40, 65, 65]);
     }
@@ -729,11 +629,7 @@ mod tests {
     #[test]
     fn a_full_pool_drops_the_channel_idle_longest() {
         let pool = ChannelPool::new(ClientContext::new(ClientConfig::default(), Chaos::none()));
-        let busy = pool
-            .get("127.0.0.1:1")
-            .expect("address")
-            .count()
-            .expect("a call");
+        let busy = pool.get("127.0.0.1:1").expect("address").count().expect("a call");
         for port in 2..=MAX_POOLED_CHANNELS {
             pool.get(&format!("127.0.0.1:{port}")).expect("address");
         }
@@ -741,10 +637,7 @@ mod tests {
         let channels = pool.channels.borrow();
         assert_eq!(channels.len(), MAX_POOLED_CHANNELS);
         assert!(channels.contains_key("127.0.0.1:65000"));
-        assert!(
-            channels.contains_key("127.0.0.1:1"),
-            "a channel in use stays"
-        );
+        assert!(channels.contains_key("127.0.0.1:1"), "a channel in use stays");
         assert!(!channels.contains_key("127.0.0.1:2"));
         drop(busy);
     }

@@ -27,17 +27,13 @@ pub struct CoreWorkers {
 impl CoreWorkers {
     /// No connections yet.
     pub fn new(context: Rc<ClientContext>) -> Self {
-        Self {
-            pool: Rc::new(ChannelPool::new(context)),
-        }
+        Self { pool: Rc::new(ChannelPool::new(context)) }
     }
 
     /// The client of the worker that listens there. An address that can't be one fails the client's calls.
     pub fn of(&self, ip_address: &str, port: i32) -> CoreWorkerClient {
         let channel = self.pool.get(&host_port(ip_address, port));
-        CoreWorkerClient {
-            channel: channel.map_err(|e| e.to_string()),
-        }
+        CoreWorkerClient { channel: channel.map_err(|e| e.to_string()) }
     }
 
     /// The client of the worker at this address.
@@ -145,12 +141,7 @@ impl CoreWorkerClient {
         &self,
         request: &PubsubLongPollingRequest,
     ) -> Result<PubsubLongPollingReply, Status> {
-        self.call(
-            "/ray.rpc.CoreWorkerService/PubsubLongPolling",
-            request,
-            None,
-        )
-        .await
+        self.call("/ray.rpc.CoreWorkerService/PubsubLongPolling", request, None).await
     }
 
     /// Like the call of that name, repeated while the owner can't be reached.
@@ -165,11 +156,7 @@ impl CoreWorkerClient {
     ) -> Result<UpdateObjectLocationBatchReply, Status> {
         let path = "/ray.rpc.CoreWorkerService/UpdateObjectLocationBatch";
         match &self.channel {
-            Ok(channel) => {
-                channel
-                    .call_with_retry(path, request, Some(timeout), retry)
-                    .await
-            }
+            Ok(channel) => channel.call_with_retry(path, request, Some(timeout), retry).await,
             Err(reason) => Err(Status::invalid_argument(reason.clone())),
         }
     }

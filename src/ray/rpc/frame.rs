@@ -34,8 +34,7 @@ fn check_size(what: &str, len: usize) -> Result<(), Status> {
     if len <= MAX_MESSAGE_SIZE_BYTES {
         return Ok(());
     }
-    let text =
-        format!("message {what} is larger than max ({len} vs. {MAX_MESSAGE_SIZE_BYTES} bytes)");
+    let text = format!("message {what} is larger than max ({len} vs. {MAX_MESSAGE_SIZE_BYTES} bytes)");
     Err(Status::new(Code::ResourceExhausted, text))
 }
 
@@ -52,12 +51,7 @@ pub struct FrameReader {
 impl FrameReader {
     /// Reads from this body.
     pub fn new(body: Incoming) -> Self {
-        Self {
-            body,
-            chunk: Bytes::new(),
-            partial: BytesMut::new(),
-            trailers: None,
-        }
+        Self { body, chunk: Bytes::new(), partial: BytesMut::new(), trailers: None }
     }
 
     /// The next message's bytes, or `None` at the end of the stream.
@@ -73,10 +67,7 @@ impl FrameReader {
             let Some(frame) = self.body.frame().await else {
                 return self.end();
             };
-            match frame
-                .map_err(|e| Status::from_error(Box::new(e)))?
-                .into_data()
-            {
+            match frame.map_err(|e| Status::from_error(Box::new(e)))?.into_data() {
                 Ok(data) => self.push(data),
                 Err(frame) => {
                     self.trailers = frame.into_trailers().ok();
@@ -95,10 +86,7 @@ impl FrameReader {
         let message = self.next().await?.ok_or_else(missing)?;
         let at_end = self.chunk.is_empty() && hyper::body::Body::is_end_stream(&self.body);
         if !at_end && self.next().await?.is_some() {
-            return Err(Status::new(
-                Code::Internal,
-                "more than one message in a unary call",
-            ));
+            return Err(Status::new(Code::Internal, "more than one message in a unary call"));
         }
         Ok(message)
     }
@@ -130,28 +118,20 @@ impl FrameReader {
     }
 
     fn take_message(&mut self) -> Result<Option<Bytes>, Status> {
-        let held: &[u8] = if self.partial.is_empty() {
-            &self.chunk
-        } else {
-            &self.partial
-        };
+        let held: &[u8] = if self.partial.is_empty() { &self.chunk } else { &self.partial };
         let Some(total) = prefix_len(held) else {
             return Ok(None);
         };
         if held[0] != 0 {
-            let text =
-                "compressed messages are not supported: send them with the identity encoding";
+            let text = "compressed messages are not supported: send them with the identity encoding";
             return Err(Status::new(Code::Unimplemented, text));
         }
         check_size("received", total - PREFIX_BYTES)?;
         if held.len() < total {
             return Ok(None);
         }
-        let mut message = if self.partial.is_empty() {
-            self.chunk.split_to(total)
-        } else {
-            self.partial.split_to(total).freeze()
-        };
+        let mut message =
+            if self.partial.is_empty() { self.chunk.split_to(total) } else { self.partial.split_to(total).freeze() };
         message.advance(PREFIX_BYTES);
         Ok(Some(message))
     }

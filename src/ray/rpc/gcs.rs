@@ -37,12 +37,7 @@ pub struct GcsConfig {
 
 impl Default for GcsConfig {
     fn default() -> Self {
-        Self {
-            reconnect_timeout_s: 60,
-            request_timeout_s: 60,
-            backoff_min_ms: 100,
-            backoff_max_ms: 2_000,
-        }
+        Self { reconnect_timeout_s: 60, request_timeout_s: 60, backoff_min_ms: 100, backoff_max_ms: 2_000 }
     }
 }
 
@@ -155,20 +150,10 @@ impl GcsClient {
     ///
     /// # Errors
     /// See [`AddressError`].
-    pub fn new(
-        context: Rc<ClientContext>,
-        address: &str,
-        config: GcsConfig,
-    ) -> Result<Self, AddressError> {
+    pub fn new(context: Rc<ClientContext>, address: &str, config: GcsConfig) -> Result<Self, AddressError> {
         let channel = Channel::new(context.clone(), address)?;
         let lost = watch::channel(false).0;
-        Ok(Self(Rc::new(Inner {
-            context,
-            channel,
-            config,
-            away_since: Cell::new(None),
-            lost,
-        })))
+        Ok(Self(Rc::new(Inner { context, channel, config, away_since: Cell::new(None), lost })))
     }
 
     /// The channel, for other services on the GCS's port.
@@ -197,19 +182,12 @@ impl GcsClient {
         Resp: GcsReply,
     {
         let inner = &self.0;
-        let (backoff_min_ms, backoff_max_ms) =
-            (inner.config.backoff_min_ms, inner.config.backoff_max_ms);
-        let retry = Retry {
-            max_attempts: u32::MAX,
-            backoff_min_ms,
-            backoff_max_ms,
-        };
+        let (backoff_min_ms, backoff_max_ms) = (inner.config.backoff_min_ms, inner.config.backoff_max_ms);
+        let retry = Retry { max_attempts: u32::MAX, backoff_min_ms, backoff_max_ms };
         let mut attempt = 1;
         loop {
             match self.call_once(path, request, timeout).await {
-                Err(GcsError::Call { status, .. }) if is_retryable(&status) => {
-                    self.away(&status)?
-                }
+                Err(GcsError::Call { status, .. }) if is_retryable(&status) => self.away(&status)?,
                 result => return result,
             }
             tokio::time::sleep(retry.backoff(attempt)).await;
@@ -228,22 +206,13 @@ impl GcsClient {
         Req: Message,
         Resp: GcsReply,
     {
-        let called = self
-            .0
-            .channel
-            .call::<Req, Resp>(path, request, timeout)
-            .await;
-        let reply = called.map_err(|status| GcsError::Call {
-            path,
-            status: Box::new(status),
-        })?;
+        let called = self.0.channel.call::<Req, Resp>(path, request, timeout).await;
+        let reply = called.map_err(|status| GcsError::Call { path, status: Box::new(status) })?;
         self.0.away_since.set(None);
         match reply.payload_status() {
-            Some(status) if status.code != 0 => Err(GcsError::Refused {
-                path,
-                code: status.code,
-                message: status.message.clone(),
-            }),
+            Some(status) if status.code != 0 => {
+                Err(GcsError::Refused { path, code: status.code, message: status.message.clone() })
+            }
             _ => Ok(reply),
         }
     }
@@ -257,27 +226,15 @@ impl GcsClient {
         self.0.away_since.set(Some(since));
         let away_s = since.elapsed().as_secs();
         if away_s < self.0.config.reconnect_timeout_s {
-            tracing::debug!(
-                address = self.0.channel.address(),
-                error = status.message(),
-                "the GCS is away"
-            );
+            tracing::debug!(address = self.0.channel.address(), error = status.message(), "the GCS is away");
             return Ok(());
         }
         self.0.lost.send_replace(true);
         let address = self.0.channel.address().to_owned();
-        Err(GcsError::Lost {
-            address,
-            away_s,
-            last: status.message().to_owned(),
-        })
+        Err(GcsError::Lost { address, away_s, last: status.message().to_owned() })
     }
 
-    async fn ask<Req: Message, Resp: GcsReply>(
-        &self,
-        path: &'static str,
-        request: Req,
-    ) -> Result<Resp, GcsError> {
+    async fn ask<Req: Message, Resp: GcsReply>(&self, path: &'static str, request: Req) -> Result<Resp, GcsError> {
         let timeout = Duration::from_secs(self.0.config.request_timeout_s);
         self.call(path, &request, Some(timeout)).await
     }
@@ -293,10 +250,7 @@ impl GcsClient {
         let reply: GetClusterIdReply = self.ask(path, GetClusterIdRequest {}).await?;
         let cluster_id = reply.cluster_id;
         if cluster_id.len() != CLUSTER_ID_BYTES {
-            let what = format!(
-                "a cluster id of {} bytes, expected {CLUSTER_ID_BYTES}",
-                cluster_id.len()
-            );
+            let what = format!("a cluster id of {} bytes, expected {CLUSTER_ID_BYTES}", cluster_id.len());
             return Err(GcsError::Unexpected { path, what });
         }
         self.0.context.set_cluster_id(Some(&cluster_id));
@@ -318,12 +272,8 @@ impl GcsClient {
     /// # Errors
     /// See [`GcsError`].
     pub async fn register_node(&self, node: GcsNodeInfo) -> Result<(), GcsError> {
-        let request = RegisterNodeRequest {
-            node_info: Some(node),
-        };
-        let _: RegisterNodeReply = self
-            .ask("/ray.rpc.NodeInfoGcsService/RegisterNode", request)
-            .await?;
+        let request = RegisterNodeRequest { node_info: Some(node) };
+        let _: RegisterNodeReply = self.ask("/ray.rpc.NodeInfoGcsService/RegisterNode", request).await?;
         Ok(())
     }
 
@@ -331,18 +281,9 @@ impl GcsClient {
     ///
     /// # Errors
     /// See [`GcsError`].
-    pub async fn unregister_node(
-        &self,
-        node: NodeId,
-        cause: NodeDeathInfo,
-    ) -> Result<(), GcsError> {
-        let request = UnregisterNodeRequest {
-            node_id: id(node.as_bytes()),
-            node_death_info: Some(cause),
-        };
-        let _: UnregisterNodeReply = self
-            .ask("/ray.rpc.NodeInfoGcsService/UnregisterNode", request)
-            .await?;
+    pub async fn unregister_node(&self, node: NodeId, cause: NodeDeathInfo) -> Result<(), GcsError> {
+        let request = UnregisterNodeRequest { node_id: id(node.as_bytes()), node_death_info: Some(cause) };
+        let _: UnregisterNodeReply = self.ask("/ray.rpc.NodeInfoGcsService/UnregisterNode", request).await?;
         Ok(())
     }
 
@@ -362,16 +303,10 @@ impl GcsClient {
     /// See [`GcsError`].
     pub async fn check_alive(&self, nodes: &[NodeId]) -> Result<Vec<bool>, GcsError> {
         let path = "/ray.rpc.NodeInfoGcsService/CheckAlive";
-        let request = CheckAliveRequest {
-            node_ids: nodes.iter().map(|node| id(node.as_bytes())).collect(),
-        };
+        let request = CheckAliveRequest { node_ids: nodes.iter().map(|node| id(node.as_bytes())).collect() };
         let reply: CheckAliveReply = self.ask(path, request).await?;
         if reply.raylet_alive.len() != nodes.len() {
-            let what = format!(
-                "{} answers for {} nodes",
-                reply.raylet_alive.len(),
-                nodes.len()
-            );
+            let what = format!("{} answers for {} nodes", reply.raylet_alive.len(), nodes.len());
             return Err(GcsError::Unexpected { path, what });
         }
         Ok(reply.raylet_alive)
@@ -383,9 +318,7 @@ impl GcsClient {
     /// See [`GcsError`].
     pub async fn add_job(&self, job: JobTableData) -> Result<(), GcsError> {
         let request = AddJobRequest { data: Some(job) };
-        let _: AddJobReply = self
-            .ask("/ray.rpc.JobInfoGcsService/AddJob", request)
-            .await?;
+        let _: AddJobReply = self.ask("/ray.rpc.JobInfoGcsService/AddJob", request).await?;
         Ok(())
     }
 
@@ -394,12 +327,8 @@ impl GcsClient {
     /// # Errors
     /// See [`GcsError`].
     pub async fn mark_job_finished(&self, job: JobId) -> Result<(), GcsError> {
-        let request = MarkJobFinishedRequest {
-            job_id: id(job.as_bytes()),
-        };
-        let _: MarkJobFinishedReply = self
-            .ask("/ray.rpc.JobInfoGcsService/MarkJobFinished", request)
-            .await?;
+        let request = MarkJobFinishedRequest { job_id: id(job.as_bytes()) };
+        let _: MarkJobFinishedReply = self.ask("/ray.rpc.JobInfoGcsService/MarkJobFinished", request).await?;
         Ok(())
     }
 
@@ -413,9 +342,7 @@ impl GcsClient {
             skip_is_running_tasks_field: Some(true),
             ..Default::default()
         };
-        let reply: GetAllJobInfoReply = self
-            .ask("/ray.rpc.JobInfoGcsService/GetAllJobInfo", request)
-            .await?;
+        let reply: GetAllJobInfoReply = self.ask("/ray.rpc.JobInfoGcsService/GetAllJobInfo", request).await?;
         Ok(reply.job_info_list)
     }
 
@@ -424,9 +351,7 @@ impl GcsClient {
     /// # Errors
     /// See [`GcsError`].
     pub async fn report_worker_failure(&self, worker: WorkerTableData) -> Result<(), GcsError> {
-        let request = ReportWorkerFailureRequest {
-            worker_failure: Some(worker),
-        };
+        let request = ReportWorkerFailureRequest { worker_failure: Some(worker) };
         let path = "/ray.rpc.WorkerInfoGcsService/ReportWorkerFailure";
         let _: ReportWorkerFailureReply = self.ask(path, request).await?;
         Ok(())
@@ -437,12 +362,8 @@ impl GcsClient {
     /// # Errors
     /// See [`GcsError`].
     pub async fn add_worker(&self, worker: WorkerTableData) -> Result<(), GcsError> {
-        let request = AddWorkerInfoRequest {
-            worker_data: Some(worker),
-        };
-        let _: AddWorkerInfoReply = self
-            .ask("/ray.rpc.WorkerInfoGcsService/AddWorkerInfo", request)
-            .await?;
+        let request = AddWorkerInfoRequest { worker_data: Some(worker) };
+        let _: AddWorkerInfoReply = self.ask("/ray.rpc.WorkerInfoGcsService/AddWorkerInfo", request).await?;
         Ok(())
     }
 
@@ -451,13 +372,8 @@ impl GcsClient {
     /// # Errors
     /// See [`GcsError`].
     pub async fn actor(&self, actor: ActorId) -> Result<Option<ActorTableData>, GcsError> {
-        let request = GetActorInfoRequest {
-            actor_id: id(actor.as_bytes()),
-            ..Default::default()
-        };
-        let reply: GetActorInfoReply = self
-            .ask("/ray.rpc.ActorInfoGcsService/GetActorInfo", request)
-            .await?;
+        let request = GetActorInfoRequest { actor_id: id(actor.as_bytes()), ..Default::default() };
+        let reply: GetActorInfoReply = self.ask("/ray.rpc.ActorInfoGcsService/GetActorInfo", request).await?;
         Ok(reply.actor_table_data)
     }
 
@@ -466,16 +382,11 @@ impl GcsClient {
     /// # Errors
     /// See [`GcsError`].
     pub async fn kv_get(&self, namespace: &[u8], key: &[u8]) -> Result<Option<Bytes>, GcsError> {
-        let request = InternalKvGetRequest {
-            key: id(key),
-            namespace: id(namespace),
-        };
+        let request = InternalKvGetRequest { key: id(key), namespace: id(namespace) };
         let path = "/ray.rpc.InternalKVGcsService/InternalKVGet";
         match self.ask::<_, InternalKvGetReply>(path, request).await {
             Ok(reply) => Ok(Some(reply.value)),
-            Err(GcsError::Refused {
-                code: NOT_FOUND, ..
-            }) => Ok(None),
+            Err(GcsError::Refused { code: NOT_FOUND, .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -484,22 +395,9 @@ impl GcsClient {
     ///
     /// # Errors
     /// See [`GcsError`].
-    pub async fn kv_put(
-        &self,
-        namespace: &[u8],
-        key: &[u8],
-        value: Bytes,
-        overwrite: bool,
-    ) -> Result<bool, GcsError> {
-        let request = InternalKvPutRequest {
-            key: id(key),
-            value,
-            overwrite,
-            namespace: id(namespace),
-        };
-        let reply: InternalKvPutReply = self
-            .ask("/ray.rpc.InternalKVGcsService/InternalKVPut", request)
-            .await?;
+    pub async fn kv_put(&self, namespace: &[u8], key: &[u8], value: Bytes, overwrite: bool) -> Result<bool, GcsError> {
+        let request = InternalKvPutRequest { key: id(key), value, overwrite, namespace: id(namespace) };
+        let reply: InternalKvPutReply = self.ask("/ray.rpc.InternalKVGcsService/InternalKVPut", request).await?;
         Ok(reply.added)
     }
 
@@ -507,20 +405,9 @@ impl GcsClient {
     ///
     /// # Errors
     /// See [`GcsError`].
-    pub async fn kv_del(
-        &self,
-        namespace: &[u8],
-        key: &[u8],
-        by_prefix: bool,
-    ) -> Result<i32, GcsError> {
-        let request = InternalKvDelRequest {
-            key: id(key),
-            namespace: id(namespace),
-            del_by_prefix: by_prefix,
-        };
-        let reply: InternalKvDelReply = self
-            .ask("/ray.rpc.InternalKVGcsService/InternalKVDel", request)
-            .await?;
+    pub async fn kv_del(&self, namespace: &[u8], key: &[u8], by_prefix: bool) -> Result<i32, GcsError> {
+        let request = InternalKvDelRequest { key: id(key), namespace: id(namespace), del_by_prefix: by_prefix };
+        let reply: InternalKvDelReply = self.ask("/ray.rpc.InternalKVGcsService/InternalKVDel", request).await?;
         Ok(reply.deleted_num)
     }
 
@@ -529,10 +416,7 @@ impl GcsClient {
     /// # Errors
     /// See [`GcsError`].
     pub async fn kv_exists(&self, namespace: &[u8], key: &[u8]) -> Result<bool, GcsError> {
-        let request = InternalKvExistsRequest {
-            key: id(key),
-            namespace: id(namespace),
-        };
+        let request = InternalKvExistsRequest { key: id(key), namespace: id(namespace) };
         let path = "/ray.rpc.InternalKVGcsService/InternalKVExists";
         let reply: InternalKvExistsReply = self.ask(path, request).await?;
         Ok(reply.exists)
@@ -543,13 +427,8 @@ impl GcsClient {
     /// # Errors
     /// See [`GcsError`].
     pub async fn kv_keys(&self, namespace: &[u8], prefix: &[u8]) -> Result<Vec<Bytes>, GcsError> {
-        let request = InternalKvKeysRequest {
-            prefix: id(prefix),
-            namespace: id(namespace),
-        };
-        let reply: InternalKvKeysReply = self
-            .ask("/ray.rpc.InternalKVGcsService/InternalKVKeys", request)
-            .await?;
+        let request = InternalKvKeysRequest { prefix: id(prefix), namespace: id(namespace) };
+        let reply: InternalKvKeysReply = self.ask("/ray.rpc.InternalKVGcsService/InternalKVKeys", request).await?;
         Ok(reply.results)
     }
 
@@ -558,15 +437,8 @@ impl GcsClient {
     /// # Errors
     /// See [`GcsError`].
     pub async fn publish_error(&self, error: ErrorTableData) -> Result<(), GcsError> {
-        let request = ReportJobErrorRequest {
-            job_error: Some(error),
-        };
-        let _: ReportJobErrorReply = self
-            .ask(
-                "/ray.rpc.ObservabilityPubSubService/ReportJobError",
-                request,
-            )
-            .await?;
+        let request = ReportJobErrorRequest { job_error: Some(error) };
+        let _: ReportJobErrorReply = self.ask("/ray.rpc.ObservabilityPubSubService/ReportJobError", request).await?;
         Ok(())
     }
 

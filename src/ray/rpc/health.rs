@@ -24,18 +24,12 @@ impl Health {
     /// Knows the empty name, which stands for the whole server, as serving.
     pub fn new() -> Self {
         let statuses = FxHashMap::from_iter([(String::new(), ServingStatus::Serving)]);
-        Self {
-            statuses: Rc::new(watch::channel(statuses).0),
-        }
+        Self { statuses: Rc::new(watch::channel(statuses).0) }
     }
 
     /// Sets a name's status. Watchers are told.
     pub fn set(&self, service: &str, serving: bool) {
-        let status = if serving {
-            ServingStatus::Serving
-        } else {
-            ServingStatus::NotServing
-        };
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
         self.statuses.send_modify(|statuses| {
             statuses.insert(service.to_owned(), status);
         });
@@ -44,9 +38,7 @@ impl Health {
     /// Sets every name to not serving: the first step of stopping.
     pub fn stop(&self) {
         self.statuses.send_modify(|statuses| {
-            statuses
-                .values_mut()
-                .for_each(|status| *status = ServingStatus::NotServing);
+            statuses.values_mut().for_each(|status| *status = ServingStatus::NotServing);
         });
     }
 
@@ -56,40 +48,32 @@ impl Health {
         let check = self.statuses.clone();
         let watch = self.statuses.clone();
         router
-            .unary_without_auth(
-                "/grpc.health.v1.Health/Check",
-                move |request: HealthCheckRequest| {
-                    let status = check.borrow().get(&request.service).copied();
-                    async move {
-                        let unknown = || Status::new(Code::NotFound, "service name unknown");
-                        status.map(reply).ok_or_else(unknown)
-                    }
-                },
-            )
-            .streaming(
-                "/grpc.health.v1.Health/Watch",
-                false,
-                move |_, mut requests, replies| {
-                    let mut statuses = watch.subscribe();
-                    let handler = async move {
-                        let no_request = || Status::new(Code::Internal, "missing message");
-                        let request: HealthCheckRequest =
-                            requests.next().await?.ok_or_else(no_request)?;
-                        let mut told = None;
-                        loop {
-                            let now = statuses.borrow_and_update().get(&request.service).copied();
-                            let now = now.unwrap_or(ServingStatus::ServiceUnknown);
-                            if told.replace(now) != Some(now) {
-                                replies.send(&reply(now)).await?;
-                            }
-                            if statuses.changed().await.is_err() {
-                                return Ok(());
-                            }
+            .unary_without_auth("/grpc.health.v1.Health/Check", move |request: HealthCheckRequest| {
+                let status = check.borrow().get(&request.service).copied();
+                async move {
+                    let unknown = || Status::new(Code::NotFound, "service name unknown");
+                    status.map(reply).ok_or_else(unknown)
+                }
+            })
+            .streaming("/grpc.health.v1.Health/Watch", false, move |_, mut requests, replies| {
+                let mut statuses = watch.subscribe();
+                let handler = async move {
+                    let no_request = || Status::new(Code::Internal, "missing message");
+                    let request: HealthCheckRequest = requests.next().await?.ok_or_else(no_request)?;
+                    let mut told = None;
+                    loop {
+                        let now = statuses.borrow_and_update().get(&request.service).copied();
+                        let now = now.unwrap_or(ServingStatus::ServiceUnknown);
+                        if told.replace(now) != Some(now) {
+                            replies.send(&reply(now)).await?;
                         }
-                    };
-                    Ok((HeaderMap::new(), handler))
-                },
-            )
+                        if statuses.changed().await.is_err() {
+                            return Ok(());
+                        }
+                    }
+                };
+                Ok((HeaderMap::new(), handler))
+            })
     }
 }
 
@@ -100,7 +84,5 @@ impl Default for Health {
 }
 
 fn reply(status: ServingStatus) -> HealthCheckResponse {
-    HealthCheckResponse {
-        status: status.into(),
-    }
+    HealthCheckResponse { status: status.into() }
 }

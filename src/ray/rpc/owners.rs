@@ -21,10 +21,10 @@ use crate::ray::proto::command::CommandMessageOneOf;
 use crate::ray::proto::pub_message::InnerMessage;
 use crate::ray::proto::sub_message::SubMessageOneOf;
 use crate::ray::proto::{
-    Address, ChannelType, Command, ObjectLocationUpdate, ObjectPlasmaLocationUpdate,
-    ObjectSpilledLocationUpdate, PubMessage, PubsubCommandBatchRequest, PubsubLongPollingReply,
-    PubsubLongPollingRequest, SubMessage, UnsubscribeMessage, UpdateObjectLocationBatchRequest,
-    WorkerObjectLocationsPubMessage, WorkerObjectLocationsSubMessage,
+    Address, ChannelType, Command, ObjectLocationUpdate, ObjectPlasmaLocationUpdate, ObjectSpilledLocationUpdate,
+    PubMessage, PubsubCommandBatchRequest, PubsubLongPollingReply, PubsubLongPollingRequest, SubMessage,
+    UnsubscribeMessage, UpdateObjectLocationBatchRequest, WorkerObjectLocationsPubMessage,
+    WorkerObjectLocationsSubMessage,
 };
 
 /// Locations that travel to an owner in one batch: Ray's `max_object_report_batch_size`.
@@ -83,13 +83,7 @@ struct Link {
 
 impl Link {
     fn new(generation: u64, address: Address) -> Self {
-        Self {
-            generation,
-            address,
-            objects: FxHashSet::default(),
-            due: FxHashMap::default(),
-            sending: false,
-        }
+        Self { generation, address, objects: FxHashSet::default(), due: FxHashMap::default(), sending: false }
     }
 }
 
@@ -144,10 +138,7 @@ impl OwnerSubscriber {
         let link = links.entry(worker).or_insert_with(|| {
             let generation = self.0.generations.get();
             self.0.generations.set(generation + 1);
-            let key = LinkKey {
-                owner: worker,
-                generation,
-            };
+            let key = LinkKey { owner: worker, generation };
             new_link = Some(key);
             Link::new(generation, owner.clone())
         });
@@ -188,12 +179,7 @@ impl OwnerSubscriber {
 
     /// How many subscriptions there are.
     pub fn len(&self) -> usize {
-        self.0
-            .links
-            .borrow()
-            .values()
-            .map(|link| link.objects.len())
-            .sum()
+        self.0.links.borrow().values().map(|link| link.objects.len()).sum()
     }
 
     /// Whether there are none.
@@ -208,25 +194,16 @@ impl OwnerSubscriber {
             return;
         };
         link.sending = true;
-        let key = LinkKey {
-            owner,
-            generation: link.generation,
-        };
+        let key = LinkKey { owner, generation: link.generation };
         let address = link.address.clone();
         let subscriber = self.clone();
         drop(links);
         tokio::task::spawn_local(async move {
             let client = subscriber.0.workers.at(&address);
             while let Some(commands) = subscriber.take_commands(key) {
-                let request = PubsubCommandBatchRequest {
-                    subscriber_id: subscriber.0.subscriber_id.clone(),
-                    commands,
-                };
+                let request = PubsubCommandBatchRequest { subscriber_id: subscriber.0.subscriber_id.clone(), commands };
                 let mut failing = Failing::default();
-                while let Err(status) = client
-                    .pubsub_command_batch(request.clone(), CALL_TIMEOUT)
-                    .await
-                {
+                while let Err(status) = client.pubsub_command_batch(request.clone(), CALL_TIMEOUT).await {
                     if subscriber.give_up(key, &status, &mut failing).await {
                         return;
                     }
@@ -237,15 +214,9 @@ impl OwnerSubscriber {
 
     fn take_commands(&self, key: LinkKey) -> Option<Vec<Command>> {
         let mut links = self.0.links.borrow_mut();
-        let link = links
-            .get_mut(&key.owner)
-            .filter(|link| link.generation == key.generation)?;
-        let batch: Vec<(ObjectId, Want)> = link
-            .due
-            .iter()
-            .take(MAX_COMMANDS_PER_BATCH)
-            .map(|(object, want)| (*object, *want))
-            .collect();
+        let link = links.get_mut(&key.owner).filter(|link| link.generation == key.generation)?;
+        let batch: Vec<(ObjectId, Want)> =
+            link.due.iter().take(MAX_COMMANDS_PER_BATCH).map(|(object, want)| (*object, *want)).collect();
         if batch.is_empty() {
             link.sending = false;
             return None;
@@ -253,28 +224,15 @@ impl OwnerSubscriber {
         for (object, _) in &batch {
             link.due.remove(object);
         }
-        Some(
-            batch
-                .into_iter()
-                .map(|(object, want)| command(key.owner, object, want))
-                .collect(),
-        )
+        Some(batch.into_iter().map(|(object, want)| command(key.owner, object, want)).collect())
     }
 
     async fn poll(self, key: LinkKey) {
-        let mut request = PubsubLongPollingRequest {
-            subscriber_id: self.0.subscriber_id.clone(),
-            ..Default::default()
-        };
+        let mut request =
+            PubsubLongPollingRequest { subscriber_id: self.0.subscriber_id.clone(), ..Default::default() };
         let mut failing = Failing::default();
         while let Some(address) = self.address_if_wanted(key) {
-            match self
-                .0
-                .workers
-                .at(&address)
-                .pubsub_long_polling(&request)
-                .await
-            {
+            match self.0.workers.at(&address).pubsub_long_polling(&request).await {
                 Ok(reply) => {
                     failing = Failing::default();
                     self.take_reply(key, reply, &mut request);
@@ -291,9 +249,7 @@ impl OwnerSubscriber {
     /// The owner's address while there are subscriptions with it. Without any, its link ends here.
     fn address_if_wanted(&self, key: LinkKey) -> Option<Address> {
         let mut links = self.0.links.borrow_mut();
-        let link = links
-            .get(&key.owner)
-            .filter(|link| link.generation == key.generation)?;
+        let link = links.get(&key.owner).filter(|link| link.generation == key.generation)?;
         if link.objects.is_empty() && !link.sending {
             links.remove(&key.owner);
             return None;
@@ -301,12 +257,7 @@ impl OwnerSubscriber {
         Some(link.address.clone())
     }
 
-    fn take_reply(
-        &self,
-        key: LinkKey,
-        reply: PubsubLongPollingReply,
-        request: &mut PubsubLongPollingRequest,
-    ) {
+    fn take_reply(&self, key: LinkKey, reply: PubsubLongPollingReply, request: &mut PubsubLongPollingRequest) {
         if reply.publisher_id != request.publisher_id {
             request.publisher_id = reply.publisher_id;
             request.max_processed_sequence_id = 0;
@@ -326,18 +277,15 @@ impl OwnerSubscriber {
             return;
         };
         let mut links = self.0.links.borrow_mut();
-        let Some(link) = links
-            .get_mut(&owner)
-            .filter(|link| link.generation == generation && link.objects.contains(&object))
+        let Some(link) =
+            links.get_mut(&owner).filter(|link| link.generation == generation && link.objects.contains(&object))
         else {
             return;
         };
         let event = match message.inner_message {
-            Some(InnerMessage::WorkerObjectLocationsMessage(locations)) => OwnerEvent::Locations {
-                owner,
-                object,
-                locations,
-            },
+            Some(InnerMessage::WorkerObjectLocationsMessage(locations)) => {
+                OwnerEvent::Locations { owner, object, locations }
+            }
             Some(InnerMessage::FailureMessage(_)) => {
                 link.objects.remove(&object);
                 OwnerEvent::Ended { owner, object }
@@ -352,13 +300,7 @@ impl OwnerSubscriber {
     async fn give_up(&self, key: LinkKey, status: &Status, failing: &mut Failing) -> bool {
         let owner = key.owner;
         let since = *failing.since.get_or_insert_with(Instant::now);
-        if self
-            .0
-            .links
-            .borrow()
-            .get(&owner)
-            .is_none_or(|link| link.generation != key.generation)
-        {
+        if self.0.links.borrow().get(&owner).is_none_or(|link| link.generation != key.generation) {
             return true;
         }
         if !is_retryable(status) || since.elapsed() >= self.0.reconnect_timeout {
@@ -379,11 +321,7 @@ struct Failing {
     attempts: u32,
 }
 
-const RETRY: Retry = Retry {
-    max_attempts: 8,
-    backoff_min_ms: RETRY_MIN_MS,
-    backoff_max_ms: RETRY_MAX_MS,
-};
+const RETRY: Retry = Retry { max_attempts: 8, backoff_min_ms: RETRY_MIN_MS, backoff_max_ms: RETRY_MAX_MS };
 
 fn command(owner: WorkerId, object: ObjectId, want: Want) -> Command {
     let object_id = id(object.as_bytes());
@@ -395,9 +333,7 @@ fn command(owner: WorkerId, object: ObjectId, want: Want) -> Command {
                 object_id: object_id.clone(),
             };
             let one_of = Some(SubMessageOneOf::WorkerObjectLocationsMessage(locations));
-            CommandMessageOneOf::SubscribeMessage(SubMessage {
-                sub_message_one_of: one_of,
-            })
+            CommandMessageOneOf::SubscribeMessage(SubMessage { sub_message_one_of: one_of })
         }
     };
     Command {
@@ -429,21 +365,11 @@ impl LocationReporter {
     /// Reports on behalf of this node.
     pub fn new(workers: CoreWorkers, node: NodeId) -> Self {
         let node_id = id(node.as_bytes());
-        Self(Rc::new(Reports {
-            workers,
-            node_id,
-            owners: RefCell::default(),
-        }))
+        Self(Rc::new(Reports { workers, node_id, owners: RefCell::default() }))
     }
 
     /// The node's store has a copy, or has it no longer. `generator` is the object's generator, where it has one.
-    pub fn in_store(
-        &self,
-        owner: &Address,
-        object: ObjectId,
-        present: bool,
-        generator: Option<ObjectId>,
-    ) {
+    pub fn in_store(&self, owner: &Address, object: ObjectId, present: bool, generator: Option<ObjectId>) {
         let update = match present {
             true => ObjectPlasmaLocationUpdate::Added,
             false => ObjectPlasmaLocationUpdate::Removed,
@@ -476,12 +402,7 @@ impl LocationReporter {
         });
     }
 
-    fn report(
-        &self,
-        owner: &Address,
-        object: ObjectId,
-        set: impl FnOnce(&mut ObjectLocationUpdate),
-    ) {
+    fn report(&self, owner: &Address, object: ObjectId, set: impl FnOnce(&mut ObjectLocationUpdate)) {
         let Some(worker) = WorkerId::from_slice(&owner.worker_id) else {
             tracing::warn!(%object, "no owner is known of an object in the store");
             return;
@@ -490,18 +411,12 @@ impl LocationReporter {
         let mut idle = false;
         let report = owners.entry(worker).or_insert_with(|| {
             idle = true;
-            Report {
-                address: owner.clone(),
-                due: FxHashMap::default(),
-            }
+            Report { address: owner.clone(), due: FxHashMap::default() }
         });
         set(report
             .due
             .entry(object)
-            .or_insert_with(|| ObjectLocationUpdate {
-                object_id: id(object.as_bytes()),
-                ..Default::default()
-            }));
+            .or_insert_with(|| ObjectLocationUpdate { object_id: id(object.as_bytes()), ..Default::default() }));
         if idle {
             tokio::task::spawn_local(self.clone().send(worker));
         }
@@ -515,10 +430,7 @@ impl LocationReporter {
                 object_location_updates,
             };
             let client = self.0.workers.at(&address);
-            if let Err(status) = client
-                .update_locations_with_retry(&request, CALL_TIMEOUT, RETRY)
-                .await
-            {
+            if let Err(status) = client.update_locations_with_retry(&request, CALL_TIMEOUT, RETRY).await {
                 // A dead owner's objects are freed as soon as its death is known; nobody needs their locations.
                 tracing::debug!(%owner, error = status.message(), "an owner was not told of locations");
                 self.0.owners.borrow_mut().remove(&owner);
@@ -530,20 +442,12 @@ impl LocationReporter {
     fn take(&self, owner: WorkerId) -> Option<(Address, Vec<ObjectLocationUpdate>)> {
         let mut owners = self.0.owners.borrow_mut();
         let report = owners.get_mut(&owner)?;
-        let objects: Vec<ObjectId> = report
-            .due
-            .keys()
-            .take(MAX_LOCATIONS_PER_BATCH)
-            .copied()
-            .collect();
+        let objects: Vec<ObjectId> = report.due.keys().take(MAX_LOCATIONS_PER_BATCH).copied().collect();
         if objects.is_empty() {
             owners.remove(&owner);
             return None;
         }
-        let batch = objects
-            .iter()
-            .filter_map(|object| report.due.remove(object))
-            .collect();
+        let batch = objects.iter().filter_map(|object| report.due.remove(object)).collect();
         Some((report.address.clone(), batch))
     }
 }

@@ -17,8 +17,8 @@ use super::client::is_retryable;
 use super::gcs::{GcsClient, GcsError};
 use crate::ray::proto::command::CommandMessageOneOf;
 use crate::ray::proto::{
-    ChannelType, Command, GcsSubscriberCommandBatchReply, GcsSubscriberCommandBatchRequest,
-    GcsSubscriberPollReply, GcsSubscriberPollRequest, PubMessage, SubMessage, UnsubscribeMessage,
+    ChannelType, Command, GcsSubscriberCommandBatchReply, GcsSubscriberCommandBatchRequest, GcsSubscriberPollReply,
+    GcsSubscriberPollRequest, PubMessage, SubMessage, UnsubscribeMessage,
 };
 
 /// Commands that travel in one batch: Ray's `max_command_batch_size`.
@@ -107,12 +107,7 @@ impl GcsSubscriber {
         if state.subscriptions.len() >= MAX_SUBSCRIPTIONS {
             return Err(TooManySubscriptions);
         }
-        state.subscriptions.push(Subscription {
-            channel,
-            key,
-            deliver: Rc::new(deliver),
-            due: true,
-        });
+        state.subscriptions.push(Subscription { channel, key, deliver: Rc::new(deliver), due: true });
         self.0.commands_due.notify_one();
         Ok(())
     }
@@ -121,13 +116,9 @@ impl GcsSubscriber {
     pub fn unsubscribe(&self, channel: ChannelType, key: Option<&[u8]>) {
         let mut state = self.0.state.borrow_mut();
         let before = state.subscriptions.len();
-        state
-            .subscriptions
-            .retain(|s| s.channel != channel || s.key.as_deref() != key);
+        state.subscriptions.retain(|s| s.channel != channel || s.key.as_deref() != key);
         if state.subscriptions.len() < before {
-            state
-                .cancelled
-                .push((channel, key.map(Bytes::copy_from_slice)));
+            state.cancelled.push((channel, key.map(Bytes::copy_from_slice)));
             self.0.commands_due.notify_one();
         }
     }
@@ -151,16 +142,11 @@ impl GcsSubscriber {
                 commands,
                 ..Default::default()
             };
-            let sent = self.0.gcs.call::<_, GcsSubscriberCommandBatchReply>(
-                COMMAND,
-                &request,
-                Some(COMMAND_TIMEOUT),
-            );
+            let sent = self.0.gcs.call::<_, GcsSubscriberCommandBatchReply>(COMMAND, &request, Some(COMMAND_TIMEOUT));
             match sent.await {
                 Ok(_) => {
                     self.0.subscribed.notify_one();
-                    made.iter()
-                        .for_each(|deliver| deliver(GcsEvent::Subscribed));
+                    made.iter().for_each(|deliver| deliver(GcsEvent::Subscribed));
                 }
                 Err(GcsError::Lost { .. }) => return,
                 Err(error) => {
@@ -188,11 +174,7 @@ impl GcsSubscriber {
             }
             subscription.due = false;
             let subscribe = CommandMessageOneOf::SubscribeMessage(SubMessage::default());
-            commands.push(command(
-                subscription.channel,
-                subscription.key.clone().unwrap_or_default(),
-                subscribe,
-            ));
+            commands.push(command(subscription.channel, subscription.key.clone().unwrap_or_default(), subscribe));
             made.push(subscription.deliver.clone());
         }
         (commands, made)
@@ -208,11 +190,7 @@ impl GcsSubscriber {
                 max_processed_sequence_id: processed,
                 publisher_id: publisher_id.clone(),
             };
-            let polled = self
-                .0
-                .gcs
-                .call_once::<_, GcsSubscriberPollReply>(POLL, &request, None)
-                .await;
+            let polled = self.0.gcs.call_once::<_, GcsSubscriberPollReply>(POLL, &request, None).await;
             match polled {
                 Ok(reply) => {
                     if reply.publisher_id != publisher_id {
@@ -254,16 +232,10 @@ impl GcsSubscriber {
     fn deliver(&self, message: PubMessage) {
         let state = self.0.state.borrow();
         let wanted = |s: &&Subscription| {
-            s.channel as i32 == message.channel_type
-                && s.key.as_ref().is_none_or(|key| *key == message.key_id)
+            s.channel as i32 == message.channel_type && s.key.as_ref().is_none_or(|key| *key == message.key_id)
         };
         // A callback may subscribe, so none runs while the state is borrowed.
-        let callbacks: Vec<Callback> = state
-            .subscriptions
-            .iter()
-            .filter(wanted)
-            .map(|s| s.deliver.clone())
-            .collect();
+        let callbacks: Vec<Callback> = state.subscriptions.iter().filter(wanted).map(|s| s.deliver.clone()).collect();
         drop(state);
         let message = Rc::new(message);
         for deliver in callbacks {
@@ -273,9 +245,5 @@ impl GcsSubscriber {
 }
 
 fn command(channel: ChannelType, key_id: Bytes, message: CommandMessageOneOf) -> Command {
-    Command {
-        channel_type: channel.into(),
-        key_id,
-        command_message_one_of: Some(message),
-    }
+    Command { channel_type: channel.into(), key_id, command_message_one_of: Some(message) }
 }

@@ -65,12 +65,7 @@ pub struct ServerConfig {
 
 impl Default for ServerConfig {
     fn default() -> Self {
-        Self {
-            auth: Auth::disabled(),
-            keepalive_time_ms: 10_000,
-            keepalive_timeout_ms: 20_000,
-            stop_grace_ms: 1_000,
-        }
+        Self { auth: Auth::disabled(), keepalive_time_ms: 10_000, keepalive_timeout_ms: 20_000, stop_grace_ms: 1_000 }
     }
 }
 
@@ -89,9 +84,7 @@ pub struct BindError {
 /// # Errors
 /// See [`BindError`].
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| BindError { address, source })
+    TcpListener::bind(address).await.map_err(|source| BindError { address, source })
 }
 
 struct Route {
@@ -157,8 +150,7 @@ impl Router {
     where
         Req: Message + Default + 'static,
         Resp: Message + 'static,
-        F: Fn(&HeaderMap, Requests<Req>, Replies<Resp>) -> Result<(HeaderMap, Fut), Status>
-            + 'static,
+        F: Fn(&HeaderMap, Requests<Req>, Replies<Resp>) -> Result<(HeaderMap, Fut), Status> + 'static,
         Fut: Future<Output = Result<(), Status>> + 'static,
     {
         let open = Rc::new(open);
@@ -166,19 +158,9 @@ impl Router {
             let open = open.clone();
             Box::pin(async move {
                 let (head, body) = request.into_parts();
-                let requests = Requests {
-                    reader: FrameReader::new(body),
-                    message: PhantomData,
-                };
+                let requests = Requests { reader: FrameReader::new(body), message: PhantomData };
                 let (sender, queue) = mpsc::channel(STREAM_QUEUE_MESSAGES);
-                match open(
-                    &head.headers,
-                    requests,
-                    Replies {
-                        sender,
-                        message: PhantomData,
-                    },
-                ) {
+                match open(&head.headers, requests, Replies { sender, message: PhantomData }) {
                     Ok((metadata, handler)) => stream_reply(metadata, Box::pin(handler), queue),
                     Err(status) => status.into_http(),
                 }
@@ -189,11 +171,7 @@ impl Router {
 
     fn add(mut self, path: &'static str, needs_auth: bool, handler: Handler) -> Self {
         match self.routes.entry(path) {
-            Entry::Vacant(slot) => slot.insert(Route {
-                handler,
-                needs_auth,
-                meter: None,
-            }),
+            Entry::Vacant(slot) => slot.insert(Route { handler, needs_auth, meter: None }),
             Entry::Occupied(_) => panic!("two handlers for {path}"),
         };
         self
@@ -232,10 +210,7 @@ where
     })
 }
 
-async fn call_unary<Req, Resp, Fut>(
-    handler: &dyn Fn(Req) -> Fut,
-    request: Request<Incoming>,
-) -> Result<Bytes, Status>
+async fn call_unary<Req, Resp, Fut>(handler: &dyn Fn(Req) -> Fut, request: Request<Incoming>) -> Result<Bytes, Status>
 where
     Req: Message + Default,
     Resp: Message,
@@ -306,11 +281,7 @@ fn stream_reply(
     handler: LocalFuture<Result<(), Status>>,
     queue: mpsc::Receiver<Bytes>,
 ) -> Response<ReplyBody> {
-    let body = StreamReply {
-        handler: Some(handler),
-        queue,
-        status: None,
-    };
+    let body = StreamReply { handler: Some(handler), queue, status: None };
     let mut response = Response::new(ReplyBody::Stream(body));
     *response.headers_mut() = metadata;
     response.headers_mut().insert(CONTENT_TYPE, GRPC);
@@ -348,10 +319,7 @@ impl Body for ReplyBody {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
         let frame = match this {
             Self::Empty => None,
@@ -409,20 +377,14 @@ impl Service<Request<Incoming>> for Dispatch {
 
     fn call(&self, request: Request<Incoming>) -> Call {
         match self.0.begin(request) {
-            Ok(running) => Call::Running {
-                running: Some(running),
-                shared: self.0.clone(),
-            },
+            Ok(running) => Call::Running { running: Some(running), shared: self.0.clone() },
             Err(status) => Call::Refused(Some(status)),
         }
     }
 }
 
 impl Shared {
-    fn begin(
-        &self,
-        request: Request<Incoming>,
-    ) -> Result<Running, Box<Status>> {
+    fn begin(&self, request: Request<Incoming>) -> Result<Running, Box<Status>> {
         let path = request.uri().path();
         let Some(route) = self.routes.get(path) else {
             let text = format!("this server has no method {path}");
@@ -439,10 +401,7 @@ impl Shared {
 /// One call. Dropped before its end, it hands its handler over to the server, which runs it to the end.
 enum Call {
     Refused(Option<Box<Status>>),
-    Running {
-        running: Option<Running>,
-        shared: Rc<Shared>,
-    },
+    Running { running: Option<Running>, shared: Rc<Shared> },
 }
 
 impl Future for Call {
@@ -486,16 +445,8 @@ impl Server {
     /// A server for these methods.
     pub fn new(router: Router, config: ServerConfig) -> Self {
         let (sender, orphans) = mpsc::unbounded_channel();
-        let shared = Shared {
-            routes: router.routes,
-            auth: config.auth.clone(),
-            orphans: sender,
-        };
-        Self {
-            shared: Rc::new(shared),
-            orphans,
-            config,
-        }
+        let shared = Shared { routes: router.routes, auth: config.auth.clone(), orphans: sender };
+        Self { shared: Rc::new(shared), orphans, config }
     }
 
     /// Serves until `stop` resolves, then lets calls in flight finish within the grace period.
@@ -535,9 +486,7 @@ impl Server {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%peer, %error, "cannot switch off Nagle's algorithm");
         }
-        let connection = self
-            .http2()
-            .serve_connection(TokioIo::new(stream), Dispatch(self.shared.clone()));
+        let connection = self.http2().serve_connection(TokioIo::new(stream), Dispatch(self.shared.clone()));
         let mut stopping = stopping.subscribe();
         tokio::task::spawn_local(async move {
             let mut connection = std::pin::pin!(connection);

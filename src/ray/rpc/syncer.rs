@@ -61,11 +61,7 @@ struct Inner {
 impl Syncer {
     /// Opens the stream to the GCS and keeps it open; `deliver` gets what other nodes tell. Call it inside the control
     /// thread's `LocalSet`.
-    pub fn start(
-        channel: Channel,
-        node_id: NodeId,
-        deliver: impl Fn(NodeId, Update) + 'static,
-    ) -> Self {
+    pub fn start(channel: Channel, node_id: NodeId, deliver: impl Fn(NodeId, Update) + 'static) -> Self {
         let syncer = Self(Rc::new(Inner {
             channel,
             node_id,
@@ -131,10 +127,9 @@ impl Syncer {
                 Ok(()) => {
                     tracing::info!("the GCS closed the stream of resource views: opening it again")
                 }
-                Err(status) => tracing::warn!(
-                    error = status.message(),
-                    "stream of resource views broken: opening it again"
-                ),
+                Err(status) => {
+                    tracing::warn!(error = status.message(), "stream of resource views broken: opening it again")
+                }
             }
             tokio::time::sleep(Duration::from_millis(RECONNECT_MS)).await;
         }
@@ -162,10 +157,7 @@ impl Syncer {
         };
         let receiving = async {
             while let Some(batch) = receiver.next().await? {
-                batch
-                    .messages
-                    .into_iter()
-                    .for_each(|message| self.receive(message));
+                batch.messages.into_iter().for_each(|message| self.receive(message));
             }
             Ok(())
         };
@@ -184,10 +176,7 @@ impl Syncer {
 
     fn receive(&self, message: RaySyncMessage) {
         let Some(node) = NodeId::from_slice(&message.node_id) else {
-            tracing::warn!(
-                len = message.node_id.len(),
-                "dropped a resource view of a node whose id is no id"
-            );
+            tracing::warn!(len = message.node_id.len(), "dropped a resource view of a node whose id is no id");
             return;
         };
         let Some(update) = parse(&message) else {
@@ -206,18 +195,14 @@ impl Syncer {
         }
         let versions = received.entry(node).or_insert([-1; KINDS]);
         let known = versions.get_mut(message.message_type as usize);
-        known.is_some_and(|known| {
-            std::mem::replace(known, message.version.max(*known)) < message.version
-        })
+        known.is_some_and(|known| std::mem::replace(known, message.version.max(*known)) < message.version)
     }
 }
 
 fn parse(message: &RaySyncMessage) -> Option<Update> {
     let body = message.sync_message.clone();
     match MessageType::try_from(message.message_type).ok()? {
-        MessageType::ResourceView => ResourceViewSyncMessage::decode(body)
-            .ok()
-            .map(Update::ResourceView),
+        MessageType::ResourceView => ResourceViewSyncMessage::decode(body).ok().map(Update::ResourceView),
         MessageType::Commands => CommandsSyncMessage::decode(body).ok().map(Update::Commands),
     }
 }

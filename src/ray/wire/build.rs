@@ -38,10 +38,7 @@ impl Encoder {
 
     /// An encoder with memory for messages of usual size.
     pub fn new() -> Self {
-        Self {
-            fbb: FlatBufferBuilder::with_capacity(Self::START_BYTES),
-            offsets: Vec::new(),
-        }
+        Self { fbb: FlatBufferBuilder::with_capacity(Self::START_BYTES), offsets: Vec::new() }
     }
 
     /// Writes a string of any bytes, as Ray does for ids and protobuf blobs.
@@ -61,10 +58,7 @@ impl Encoder {
     }
 
     /// Writes a vector of scalars or structs.
-    pub(super) fn vector<P>(
-        &mut self,
-        items: impl ExactSizeIterator<Item = P> + DoubleEndedIterator,
-    ) -> WIPOffset<Part>
+    pub(super) fn vector<P>(&mut self, items: impl ExactSizeIterator<Item = P> + DoubleEndedIterator) -> WIPOffset<Part>
     where
         P: Push,
         P::Output: 'static,
@@ -96,11 +90,7 @@ impl Encoder {
     }
 
     /// Adds a field to the open table, unless it has its default, which readers assume.
-    pub(super) fn add_unless_default<P: Push + PartialEq + Default>(
-        &mut self,
-        field: Field,
-        value: P,
-    ) {
+    pub(super) fn add_unless_default<P: Push + PartialEq + Default>(&mut self, field: Field, value: P) {
         self.fbb.push_slot(4 + 2 * field.0, value, P::default());
     }
 

@@ -14,8 +14,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{
-    recvmsg, send, sendmsg, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, send, sendmsg, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
 };
 
 /// The byte that carries a descriptor.
@@ -86,9 +86,7 @@ impl<'a> PendingSend<'a> {
         loop {
             let outcome = match (self.frame, self.fds) {
                 ([], []) => return Ok(Progress::Done),
-                ([], [fd, ..]) => {
-                    send_carrier(&socket, *fd, FLAGS).map(|()| self.fds = &self.fds[1..])
-                }
+                ([], [fd, ..]) => send_carrier(&socket, *fd, FLAGS).map(|()| self.fds = &self.fds[1..]),
                 (frame, _) => send(&socket, frame, FLAGS).map(|sent| self.frame = &frame[sent..]),
             };
             match outcome {
@@ -132,9 +130,7 @@ pub fn receive_fd(socket: impl AsFd) -> Result<OwnedFd, FdPassError> {
     match (fds.pop(), fds.len()) {
         (Some(fd), 0) => Ok(fd),
         (None, _) if received.bytes == 0 => Err(FdPassError::Closed),
-        (last, before) => Err(FdPassError::Count {
-            got: before + usize::from(last.is_some()),
-        }),
+        (last, before) => Err(FdPassError::Count { got: before + usize::from(last.is_some()) }),
     }
 }
 
@@ -154,9 +150,7 @@ mod tests {
     fn content_of(fd: OwnedFd) -> Vec<u8> {
         use std::os::unix::fs::FileExt;
         let mut content = vec![0; 3];
-        std::fs::File::from(fd)
-            .read_exact_at(&mut content, 0)
-            .expect("read");
+        std::fs::File::from(fd).read_exact_at(&mut content, 0).expect("read");
         content
     }
 
@@ -165,27 +159,13 @@ mod tests {
         let (store, mut client) = UnixStream::pair().expect("a socket pair");
         let (one, two) = (file_with(b"one"), file_with(b"two"));
         let fds = [one.as_fd(), two.as_fd()];
-        assert_eq!(
-            PendingSend::new(b"frame", &fds)
-                .advance(&store)
-                .expect("sent"),
-            Progress::Done
-        );
-        assert_eq!(
-            PendingSend::new(b"next", &[])
-                .advance(&store)
-                .expect("sent"),
-            Progress::Done
-        );
+        assert_eq!(PendingSend::new(b"frame", &fds).advance(&store).expect("sent"), Progress::Done);
+        assert_eq!(PendingSend::new(b"next", &[]).advance(&store).expect("sent"), Progress::Done);
 
         // As Ray's client: the frame in pieces with plain reads, then a byte with a descriptor at a time.
         let mut frame = [0; 5];
-        client
-            .read_exact(&mut frame[..2])
-            .expect("the frame's start");
-        client
-            .read_exact(&mut frame[2..])
-            .expect("the frame's rest");
+        client.read_exact(&mut frame[..2]).expect("the frame's start");
+        client.read_exact(&mut frame[2..]).expect("the frame's rest");
         assert_eq!(&frame, b"frame");
         assert_eq!(content_of(receive_fd(&client).expect("first")), b"one");
         assert_eq!(content_of(receive_fd(&client).expect("second")), b"two");
@@ -201,10 +181,7 @@ mod tests {
         let fds = [file.as_fd()];
         let frame = vec![7u8; 4 << 20];
         let mut pending = PendingSend::new(&frame, &fds);
-        assert_eq!(
-            pending.advance(&store).expect("part is sent"),
-            Progress::Blocked
-        );
+        assert_eq!(pending.advance(&store).expect("part is sent"), Progress::Blocked);
         let reader = std::thread::spawn(move || {
             let mut got = vec![0; 4 << 20];
             client.read_exact(&mut got).expect("the whole frame");
@@ -222,10 +199,7 @@ mod tests {
     fn a_byte_without_a_descriptor_and_a_closed_peer_are_told_apart() {
         let (store, client) = UnixStream::pair().expect("a socket pair");
         (&store).write_all(b"x").expect("sent");
-        assert!(matches!(
-            receive_fd(&client),
-            Err(FdPassError::Count { got: 0 })
-        ));
+        assert!(matches!(receive_fd(&client), Err(FdPassError::Count { got: 0 })));
         drop(store);
         assert!(matches!(receive_fd(&client), Err(FdPassError::Closed)));
     }
@@ -238,26 +212,14 @@ mod tests {
         let mut control = SendAncillaryBuffer::new(&mut space);
         let fds = [file.as_fd(), file.as_fd()];
         assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
-        sendmsg(
-            &store,
-            &[IoSlice::new(&CARRIER)],
-            &mut control,
-            SendFlags::empty(),
-        )
-        .expect("sent");
-        assert!(matches!(
-            receive_fd(&client),
-            Err(FdPassError::Count { got: 2 })
-        ));
+        sendmsg(&store, &[IoSlice::new(&CARRIER)], &mut control, SendFlags::empty()).expect("sent");
+        assert!(matches!(receive_fd(&client), Err(FdPassError::Count { got: 2 })));
     }
 
     #[test]
     fn a_peer_that_is_gone_is_an_error_not_a_signal() {
         let (store, client) = UnixStream::pair().expect("a socket pair");
         drop(client);
-        assert!(matches!(
-            PendingSend::new(b"x", &[]).advance(&store),
-            Err(FdPassError::Io(Errno::PIPE))
-        ));
+        assert!(matches!(PendingSend::new(b"x", &[]).advance(&store), Err(FdPassError::Io(Errno::PIPE))));
     }
 }

@@ -65,15 +65,8 @@ pub fn parse_header(bytes: &[u8; HEADER_BYTES], limit_bytes: u64) -> Result<Head
         return Err(FrameError::Cookie { got: cookie });
     }
     match u64::try_from(got_bytes) {
-        Ok(length) if length <= limit_bytes => Ok(Header {
-            message_type,
-            body_bytes: length as usize,
-        }),
-        _ => Err(FrameError::BodyLength {
-            message_type,
-            got_bytes,
-            limit_bytes,
-        }),
+        Ok(length) if length <= limit_bytes => Ok(Header { message_type, body_bytes: length as usize }),
+        _ => Err(FrameError::BodyLength { message_type, got_bytes, limit_bytes }),
     }
 }
 
@@ -124,43 +117,24 @@ mod tests {
     #[test]
     fn a_header_reads_back() {
         let header = parse_header(&header_of(11, 4096), PLASMA_MAX_BODY_BYTES);
-        assert_eq!(
-            header,
-            Ok(Header {
-                message_type: 11,
-                body_bytes: 4096
-            })
-        );
+        assert_eq!(header, Ok(Header { message_type: 11, body_bytes: 4096 }));
     }
 
     #[test]
     fn a_foreign_cookie_is_refused() {
         let mut head = header_of(1, 0);
         head[7] = 0;
-        assert!(matches!(
-            parse_header(&head, 100),
-            Err(FrameError::Cookie { .. })
-        ));
+        assert!(matches!(parse_header(&head, 100), Err(FrameError::Cookie { .. })));
     }
 
     #[test]
     fn a_body_over_the_limit_or_negative_is_refused() {
         assert!(parse_header(&header_of(1, 100), 100).is_ok());
         let over = parse_header(&header_of(1, 101), 100);
-        assert_eq!(
-            over,
-            Err(FrameError::BodyLength {
-                message_type: 1,
-                got_bytes: 101,
-                limit_bytes: 100
-            })
-        );
+        assert_eq!(over, Err(FrameError::BodyLength { message_type: 1, got_bytes: 101, limit_bytes: 100 }));
         let mut negative = header_of(1, 0);
         negative[16..].copy_from_slice(&(-1i64).to_le_bytes());
-        assert!(matches!(
-            parse_header(&negative, 100),
-            Err(FrameError::BodyLength { got_bytes: -1, .. })
-        ));
+        assert!(matches!(parse_header(&negative, 100), Err(FrameError::BodyLength { got_bytes: -1, .. })));
     }
 
     #[test]
@@ -172,13 +146,6 @@ mod tests {
             assert_eq!(split(&bytes[..short], 100), Ok(None));
         }
         let frame = split(&bytes, 100).expect("valid").expect("whole");
-        assert_eq!(
-            frame,
-            Frame {
-                message_type: 7,
-                body: b"abc",
-                frame_bytes: HEADER_BYTES + 3
-            }
-        );
+        assert_eq!(frame, Frame { message_type: 7, body: b"abc", frame_bytes: HEADER_BYTES + 3 });
     }
 }

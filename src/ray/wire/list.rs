@@ -93,11 +93,7 @@ impl<'a, T: Element<'a>> List<'a, T> {
 
     /// The elements in order.
     pub fn iter(&self) -> ListIter<'a, T> {
-        ListIter {
-            list: *self,
-            next: 0,
-            end: self.len(),
-        }
+        ListIter { list: *self, next: 0, end: self.len() }
     }
 }
 

@@ -27,15 +27,13 @@ pub struct Cursor<'a> {
 impl<'a> Cursor<'a> {
     /// `needed` bytes at `at`.
     pub fn bytes(self, at: usize, needed: usize) -> Result<&'a [u8], WireError> {
-        at.checked_add(needed)
-            .and_then(|end| self.body.get(at..end))
-            .ok_or(WireError::OutOfBounds {
-                table: self.place.table,
-                field: self.place.field,
-                at,
-                needed,
-                have: self.body.len(),
-            })
+        at.checked_add(needed).and_then(|end| self.body.get(at..end)).ok_or(WireError::OutOfBounds {
+            table: self.place.table,
+            field: self.place.field,
+            at,
+            needed,
+            have: self.body.len(),
+        })
     }
 
     /// `N` bytes at `at`, by value.
@@ -90,52 +88,26 @@ pub(super) struct Table<'a> {
 impl<'a> Table<'a> {
     /// The body's root table.
     pub fn root(name: &'static str, body: &'a [u8]) -> Result<Self, WireError> {
-        let cursor = Cursor {
-            body,
-            place: Place {
-                table: name,
-                field: "(root)",
-            },
-        };
+        let cursor = Cursor { body, place: Place { table: name, field: "(root)" } };
         Self::at(name, body, cursor.follow(0)?)
     }
 
     /// The table at `at`.
     pub fn at(name: &'static str, body: &'a [u8], at: usize) -> Result<Self, WireError> {
-        let cursor = Cursor {
-            body,
-            place: Place {
-                table: name,
-                field: "(field list)",
-            },
-        };
+        let cursor = Cursor { body, place: Place { table: name, field: "(field list)" } };
         let back = i32::from_le_bytes(cursor.array(at)?);
         // The offset to the vtable is signed and subtracted; i64 holds every difference.
         let vtable = usize::try_from(at as i64 - i64::from(back)).unwrap_or(usize::MAX);
         let vtable_bytes = cursor.u16(vtable)?;
         if vtable_bytes < 4 || !vtable_bytes.is_multiple_of(2) {
-            return Err(WireError::BadVtable {
-                table: name,
-                got: vtable_bytes,
-            });
+            return Err(WireError::BadVtable { table: name, got: vtable_bytes });
         }
         let slots = &cursor.bytes(vtable, usize::from(vtable_bytes))?[4..];
-        Ok(Self {
-            body,
-            name,
-            at,
-            slots,
-        })
+        Ok(Self { body, name, at, slots })
     }
 
     fn cursor(&self, field: Field) -> Cursor<'a> {
-        Cursor {
-            body: self.body,
-            place: Place {
-                table: self.name,
-                field: field.1,
-            },
-        }
+        Cursor { body: self.body, place: Place { table: self.name, field: field.1 } }
     }
 
     /// Where the field's inline bytes are, `None` if it is absent.
@@ -148,16 +120,11 @@ impl<'a> Table<'a> {
     }
 
     fn required(&self, field: Field) -> Result<usize, WireError> {
-        self.position(field).ok_or(WireError::Missing {
-            table: self.name,
-            field: field.1,
-        })
+        self.position(field).ok_or(WireError::Missing { table: self.name, field: field.1 })
     }
 
     fn scalar<const N: usize>(&self, field: Field) -> Result<Option<[u8; N]>, WireError> {
-        self.position(field)
-            .map(|at| self.cursor(field).array(at))
-            .transpose()
+        self.position(field).map(|at| self.cursor(field).array(at)).transpose()
     }
 
     /// A `bool`, false if absent. As in Ray, every non-zero byte is true.
@@ -200,12 +167,7 @@ impl<'a> Table<'a> {
         let (table, field_name) = (self.name, field.1);
         let bytes = self.bytes(field)?;
         if bytes.len() > MAX_HOST_BYTES {
-            return Err(WireError::TooLong {
-                table,
-                field: field_name,
-                limit: MAX_HOST_BYTES,
-                got: bytes.len(),
-            });
+            return Err(WireError::TooLong { table, field: field_name, limit: MAX_HOST_BYTES, got: bytes.len() });
         }
         std::str::from_utf8(bytes).map_err(|error| WireError::NotUtf8 {
             table,

@@ -6,8 +6,8 @@ use rustc_hash::FxHashMap;
 
 use crate::ids::{ClientId, NowNs, ObjectId, ShardId, Token};
 use crate::store::{
-    GoneReason, Layout, Placement, SpanBank, SpanIndex, StoreEffect, StoreError, LARGE_ALIGN_BYTES,
-    LARGE_OBJECT_BYTES, MUTABLE_HEADER_BYTES, SMALL_ALIGN_BYTES,
+    GoneReason, Layout, Placement, SpanBank, SpanIndex, StoreEffect, StoreError, LARGE_ALIGN_BYTES, LARGE_OBJECT_BYTES,
+    MUTABLE_HEADER_BYTES, SMALL_ALIGN_BYTES,
 };
 
 /// Spans of nobody's.
@@ -29,17 +29,12 @@ pub(super) struct Memory {
 impl Memory {
     pub(super) fn new(layout: &Layout) -> Self {
         let holders = vec![NOBODY; layout.index_end() as usize];
-        Self {
-            layout: layout.clone(),
-            bytes: BTreeMap::new(),
-            holders,
-        }
+        Self { layout: layout.clone(), bytes: BTreeMap::new(), holders }
     }
 
     fn address(&self, place: &Placement) -> Result<u64, String> {
         let segment = self.layout.segments().get(place.segment as usize);
-        let segment =
-            segment.ok_or_else(|| format!("{place:?} is in a segment that is not there"))?;
+        let segment = segment.ok_or_else(|| format!("{place:?} is in a segment that is not there"))?;
         Ok(u64::from(segment.first) * self.layout.span_bytes() + place.header_offset)
     }
 
@@ -48,9 +43,7 @@ impl Memory {
         let end = start + place.allocated_bytes;
         let before = self.bytes.range(..end).next_back();
         if let Some((other, other_end)) = before.filter(|(_, other_end)| **other_end > start) {
-            return Err(format!(
-                "{place:?} overlaps the object at {other}..{other_end}"
-            ));
+            return Err(format!("{place:?} overlaps the object at {other}..{other_end}"));
         }
         let span_bytes = self.layout.span_bytes();
         for span in start / span_bytes..end.div_ceil(span_bytes) {
@@ -59,9 +52,7 @@ impl Memory {
                 _ => self.holders.get(span as usize).copied(),
             };
             if holder != Some(shard) {
-                return Err(format!(
-                    "{place:?} is in span {span} of shard {holder:?}, not {shard}"
-                ));
+                return Err(format!("{place:?} is in span {span} of shard {holder:?}, not {shard}"));
             }
         }
         self.bytes.insert(start, end);
@@ -77,18 +68,11 @@ impl Memory {
     }
 
     /// A shard has been given spans.
-    pub(super) fn granted(
-        &mut self,
-        shard: ShardId,
-        first: SpanIndex,
-        count: u32,
-    ) -> Result<(), String> {
+    pub(super) fn granted(&mut self, shard: ShardId, first: SpanIndex, count: u32) -> Result<(), String> {
         for span in first..first + count {
             let holder = std::mem::replace(&mut self.holders[span as usize], shard);
             if holder != NOBODY {
-                return Err(format!(
-                    "span {span} of shard {holder} is granted to shard {shard}"
-                ));
+                return Err(format!("span {span} of shard {holder} is granted to shard {shard}"));
             }
         }
         self.expect_empty(first, count)
@@ -96,31 +80,21 @@ impl Memory {
 
     fn expect_empty(&self, first: SpanIndex, count: u32) -> Result<(), String> {
         let span_bytes = self.layout.span_bytes();
-        let (start, end) = (
-            u64::from(first) * span_bytes,
-            u64::from(first + count) * span_bytes,
-        );
+        let (start, end) = (u64::from(first) * span_bytes, u64::from(first + count) * span_bytes);
         match self.bytes.range(..end).next_back() {
-            Some((at, until)) if *until > start => Err(format!(
-                "spans {first}+{count} move with an object at {at}..{until}"
-            )),
+            Some((at, until)) if *until > start => {
+                Err(format!("spans {first}+{count} move with an object at {at}..{until}"))
+            }
             _ => Ok(()),
         }
     }
 
     /// A shard gives spans back.
-    pub(super) fn returned(
-        &mut self,
-        shard: ShardId,
-        first: SpanIndex,
-        count: u32,
-    ) -> Result<(), String> {
+    pub(super) fn returned(&mut self, shard: ShardId, first: SpanIndex, count: u32) -> Result<(), String> {
         for span in first..first + count {
             let holder = std::mem::replace(&mut self.holders[span as usize], NOBODY);
             if holder != shard {
-                return Err(format!(
-                    "shard {shard} gives back span {span} of shard {holder}"
-                ));
+                return Err(format!("shard {shard} gives back span {span} of shard {holder}"));
             }
         }
         self.expect_empty(first, count)
@@ -210,64 +184,35 @@ impl Model {
         now: NowNs,
     ) -> Result<(), String> {
         match *effect {
-            StoreEffect::Created {
-                client,
-                token,
-                id,
-                result,
-            } => {
-                let create = self
-                    .creates
-                    .remove(&token)
-                    .ok_or("an answer to no create")?;
-                expect((create.client, create.id) == (client, id), || {
-                    format!("{effect:?} is for {create:?}")
-                })?;
+            StoreEffect::Created { client, token, id, result } => {
+                let create = self.creates.remove(&token).ok_or("an answer to no create")?;
+                expect((create.client, create.id) == (client, id), || format!("{effect:?} is for {create:?}"))?;
                 match result {
                     Ok(place) => self.created(&create, place, memory, bank),
                     Err(error) => self.create_failed(&create, error, now),
                 }
             }
-            StoreEffect::Got {
-                client,
-                token,
-                id,
-                place,
-            } => self.got(client, token, id, place),
+            StoreEffect::Got { client, token, id, place } => self.got(client, token, id, place),
             StoreEffect::Watched { token, id } => {
-                expect(self.sealed(&id), || {
-                    format!("{id} is watched and not sealed")
-                })?;
-                self.forget_watch(&id, token)
-                    .then_some(())
-                    .ok_or("an answer to no watch".into())
+                expect(self.sealed(&id), || format!("{id} is watched and not sealed"))?;
+                self.forget_watch(&id, token).then_some(()).ok_or("an answer to no watch".into())
             }
-            StoreEffect::WatchRefused { token, id } => self
-                .forget_watch(&id, token)
-                .then_some(())
-                .ok_or("a refusal of no watch".into()),
+            StoreEffect::WatchRefused { token, id } => {
+                self.forget_watch(&id, token).then_some(()).ok_or("a refusal of no watch".into())
+            }
             StoreEffect::ObjectSealed { id, data_bytes, .. } => {
-                let ok = self
-                    .objects
-                    .get(&id)
-                    .is_some_and(|o| o.sealed && o.place.data_bytes == data_bytes);
+                let ok = self.objects.get(&id).is_some_and(|o| o.sealed && o.place.data_bytes == data_bytes);
                 expect(ok, || format!("{id} is announced and not sealed"))
             }
             StoreEffect::ObjectGone { id, reason, .. } => self.gone(id, reason, memory),
             StoreEffect::FallbackWanted { id, token, bytes } => {
                 let create = self.creates.get(&token).ok_or("a file for no create")?;
-                expect(self.fallback && create.id == id, || {
-                    format!("{effect:?} is for {create:?}")
-                })?;
+                expect(self.fallback && create.id == id, || format!("{effect:?} is for {create:?}"))?;
                 self.files_wanted.push((id, token, bytes));
                 Ok(())
             }
             StoreEffect::FallbackReturned { segment } => {
-                let at = self
-                    .files
-                    .iter()
-                    .position(|f| *f == segment)
-                    .ok_or("a file is given back twice")?;
+                let at = self.files.iter().position(|f| *f == segment).ok_or("a file is given back twice")?;
                 self.files.swap_remove(at);
                 let used = self.objects.values().any(|o| o.place.segment == segment);
                 expect(!used, || format!("file {segment} is given back in use"))
@@ -284,93 +229,45 @@ impl Model {
         memory: &mut Memory,
         bank: &SpanBank,
     ) -> Result<(), String> {
-        let Create {
-            id,
-            client,
-            data_bytes,
-            metadata_bytes,
-            ..
-        } = *create;
-        let header = if create.mutable {
-            MUTABLE_HEADER_BYTES
-        } else {
-            0
-        };
+        let Create { id, client, data_bytes, metadata_bytes, .. } = *create;
+        let header = if create.mutable { MUTABLE_HEADER_BYTES } else { 0 };
         let total = data_bytes + metadata_bytes + header;
         let fits = (place.data_bytes, place.metadata_bytes) == (data_bytes, metadata_bytes)
             && place.data_offset == place.header_offset + header
             && place.metadata_offset == place.data_offset + data_bytes
             && place.allocated_bytes >= total.max(1);
-        let align = if total >= LARGE_OBJECT_BYTES {
-            LARGE_ALIGN_BYTES
-        } else {
-            SMALL_ALIGN_BYTES
-        };
-        let aligned = place.header_offset.is_multiple_of(align)
-            && place.allocated_bytes.is_multiple_of(align);
+        let align = if total >= LARGE_OBJECT_BYTES { LARGE_ALIGN_BYTES } else { SMALL_ALIGN_BYTES };
+        let aligned = place.header_offset.is_multiple_of(align) && place.allocated_bytes.is_multiple_of(align);
         expect(fits && aligned, || format!("{create:?} got {place:?}"))?;
         if place.segment < FIRST_FILE {
             memory.claim(self.shard, &place, bank)?;
         } else {
-            expect(self.files.contains(&place.segment), || {
-                format!("{place:?} is in no file")
-            })?;
+            expect(self.files.contains(&place.segment), || format!("{place:?} is in no file"))?;
         }
-        let object = Object {
-            place,
-            creator: client,
-            sealed: false,
-            refs: vec![client],
-            pinned: false,
-            doomed: None,
-        };
+        let object = Object { place, creator: client, sealed: false, refs: vec![client], pinned: false, doomed: None };
         self.made += 1;
-        expect(self.objects.insert(id, object).is_none(), || {
-            format!("{id} is made twice")
-        })
+        expect(self.objects.insert(id, object).is_none(), || format!("{id} is made twice"))
     }
 
-    fn create_failed(
-        &mut self,
-        create: &Create,
-        error: StoreError,
-        now: NowNs,
-    ) -> Result<(), String> {
+    fn create_failed(&mut self, create: &Create, error: StoreError, now: NowNs) -> Result<(), String> {
         self.refused += 1;
         let ok = match error {
             StoreError::ObjectExists => self.objects.contains_key(&create.id),
             // Without files, only the impatient and the impossible fail before the grace period can be over.
             StoreError::OutOfMemory => {
-                let impossible =
-                    create.data_bytes.saturating_add(create.metadata_bytes) > self.max_bytes;
+                let impossible = create.data_bytes.saturating_add(create.metadata_bytes) > self.max_bytes;
                 create.immediate || self.fallback || now >= self.grace_ns || impossible
             }
             StoreError::QueueFull => !self.creates.is_empty(),
             _ => false,
         };
-        expect(ok, || {
-            format!(
-                "{create:?} failed: {error} after {} ns",
-                now - create.asked_ns
-            )
-        })
+        expect(ok, || format!("{create:?} failed: {error} after {} ns", now - create.asked_ns))
     }
 
-    fn got(
-        &mut self,
-        client: ClientId,
-        token: Token,
-        id: ObjectId,
-        place: Option<Placement>,
-    ) -> Result<(), String> {
+    fn got(&mut self, client: ClientId, token: Token, id: ObjectId, place: Option<Placement>) -> Result<(), String> {
         let gets = self.gets.get_mut(&id).ok_or("an answer to no get")?;
-        let at = gets
-            .iter()
-            .position(|get| *get == (client, token))
-            .ok_or("an answer to no get")?;
-        expect(at == 0 || place.is_none(), || {
-            format!("{id} is answered out of turn")
-        })?;
+        let at = gets.iter().position(|get| *get == (client, token)).ok_or("an answer to no get")?;
+        expect(at == 0 || place.is_none(), || format!("{id} is answered out of turn"))?;
         gets.remove(at);
         if gets.is_empty() {
             self.gets.remove(&id);
@@ -378,14 +275,9 @@ impl Model {
         let Some(place) = place else {
             return Ok(());
         };
-        let object = self
-            .objects
-            .get_mut(&id)
-            .filter(|o| o.sealed)
-            .ok_or_else(|| format!("{id} is got and not sealed"))?;
-        expect(object.place == place, || {
-            format!("{id} is at {:?}, not {place:?}", object.place)
-        })?;
+        let object =
+            self.objects.get_mut(&id).filter(|o| o.sealed).ok_or_else(|| format!("{id} is got and not sealed"))?;
+        expect(object.place == place, || format!("{id} is at {:?}, not {place:?}", object.place))?;
         if !object.refs.contains(&client) {
             object.refs.push(client);
         }
@@ -406,25 +298,15 @@ impl Model {
         at.is_some()
     }
 
-    fn gone(
-        &mut self,
-        id: ObjectId,
-        reason: GoneReason,
-        memory: &mut Memory,
-    ) -> Result<(), String> {
-        let object = self
-            .objects
-            .remove(&id)
-            .ok_or_else(|| format!("{id} is gone and was not there"))?;
+    fn gone(&mut self, id: ObjectId, reason: GoneReason, memory: &mut Memory) -> Result<(), String> {
+        let object = self.objects.remove(&id).ok_or_else(|| format!("{id} is gone and was not there"))?;
         let unused = object.sealed && object.refs.is_empty() && !object.pinned;
         let wanted = match reason {
             GoneReason::Evicted => object.doomed.is_none(),
             other => object.doomed == Some(other),
         };
         self.evicted += u64::from(reason == GoneReason::Evicted);
-        expect(unused && wanted, || {
-            format!("{object:?} is gone: {reason:?}")
-        })?;
+        expect(unused && wanted, || format!("{object:?} is gone: {reason:?}"))?;
         self.free(&object, memory)
     }
 

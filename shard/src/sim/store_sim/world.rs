@@ -8,8 +8,8 @@ use super::model::{Create, Memory, Model, FIRST_FILE};
 use super::Rng;
 use crate::ids::{ClientId, NowNs, ObjectId, ShardId, Token, WorkerId};
 use crate::store::{
-    BankConfig, BankEffect, BankEvent, Layout, NodeMemory, ObjectSource, SegmentSpec, SpanBank,
-    Store, StoreConfig, StoreEffect, StoreEvent, MIN_SPAN_BYTES,
+    BankConfig, BankEffect, BankEvent, Layout, NodeMemory, ObjectSource, SegmentSpec, SpanBank, Store, StoreConfig,
+    StoreEffect, StoreEvent, MIN_SPAN_BYTES,
 };
 
 const MS: u64 = 1_000_000;
@@ -93,14 +93,9 @@ impl World {
         let mut rng = Rng::new(seed);
         let shards = 1 + rng.below(4) as u16;
         let segments: Vec<_> = (0..=rng.below(2) as u32)
-            .map(|numa_node| SegmentSpec {
-                bytes: (6 + rng.below(120)) * MIN_SPAN_BYTES + rng.below(9999),
-                numa_node,
-            })
+            .map(|numa_node| SegmentSpec { bytes: (6 + rng.below(120)) * MIN_SPAN_BYTES + rng.below(9999), numa_node })
             .collect();
-        let homes = (0..shards)
-            .map(|shard| u32::from(shard) % segments.len() as u32)
-            .collect();
+        let homes = (0..shards).map(|shard| u32::from(shard) % segments.len() as u32).collect();
         let layout = Layout::new(&segments, MIN_SPAN_BYTES).expect("segments of several spans");
         let mut config = StoreConfig::new(layout.clone(), shards);
         config.full_grace_ns = (1 + rng.below(500)) * MS;
@@ -116,11 +111,7 @@ impl World {
         let bank = SpanBank::new(bank).expect("one shard or more");
         let model = |shard| Model::new(shard, config.fallback, config.full_grace_ns, max_bytes);
         // Small worlds are verified after every step, large ones now and then.
-        let (ids, check_every) = if rng.permille(100) {
-            (6, 1)
-        } else {
-            (20 + rng.below(300), 300 + rng.below(500))
-        };
+        let (ids, check_every) = if rng.permille(100) { (6, 1) } else { (20 + rng.below(300), 300 + rng.below(500)) };
         Self {
             home: NodeMemory::new(Store::new(config.clone()), bank, 0),
             others: (1..shards).map(|_| Store::new(config.clone())).collect(),
@@ -139,10 +130,7 @@ impl World {
             expected: None,
             effects: Vec::new(),
             answers: Vec::new(),
-            report: Report {
-                worlds: 1,
-                ..Report::default()
-            },
+            report: Report { worlds: 1, ..Report::default() },
             now: 0,
             rng,
         }
@@ -166,11 +154,7 @@ impl World {
 
     /// One step: time passes, and a message arrives or a client does something.
     pub(super) fn step(&mut self) -> Result<(), String> {
-        self.now += if self.rng.permille(2) {
-            self.rng.below(700 * MS)
-        } else {
-            self.rng.below(MS / 4)
-        };
+        self.now += if self.rng.permille(2) { self.rng.below(700 * MS) } else { self.rng.below(MS / 4) };
         let shard = self.rng.below(self.models.len() as u64) as ShardId;
         if self.rng.permille(400) && self.arrive(shard)? {
             return self.sample();
@@ -200,33 +184,21 @@ impl World {
         self.report.checks += 1;
         self.home.check()?;
         for (index, store) in self.others.iter().enumerate() {
-            store
-                .check()
-                .map_err(|e| format!("shard {}: {e}", index + 1))?;
+            store.check().map_err(|e| format!("shard {}: {e}", index + 1))?;
         }
         for model in &self.models {
             let stats = self.store(model.shard).stats();
             let references: usize = model.objects.values().map(|o| o.refs.len()).sum();
-            if (stats.objects, stats.references) != (model.objects.len() as u64, references as u64)
-            {
+            if (stats.objects, stats.references) != (model.objects.len() as u64, references as u64) {
                 let objects = model.objects.len();
-                return Err(format!(
-                    "shard {}: {stats:?}, expected {objects} objects",
-                    model.shard
-                ));
+                return Err(format!("shard {}: {stats:?}, expected {objects} objects", model.shard));
             }
         }
-        let held: u32 = (0..self.models.len())
-            .map(|s| self.store(s as ShardId).stats().held_spans)
-            .sum();
-        let late_grants = self
-            .to_shard
-            .iter()
-            .flatten()
-            .map(|(_, event)| match event {
-                StoreEvent::SpansGranted { count, .. } => *count,
-                _ => 0,
-            });
+        let held: u32 = (0..self.models.len()).map(|s| self.store(s as ShardId).stats().held_spans).sum();
+        let late_grants = self.to_shard.iter().flatten().map(|(_, event)| match event {
+            StoreEvent::SpansGranted { count, .. } => *count,
+            _ => 0,
+        });
         let late_returns = self.to_bank.iter().flatten().map(|(_, event)| match event {
             BankEvent::Returned { count, .. } => *count,
             _ => 0,
@@ -269,25 +241,17 @@ impl World {
         }
         let mut effects = std::mem::take(&mut self.effects);
         if shard == 0 {
-            self.at_home(
-                |home, now, effects, answers| home.handle(event, now, effects, answers),
-                &mut effects,
-            )?;
+            self.at_home(|home, now, effects, answers| home.handle(event, now, effects, answers), &mut effects)?;
         } else {
             self.others[usize::from(shard) - 1].handle(event, self.now, &mut effects);
         }
-        self.after(shard, effects)
-            .map_err(|e| format!("{event:?} on shard {shard}: {e}"))
+        self.after(shard, effects).map_err(|e| format!("{event:?} on shard {shard}: {e}"))
     }
 
     fn bank_event(&mut self, event: BankEvent) -> Result<(), String> {
         let mut effects = std::mem::take(&mut self.effects);
-        self.at_home(
-            |home, now, effects, answers| home.handle_bank(event, now, effects, answers),
-            &mut effects,
-        )?;
-        self.after(0, effects)
-            .map_err(|e| format!("{event:?}: {e}"))
+        self.at_home(|home, now, effects, answers| home.handle_bank(event, now, effects, answers), &mut effects)?;
+        self.after(0, effects).map_err(|e| format!("{event:?}: {e}"))
     }
 
     /// Lets shard 0 or the bank act, and sends off what the bank tells the others.
@@ -323,12 +287,7 @@ impl World {
                 self.expected = None;
             } else {
                 let now = self.now;
-                self.models[usize::from(shard)].follow(
-                    &effect,
-                    &mut self.memory,
-                    self.home.bank(),
-                    now,
-                )?;
+                self.models[usize::from(shard)].follow(&effect, &mut self.memory, self.home.bank(), now)?;
             }
         }
         self.effects = effects;
@@ -348,11 +307,7 @@ impl World {
             while !self.models[usize::from(shard)].files_wanted.is_empty() {
                 self.file_ready(shard)?;
             }
-            let mut ids: Vec<_> = self.models[usize::from(shard)]
-                .objects
-                .keys()
-                .copied()
-                .collect();
+            let mut ids: Vec<_> = self.models[usize::from(shard)].objects.keys().copied().collect();
             ids.sort_unstable();
             ids.into_iter().try_for_each(|id| self.free(shard, id))?;
             for (id, tokens) in std::mem::take(&mut self.model(shard).watches) {
@@ -364,13 +319,7 @@ impl World {
         self.settle()?;
         for shard in 0..self.models.len() as ShardId {
             let stats = self.store(shard).stats();
-            let left = (
-                stats.objects,
-                stats.references,
-                stats.queued_creates,
-                stats.waiters,
-                stats.allocated_bytes,
-            );
+            let left = (stats.objects, stats.references, stats.queued_creates, stats.waiters, stats.allocated_bytes);
             if left != (0, 0, 0, 0, 0) || stats.clients != 0 {
                 return Err(format!("shard {shard} is not empty at the end: {stats:?}"));
             }
@@ -394,15 +343,7 @@ impl World {
         self.next_client += 1;
         let data_bytes = self.layout.max_object_bytes();
         let (metadata_bytes, mutable, immediate, asked_ns) = (0, false, false, self.now);
-        let create = Create {
-            client,
-            id,
-            data_bytes,
-            metadata_bytes,
-            mutable,
-            immediate,
-            asked_ns,
-        };
+        let create = Create { client, id, data_bytes, metadata_bytes, mutable, immediate, asked_ns };
         self.model(shard).creates.insert(token, create);
         let (owner, source) = (WorkerId::NIL, ObjectSource::ReceivedFromRemote);
         let try_immediately = false;
@@ -419,15 +360,9 @@ impl World {
         };
         self.shard_event(shard, event)?;
         self.settle()?;
-        let place = self.models[usize::from(shard)]
-            .objects
-            .get(&id)
-            .map(|o| o.place);
+        let place = self.models[usize::from(shard)].objects.get(&id).map(|o| o.place);
         if place.is_none_or(|place| place.segment >= FIRST_FILE) {
-            return Err(format!(
-                "{data_bytes} bytes do not fit into empty memory: {:?}",
-                self.store(shard).stats()
-            ));
+            return Err(format!("{data_bytes} bytes do not fit into empty memory: {:?}", self.store(shard).stats()));
         }
         self.abort(shard, client, id)?;
         self.drop_client(client)?;
@@ -437,10 +372,9 @@ impl World {
     /// Delivers messages until nobody has anything to say.
     fn settle(&mut self) -> Result<(), String> {
         for _ in 0..FINISH_LIMIT {
-            let late = self.to_bank.iter().any(|late| !late.is_empty())
-                || self.to_shard.iter().any(|late| !late.is_empty());
-            let waiting =
-                (0..self.models.len()).any(|s| self.store(s as ShardId).stats().queued_creates > 0);
+            let late =
+                self.to_bank.iter().any(|late| !late.is_empty()) || self.to_shard.iter().any(|late| !late.is_empty());
+            let waiting = (0..self.models.len()).any(|s| self.store(s as ShardId).stats().queued_creates > 0);
             if !late && !waiting {
                 return Ok(());
             }
@@ -450,8 +384,6 @@ impl World {
                 self.tick(shard)?;
             }
         }
-        Err(format!(
-            "messages or creates are left after {FINISH_LIMIT} rounds"
-        ))
+        Err(format!("messages or creates are left after {FINISH_LIMIT} rounds"))
     }
 }

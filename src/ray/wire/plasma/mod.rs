@@ -65,11 +65,9 @@ mod request;
 mod types;
 
 pub use reply::{
-    decode_reply, encode_abort_reply, encode_connect_reply, encode_contains_reply,
-    encode_create_error, encode_create_reply, encode_create_retry_later, encode_debug_string_reply,
-    encode_delete_reply, encode_get_reply, encode_release_reply, encode_seal_reply, Reply,
+    decode_reply, encode_abort_reply, encode_connect_reply, encode_contains_reply, encode_create_error,
+    encode_create_reply, encode_create_retry_later, encode_debug_string_reply, encode_delete_reply, encode_get_reply,
+    encode_release_reply, encode_seal_reply, Reply,
 };
 pub use request::{decode, CreateRequest, Request};
-pub use types::{
-    message_type, CreateReply, GetReply, ObjectSource, ObjectSpec, PlasmaError, Segment,
-};
+pub use types::{message_type, CreateReply, GetReply, ObjectSource, ObjectSpec, PlasmaError, Segment};

@@ -92,9 +92,9 @@ pub enum Reply<'a> {
 pub fn decode_reply(message_type: i64, body: &[u8]) -> Result<Reply<'_>, WireError> {
     Ok(match message_type {
         types::CREATE_REPLY => Reply::Create(create_reply(body)?),
-        types::ABORT_REPLY => Reply::Abort {
-            object_id: ObjectId(Table::root("PlasmaAbortReply", body)?.id(OBJECT_ID)?),
-        },
+        types::ABORT_REPLY => {
+            Reply::Abort { object_id: ObjectId(Table::root("PlasmaAbortReply", body)?.id(OBJECT_ID)?) }
+        }
         types::SEAL_REPLY => {
             let table = Table::root("PlasmaSealReply", body)?;
             Reply::Seal {
@@ -114,30 +114,17 @@ pub fn decode_reply(message_type: i64, body: &[u8]) -> Result<Reply<'_>, WireErr
         types::DELETE_REPLY => delete_reply(body)?,
         types::CONTAINS_REPLY => {
             let table = Table::root("PlasmaContainsReply", body)?;
-            Reply::Contains {
-                object_id: ObjectId(table.id(OBJECT_ID)?),
-                has_object: table.i32(HAS_OBJECT)? != 0,
-            }
+            Reply::Contains { object_id: ObjectId(table.id(OBJECT_ID)?), has_object: table.i32(HAS_OBJECT)? != 0 }
         }
         types::CONNECT_REPLY => {
             let table = Table::root("PlasmaConnectReply", body)?;
-            Reply::Connect {
-                memory_capacity_bytes: table.i64(MEMORY_CAPACITY)?,
-            }
+            Reply::Connect { memory_capacity_bytes: table.i64(MEMORY_CAPACITY)? }
         }
         types::GET_DEBUG_STRING_REPLY => {
             let table = Table::root("PlasmaGetDebugStringReply", body)?;
-            Reply::DebugString {
-                text: table.bytes(DEBUG_STRING)?,
-            }
+            Reply::DebugString { text: table.bytes(DEBUG_STRING)? }
         }
-        _ => {
-            return Err(WireError::UnexpectedType {
-                socket: Socket::Plasma,
-                message_type,
-                expected: "reply",
-            })
-        }
+        _ => return Err(WireError::UnexpectedType { socket: Socket::Plasma, message_type, expected: "reply" }),
     })
 }
 
@@ -157,10 +144,7 @@ fn create_reply(body: &[u8]) -> Result<CreateReply, WireError> {
     let object_id = ObjectId(table.id(OBJECT_ID)?);
     let request_id = table.u64(RETRY_WITH_REQUEST_ID)?;
     if request_id > 0 {
-        return Ok(CreateReply::RetryLater {
-            object_id,
-            request_id,
-        });
+        return Ok(CreateReply::RetryLater { object_id, request_id });
     }
     let error = error(name, &table, CREATE_ERROR)?;
     if error != PlasmaError::Ok {
@@ -169,10 +153,7 @@ fn create_reply(body: &[u8]) -> Result<CreateReply, WireError> {
     let object = table
         .inline(PLASMA_OBJECT)?
         .map(|wire| ObjectSpec::from_wire(&wire))
-        .ok_or(WireError::Missing {
-            table: name,
-            field: PLASMA_OBJECT.1,
-        })?;
+        .ok_or(WireError::Missing { table: name, field: PLASMA_OBJECT.1 })?;
     let (store_fd, unique_fd_id) = (table.i32(STORE_FD)?, table.i64(UNIQUE_FD_ID)?);
     if (store_fd, unique_fd_id) != (object.store_fd, object.unique_fd_id) {
         return Err(WireError::UnknownValue {
@@ -182,11 +163,7 @@ fn create_reply(body: &[u8]) -> Result<CreateReply, WireError> {
             expected: "the same segment as in plasma_object",
         });
     }
-    Ok(CreateReply::Created {
-        object_id,
-        object,
-        mmap_size_bytes: table.i64(MMAP_SIZE)?,
-    })
+    Ok(CreateReply::Created { object_id, object, mmap_size_bytes: table.i64(MMAP_SIZE)? })
 }
 
 fn get_reply(body: &[u8]) -> Result<GetReply<'_>, WireError> {
@@ -199,22 +176,10 @@ fn get_reply(body: &[u8]) -> Result<GetReply<'_>, WireError> {
         unique_fd_ids: table.list(UNIQUE_FD_IDS)?,
         mmap_sizes_bytes: table.list(MMAP_SIZES)?,
     };
-    same_length(
-        name,
-        (GET_OBJECT_IDS, reply.object_ids.len()),
-        (PLASMA_OBJECTS, reply.objects.len()),
-    )?;
+    same_length(name, (GET_OBJECT_IDS, reply.object_ids.len()), (PLASMA_OBJECTS, reply.objects.len()))?;
     let segments = reply.store_fds.len();
-    same_length(
-        name,
-        (STORE_FDS, segments),
-        (UNIQUE_FD_IDS, reply.unique_fd_ids.len()),
-    )?;
-    same_length(
-        name,
-        (STORE_FDS, segments),
-        (MMAP_SIZES, reply.mmap_sizes_bytes.len()),
-    )?;
+    same_length(name, (STORE_FDS, segments), (UNIQUE_FD_IDS, reply.unique_fd_ids.len()))?;
+    same_length(name, (STORE_FDS, segments), (MMAP_SIZES, reply.mmap_sizes_bytes.len()))?;
     Ok(reply)
 }
 
@@ -224,19 +189,11 @@ fn delete_reply(body: &[u8]) -> Result<Reply<'_>, WireError> {
     let object_ids: List<'_, ObjectId> = table.list(DELETE_OBJECT_IDS)?;
     let errors: List<'_, PlasmaError> = table.list(DELETE_ERRORS)?;
     check_count(name, table.i32(DELETE_COUNT)?, object_ids.len())?;
-    same_length(
-        name,
-        (DELETE_OBJECT_IDS, object_ids.len()),
-        (DELETE_ERRORS, errors.len()),
-    )?;
+    same_length(name, (DELETE_OBJECT_IDS, object_ids.len()), (DELETE_ERRORS, errors.len()))?;
     Ok(Reply::Delete { object_ids, errors })
 }
 
-fn same_length(
-    name: &'static str,
-    left: (Field, usize),
-    right: (Field, usize),
-) -> Result<(), WireError> {
+fn same_length(name: &'static str, left: (Field, usize), right: (Field, usize)) -> Result<(), WireError> {
     if left.1 == right.1 {
         return Ok(());
     }
@@ -251,11 +208,7 @@ fn same_length(
 
 /// Ray repeats a list's length in a `count` field and reads as many elements as that says.
 pub(super) fn check_count(name: &'static str, count: i32, length: usize) -> Result<(), WireError> {
-    same_length(
-        name,
-        (DELETE_COUNT, usize::try_from(count).unwrap_or(usize::MAX)),
-        (DELETE_OBJECT_IDS, length),
-    )
+    same_length(name, (DELETE_COUNT, usize::try_from(count).unwrap_or(usize::MAX)), (DELETE_OBJECT_IDS, length))
 }
 
 impl Reply<'_> {
@@ -263,38 +216,22 @@ impl Reply<'_> {
     pub fn encode(&self, encoder: &mut Encoder, out: &mut Vec<u8>) {
         let e = encoder;
         match *self {
-            Self::Create(CreateReply::Created {
-                ref object_id,
-                ref object,
-                mmap_size_bytes,
-            }) => encode_create_reply(e, out, object_id, object, mmap_size_bytes),
-            Self::Create(CreateReply::Failed {
-                ref object_id,
-                error,
-            }) => encode_create_error(e, out, object_id, error),
-            Self::Create(CreateReply::RetryLater {
-                ref object_id,
-                request_id,
-            }) => encode_create_retry_later(e, out, object_id, request_id),
+            Self::Create(CreateReply::Created { ref object_id, ref object, mmap_size_bytes }) => {
+                encode_create_reply(e, out, object_id, object, mmap_size_bytes)
+            }
+            Self::Create(CreateReply::Failed { ref object_id, error }) => encode_create_error(e, out, object_id, error),
+            Self::Create(CreateReply::RetryLater { ref object_id, request_id }) => {
+                encode_create_retry_later(e, out, object_id, request_id)
+            }
             Self::Abort { ref object_id } => encode_abort_reply(e, out, object_id),
-            Self::Seal {
-                ref object_id,
-                error,
-            } => encode_seal_reply(e, out, object_id, error),
+            Self::Seal { ref object_id, error } => encode_seal_reply(e, out, object_id, error),
             Self::Get(ref reply) => encode_get_reply(e, out, reply),
-            Self::Release {
-                ref object_id,
-                should_unmap,
-                error,
-            } => encode_release_reply(e, out, object_id, should_unmap, error),
+            Self::Release { ref object_id, should_unmap, error } => {
+                encode_release_reply(e, out, object_id, should_unmap, error)
+            }
             Self::Delete { object_ids, errors } => encode_delete_reply(e, out, object_ids, errors),
-            Self::Contains {
-                ref object_id,
-                has_object,
-            } => encode_contains_reply(e, out, object_id, has_object),
-            Self::Connect {
-                memory_capacity_bytes,
-            } => encode_connect_reply(e, out, memory_capacity_bytes),
+            Self::Contains { ref object_id, has_object } => encode_contains_reply(e, out, object_id, has_object),
+            Self::Connect { memory_capacity_bytes } => encode_connect_reply(e, out, memory_capacity_bytes),
             Self::DebugString { text } => encode_debug_string_reply(e, out, text),
         }
     }
@@ -321,31 +258,18 @@ pub fn encode_create_reply(
 }
 
 /// Appends the answer to a create that failed to `out`. No descriptor follows.
-pub fn encode_create_error(
-    e: &mut Encoder,
-    out: &mut Vec<u8>,
-    object_id: &ObjectId,
-    error: PlasmaError,
-) {
+pub fn encode_create_error(e: &mut Encoder, out: &mut Vec<u8>, object_id: &ObjectId, error: PlasmaError) {
     reply_about(e, out, types::CREATE_REPLY, object_id, |e| {
         e.add_unless_default(CREATE_ERROR, error as i32);
         // Nobody uses it, but Ray's client reads it before it looks at the error.
-        let no_object = ObjectSpec {
-            data_size_bytes: 0,
-            ..ObjectSpec::ABSENT
-        };
+        let no_object = ObjectSpec { data_size_bytes: 0, ..ObjectSpec::ABSENT };
         e.add(PLASMA_OBJECT, no_object.to_inline());
     });
 }
 
 /// Appends the answer to a create that has to wait for room to `out`: the client asks again with `request_id`, which
 /// must not be 0. No descriptor follows.
-pub fn encode_create_retry_later(
-    e: &mut Encoder,
-    out: &mut Vec<u8>,
-    object_id: &ObjectId,
-    request_id: u64,
-) {
+pub fn encode_create_retry_later(e: &mut Encoder, out: &mut Vec<u8>, object_id: &ObjectId, request_id: u64) {
     let object_id = e.string(object_id.as_bytes());
     let table = e.start();
     e.add(OBJECT_ID, object_id);
@@ -360,12 +284,7 @@ pub fn encode_abort_reply(e: &mut Encoder, out: &mut Vec<u8>, object_id: &Object
 }
 
 /// Appends the answer to a seal to `out`.
-pub fn encode_seal_reply(
-    e: &mut Encoder,
-    out: &mut Vec<u8>,
-    object_id: &ObjectId,
-    error: PlasmaError,
-) {
+pub fn encode_seal_reply(e: &mut Encoder, out: &mut Vec<u8>, object_id: &ObjectId, error: PlasmaError) {
     reply_about(e, out, types::SEAL_REPLY, object_id, |e| {
         e.add_unless_default(SEAL_ERROR, error as i32);
     });
@@ -429,12 +348,7 @@ pub fn encode_delete_reply(
 }
 
 /// Appends the answer to a contains to `out`.
-pub fn encode_contains_reply(
-    e: &mut Encoder,
-    out: &mut Vec<u8>,
-    object_id: &ObjectId,
-    has_object: bool,
-) {
+pub fn encode_contains_reply(e: &mut Encoder, out: &mut Vec<u8>, object_id: &ObjectId, has_object: bool) {
     reply_about(e, out, types::CONTAINS_REPLY, object_id, |e| {
         e.add_unless_default(HAS_OBJECT, i32::from(has_object));
     });

@@ -119,35 +119,20 @@ pub fn decode(message_type: i64, body: &[u8]) -> Result<Request<'_>, WireError> 
         types::CREATE_REQUEST => Request::Create(create(body)?),
         types::CREATE_RETRY_REQUEST => {
             let table = Table::root("PlasmaCreateRetryRequest", body)?;
-            Request::CreateRetry {
-                object_id: ObjectId(table.id(OBJECT_ID)?),
-                request_id: table.u64(RETRY_REQUEST_ID)?,
-            }
+            Request::CreateRetry { object_id: ObjectId(table.id(OBJECT_ID)?), request_id: table.u64(RETRY_REQUEST_ID)? }
         }
-        types::ABORT_REQUEST => Request::Abort {
-            object_id: only_id("PlasmaAbortRequest", body)?,
-        },
-        types::SEAL_REQUEST => Request::Seal {
-            object_id: only_id("PlasmaSealRequest", body)?,
-        },
+        types::ABORT_REQUEST => Request::Abort { object_id: only_id("PlasmaAbortRequest", body)? },
+        types::SEAL_REQUEST => Request::Seal { object_id: only_id("PlasmaSealRequest", body)? },
         types::GET_REQUEST => {
             let table = Table::root("PlasmaGetRequest", body)?;
-            Request::Get {
-                object_ids: table.list(GET_OBJECT_IDS)?,
-                timeout_ms: table.i64(TIMEOUT_MS)?,
-            }
+            Request::Get { object_ids: table.list(GET_OBJECT_IDS)?, timeout_ms: table.i64(TIMEOUT_MS)? }
         }
         types::RELEASE_REQUEST => {
             let table = Table::root("PlasmaReleaseRequest", body)?;
-            Request::Release {
-                object_id: ObjectId(table.id(OBJECT_ID)?),
-                may_unmap: table.bool(MAY_UNMAP)?,
-            }
+            Request::Release { object_id: ObjectId(table.id(OBJECT_ID)?), may_unmap: table.bool(MAY_UNMAP)? }
         }
         types::DELETE_REQUEST => delete(body)?,
-        types::CONTAINS_REQUEST => Request::Contains {
-            object_id: only_id("PlasmaContainsRequest", body)?,
-        },
+        types::CONTAINS_REQUEST => Request::Contains { object_id: only_id("PlasmaContainsRequest", body)? },
         types::CONNECT_REQUEST => {
             Table::root("PlasmaConnectRequest", body)?;
             Request::Connect
@@ -156,13 +141,7 @@ pub fn decode(message_type: i64, body: &[u8]) -> Result<Request<'_>, WireError> 
             Table::root("PlasmaGetDebugStringRequest", body)?;
             Request::GetDebugString
         }
-        _ => {
-            return Err(WireError::UnexpectedType {
-                socket: Socket::Plasma,
-                message_type,
-                expected: "request",
-            })
-        }
+        _ => return Err(WireError::UnexpectedType { socket: Socket::Plasma, message_type, expected: "request" }),
     })
 }
 
@@ -196,11 +175,7 @@ fn create(body: &[u8]) -> Result<CreateRequest<'_>, WireError> {
 fn delete(body: &[u8]) -> Result<Request<'_>, WireError> {
     let table = Table::root("PlasmaDeleteRequest", body)?;
     let object_ids: List<'_, ObjectId> = table.list(DELETE_OBJECT_IDS)?;
-    super::reply::check_count(
-        "PlasmaDeleteRequest",
-        table.i32(DELETE_COUNT)?,
-        object_ids.len(),
-    )?;
+    super::reply::check_count("PlasmaDeleteRequest", table.i32(DELETE_COUNT)?, object_ids.len())?;
     Ok(Request::Delete { object_ids })
 }
 
@@ -238,31 +213,22 @@ impl Request<'_> {
                 e.end(table)
             }
             Self::Create(ref request) => write_create(e, request),
-            Self::CreateRetry {
-                object_id,
-                request_id,
-            } => with_id(e, &object_id, |e| {
-                e.add_unless_default(RETRY_REQUEST_ID, request_id)
-            }),
+            Self::CreateRetry { object_id, request_id } => {
+                with_id(e, &object_id, |e| e.add_unless_default(RETRY_REQUEST_ID, request_id))
+            }
             Self::Abort { object_id } | Self::Seal { object_id } | Self::Contains { object_id } => {
                 with_id(e, &object_id, |_| {})
             }
-            Self::Get {
-                object_ids,
-                timeout_ms,
-            } => {
+            Self::Get { object_ids, timeout_ms } => {
                 let object_ids = e.vector_of(object_ids, |e, id| e.string(id.as_bytes()));
                 let table = e.start();
                 e.add_unless_default(TIMEOUT_MS, timeout_ms);
                 e.add(GET_OBJECT_IDS, object_ids);
                 e.end(table)
             }
-            Self::Release {
-                object_id,
-                may_unmap,
-            } => with_id(e, &object_id, |e| {
-                e.add_unless_default(MAY_UNMAP, may_unmap)
-            }),
+            Self::Release { object_id, may_unmap } => {
+                with_id(e, &object_id, |e| e.add_unless_default(MAY_UNMAP, may_unmap))
+            }
             Self::Delete { object_ids } => {
                 let count = object_ids.len() as i32;
                 let object_ids = e.vector_of(object_ids, |e, id| e.string(id.as_bytes()));
@@ -276,11 +242,7 @@ impl Request<'_> {
 }
 
 /// A table of an object's id and whatever `rest` adds.
-pub(super) fn with_id(
-    e: &mut Encoder,
-    object_id: &ObjectId,
-    rest: impl FnOnce(&mut Encoder),
-) -> WIPOffset<Part> {
+pub(super) fn with_id(e: &mut Encoder, object_id: &ObjectId, rest: impl FnOnce(&mut Encoder)) -> WIPOffset<Part> {
     let object_id = e.string(object_id.as_bytes());
     let table = e.start();
     rest(e);

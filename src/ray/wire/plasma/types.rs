@@ -334,10 +334,6 @@ impl<'a> GetReply<'a> {
         self.store_fds
             .iter()
             .zip(self.unique_fd_ids.iter().zip(self.mmap_sizes_bytes.iter()))
-            .map(|(store_fd, (unique_fd_id, mmap_size_bytes))| Segment {
-                store_fd,
-                unique_fd_id,
-                mmap_size_bytes,
-            })
+            .map(|(store_fd, (unique_fd_id, mmap_size_bytes))| Segment { store_fd, unique_fd_id, mmap_size_bytes })
     }
 }

@@ -51,8 +51,8 @@ mod request;
 mod types;
 
 pub use reply::{
-    decode_reply, encode_announce_port_reply, encode_disconnect_reply, encode_register_reply,
-    encode_wait_reply, RegisterReply, Reply, WaitReply,
+    decode_reply, encode_announce_port_reply, encode_disconnect_reply, encode_register_reply, encode_wait_reply,
+    RegisterReply, Reply, WaitReply,
 };
 pub use request::{decode, Request};
 pub use types::{message_type, Disconnect, ObjectRefs, OwnerAddress, PushError, RegisterClient};

@@ -66,9 +66,7 @@ pub fn decode_reply(message_type: i64, body: &[u8]) -> Result<Reply<'_>, WireErr
         }
         types::ANNOUNCE_WORKER_PORT_REPLY => {
             let table = Table::root("AnnounceWorkerPortReply", body)?;
-            Reply::AnnouncePort {
-                failure: failure(&table)?,
-            }
+            Reply::AnnouncePort { failure: failure(&table)? }
         }
         types::DISCONNECT_CLIENT_REPLY => {
             Table::root("DisconnectClientReply", body)?;
@@ -76,18 +74,9 @@ pub fn decode_reply(message_type: i64, body: &[u8]) -> Result<Reply<'_>, WireErr
         }
         types::WAIT_REPLY => {
             let table = Table::root("WaitReply", body)?;
-            Reply::Wait(WaitReply {
-                found: table.list(FOUND)?,
-                remaining: table.list(REMAINING)?,
-            })
+            Reply::Wait(WaitReply { found: table.list(FOUND)?, remaining: table.list(REMAINING)? })
         }
-        _ => {
-            return Err(WireError::UnexpectedType {
-                socket: Socket::Raylet,
-                message_type,
-                expected: "reply",
-            })
-        }
+        _ => return Err(WireError::UnexpectedType { socket: Socket::Raylet, message_type, expected: "reply" }),
     })
 }
 

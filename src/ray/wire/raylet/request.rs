@@ -3,9 +3,7 @@
 use flatbuffers::WIPOffset;
 use raylet_shard::ids::{JobId, ObjectId, TaskId, WorkerId};
 
-use super::types::{
-    message_type as types, Disconnect, ObjectRefs, OwnerAddress, PushError, RegisterClient,
-};
+use super::types::{message_type as types, Disconnect, ObjectRefs, OwnerAddress, PushError, RegisterClient};
 use crate::ray::wire::build::{Encoder, Part};
 use crate::ray::wire::table::{Field, Table};
 use crate::ray::wire::{List, Socket, WireError};
@@ -124,10 +122,7 @@ pub fn decode(message_type: i64, body: &[u8]) -> Result<Request<'_>, WireError> 
         types::REGISTER_CLIENT_REQUEST => Request::RegisterClient(register_client(body)?),
         types::ANNOUNCE_WORKER_PORT => {
             let table = Table::root("AnnounceWorkerPort", body)?;
-            Request::AnnouncePort {
-                port: table.i32(ANNOUNCED_PORT)?,
-                entrypoint: table.bytes(ENTRYPOINT)?,
-            }
+            Request::AnnouncePort { port: table.i32(ANNOUNCED_PORT)?, entrypoint: table.bytes(ENTRYPOINT)? }
         }
         types::DISCONNECT_CLIENT_REQUEST => {
             let table = Table::root("DisconnectClientRequest", body)?;
@@ -139,16 +134,11 @@ pub fn decode(message_type: i64, body: &[u8]) -> Result<Request<'_>, WireError> 
         }
         types::ASYNC_GET_OBJECTS_REQUEST => {
             let (table, refs) = with_refs("AsyncGetObjectsRequest", body)?;
-            Request::AsyncGet {
-                refs,
-                request_id: table.i64(GET_REQUEST_ID)?,
-            }
+            Request::AsyncGet { refs, request_id: table.i64(GET_REQUEST_ID)? }
         }
         types::CANCEL_GET_REQUEST => {
             let table = Table::root("CancelGetRequest", body)?;
-            Request::CancelGet {
-                request_id: table.i64(CANCEL_REQUEST_ID)?,
-            }
+            Request::CancelGet { request_id: table.i64(CANCEL_REQUEST_ID)? }
         }
         types::NOTIFY_WORKER_BLOCKED => {
             Table::root("NotifyWorkerBlocked", body)?;
@@ -160,11 +150,7 @@ pub fn decode(message_type: i64, body: &[u8]) -> Result<Request<'_>, WireError> 
         }
         types::WAIT_REQUEST => {
             let (table, refs) = with_refs("WaitRequest", body)?;
-            Request::Wait {
-                refs,
-                num_required: table.i32(NUM_REQUIRED)?,
-                timeout_ms: table.i64(TIMEOUT)?,
-            }
+            Request::Wait { refs, num_required: table.i32(NUM_REQUIRED)?, timeout_ms: table.i64(TIMEOUT)? }
         }
         types::WAIT_FOR_ACTOR_CALL_ARGS_REQUEST => {
             let (table, refs) = with_refs("WaitForActorCallArgsRequest", body)?;
@@ -185,10 +171,7 @@ pub fn decode(message_type: i64, body: &[u8]) -> Result<Request<'_>, WireError> 
         }
         types::FREE_OBJECTS_REQUEST => {
             let table = Table::root("FreeObjectsRequest", body)?;
-            Request::FreeObjects {
-                local_only: table.bool(LOCAL_ONLY)?,
-                object_ids: table.list(FREED_OBJECT_IDS)?,
-            }
+            Request::FreeObjects { local_only: table.bool(LOCAL_ONLY)?, object_ids: table.list(FREED_OBJECT_IDS)? }
         }
         types::SUBSCRIBE_PLASMA_READY => {
             let table = Table::root("SubscribePlasmaReady", body)?;
@@ -197,13 +180,7 @@ pub fn decode(message_type: i64, body: &[u8]) -> Result<Request<'_>, WireError> 
                 owner: OwnerAddress::from_table(&table.table(SUBSCRIBED_OWNER, "Address")?)?,
             }
         }
-        _ => {
-            return Err(WireError::UnexpectedType {
-                socket: Socket::Raylet,
-                message_type,
-                expected: "request",
-            })
-        }
+        _ => return Err(WireError::UnexpectedType { socket: Socket::Raylet, message_type, expected: "request" }),
     })
 }
 
@@ -222,10 +199,7 @@ fn register_client(body: &[u8]) -> Result<RegisterClient<'_>, WireError> {
     })
 }
 
-fn with_refs<'a>(
-    name: &'static str,
-    body: &'a [u8],
-) -> Result<(Table<'a>, ObjectRefs<'a>), WireError> {
+fn with_refs<'a>(name: &'static str, body: &'a [u8]) -> Result<(Table<'a>, ObjectRefs<'a>), WireError> {
     let table = Table::root(name, body)?;
     let refs = ObjectRefs::from_table(name, &table)?;
     Ok((table, refs))
@@ -286,30 +260,19 @@ impl Request<'_> {
                 }
                 e.end(table)
             }
-            Self::AsyncGet {
-                ref refs,
-                request_id,
-            } => with_written_refs(e, refs, |e| {
-                e.add_unless_default(GET_REQUEST_ID, request_id)
-            }),
+            Self::AsyncGet { ref refs, request_id } => {
+                with_written_refs(e, refs, |e| e.add_unless_default(GET_REQUEST_ID, request_id))
+            }
             Self::CancelGet { request_id } => {
                 let table = e.start();
                 e.add_unless_default(CANCEL_REQUEST_ID, request_id);
                 e.end(table)
             }
-            Self::Wait {
-                ref refs,
-                num_required,
-                timeout_ms,
-            } => with_written_refs(e, refs, |e| {
+            Self::Wait { ref refs, num_required, timeout_ms } => with_written_refs(e, refs, |e| {
                 e.add_unless_default(TIMEOUT, timeout_ms);
                 e.add_unless_default(NUM_REQUIRED, num_required);
             }),
-            Self::WaitForActorCallArgs {
-                ref refs,
-                task_id,
-                attempt_number,
-            } => {
+            Self::WaitForActorCallArgs { ref refs, task_id, attempt_number } => {
                 let task_id = e.string(task_id.as_bytes());
                 with_written_refs(e, refs, |e| {
                     e.add(WAITING_TASK_ID, task_id);
@@ -327,20 +290,14 @@ impl Request<'_> {
                 e.add(ERROR_JOB_ID, job_id);
                 e.end(table)
             }
-            Self::FreeObjects {
-                local_only,
-                object_ids,
-            } => {
+            Self::FreeObjects { local_only, object_ids } => {
                 let object_ids = e.vector_of(object_ids, |e, id| e.string(id.as_bytes()));
                 let table = e.start();
                 e.add(FREED_OBJECT_IDS, object_ids);
                 e.add_unless_default(LOCAL_ONLY, local_only);
                 e.end(table)
             }
-            Self::SubscribePlasmaReady {
-                object_id,
-                ref owner,
-            } => {
+            Self::SubscribePlasmaReady { object_id, ref owner } => {
                 let object_id = e.string(object_id.as_bytes());
                 let owner = write_owner(e, owner);
                 let table = e.start();
@@ -383,11 +340,7 @@ fn write_owner(e: &mut Encoder, owner: &OwnerAddress<'_>) -> WIPOffset<Part> {
 }
 
 /// A table of objects, their owners and whatever `rest` adds.
-fn with_written_refs(
-    e: &mut Encoder,
-    refs: &ObjectRefs<'_>,
-    rest: impl FnOnce(&mut Encoder),
-) -> WIPOffset<Part> {
+fn with_written_refs(e: &mut Encoder, refs: &ObjectRefs<'_>, rest: impl FnOnce(&mut Encoder)) -> WIPOffset<Part> {
     let owners = e.vector_of(refs.owners, |e, owner| write_owner(e, &owner));
     let object_ids = e.vector_of(refs.object_ids, |e, id| e.string(id.as_bytes()));
     let table = e.start();

@@ -10,10 +10,7 @@ impl World {
         let id = object_id(shard, self.rng.below(self.ids));
         let slot = self.rng.below(self.clients.len() as u64) as usize;
         let client = self.clients[slot];
-        let known = self.models[usize::from(shard)]
-            .objects
-            .get(&id)
-            .map(|o| (o.sealed, o.creator));
+        let known = self.models[usize::from(shard)].objects.get(&id).map(|o| (o.sealed, o.creator));
         let dice = self.rng.below(1000);
         match known {
             // Now and then something that makes no sense.
@@ -42,12 +39,7 @@ impl World {
         self.models[usize::from(shard)].check_object(&id)
     }
 
-    fn any_request(
-        &mut self,
-        shard: ShardId,
-        client: ClientId,
-        id: ObjectId,
-    ) -> Result<(), String> {
+    fn any_request(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
         match self.rng.below(10) {
             0 => self.create(shard, client, id),
             1 => self.seal(shard, client, id),
@@ -76,18 +68,9 @@ impl World {
 
     fn create(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
         let (data_bytes, metadata_bytes) = (self.size_bytes(), self.rng.below(200));
-        let (mutable, immediate, token) =
-            (self.rng.permille(20), self.rng.permille(100), self.token());
+        let (mutable, immediate, token) = (self.rng.permille(20), self.rng.permille(100), self.token());
         let asked_ns = self.now;
-        let create = Create {
-            client,
-            id,
-            data_bytes,
-            metadata_bytes,
-            mutable,
-            immediate,
-            asked_ns,
-        };
+        let create = Create { client, id, data_bytes, metadata_bytes, mutable, immediate, asked_ns };
         self.model(shard).creates.insert(token, create);
         let event = StoreEvent::Create {
             client,
@@ -103,16 +86,9 @@ impl World {
         self.shard_event(shard, event)
     }
 
-    fn cancel_create(
-        &mut self,
-        shard: ShardId,
-        client: ClientId,
-        id: ObjectId,
-    ) -> Result<(), String> {
+    fn cancel_create(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
         let model = self.model(shard);
-        model
-            .creates
-            .retain(|_, c| (c.client, c.id) != (client, id));
+        model.creates.retain(|_, c| (c.client, c.id) != (client, id));
         self.shard_event(shard, StoreEvent::CancelCreate { client, id })
     }
 
@@ -127,12 +103,7 @@ impl World {
     }
 
     /// Sends a request whose one answer is known beforehand.
-    fn exactly(
-        &mut self,
-        shard: ShardId,
-        event: StoreEvent,
-        answer: StoreEffect,
-    ) -> Result<(), String> {
+    fn exactly(&mut self, shard: ShardId, event: StoreEvent, answer: StoreEffect) -> Result<(), String> {
         self.expected = Some(answer);
         self.shard_event(shard, event)?;
         match self.expected.take() {
@@ -149,74 +120,31 @@ impl World {
             }
         }
         let event = StoreEvent::Seal { client, token, id };
-        self.exactly(
-            shard,
-            event,
-            StoreEffect::Sealed {
-                client,
-                token,
-                id,
-                result,
-            },
-        )
+        self.exactly(shard, event, StoreEffect::Sealed { client, token, id, result })
     }
 
-    pub(super) fn abort(
-        &mut self,
-        shard: ShardId,
-        client: ClientId,
-        id: ObjectId,
-    ) -> Result<(), String> {
+    pub(super) fn abort(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
         let (token, result) = (self.token(), self.verdict(shard, client, &id));
         if result.is_ok() {
             self.models[usize::from(shard)].abort(&id, &mut self.memory)?;
         }
         let event = StoreEvent::Abort { client, token, id };
-        self.exactly(
-            shard,
-            event,
-            StoreEffect::Aborted {
-                client,
-                token,
-                id,
-                result,
-            },
-        )
+        self.exactly(shard, event, StoreEffect::Aborted { client, token, id, result })
     }
 
     fn get(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
         let (token, wait) = (self.token(), self.rng.permille(500));
-        self.model(shard)
-            .gets
-            .entry(id)
-            .or_default()
-            .push((client, token));
-        self.shard_event(
-            shard,
-            StoreEvent::Get {
-                client,
-                token,
-                id,
-                wait,
-            },
-        )
+        self.model(shard).gets.entry(id).or_default().push((client, token));
+        self.shard_event(shard, StoreEvent::Get { client, token, id, wait })
     }
 
-    fn watch_or_cancel(
-        &mut self,
-        shard: ShardId,
-        client: ClientId,
-        id: ObjectId,
-    ) -> Result<(), String> {
+    fn watch_or_cancel(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
         if self.rng.permille(500) {
             let token = self.token();
             self.model(shard).watches.entry(id).or_default().push(token);
             return self.shard_event(shard, StoreEvent::Watch { token, id });
         }
-        let waits = self.models[usize::from(shard)]
-            .gets
-            .get(&id)
-            .and_then(|gets| gets.first().copied());
+        let waits = self.models[usize::from(shard)].gets.get(&id).and_then(|gets| gets.first().copied());
         if let Some((client, token)) = waits {
             let model = self.model(shard);
             let gets = model.gets.entry(id).or_default();
@@ -226,10 +154,7 @@ impl World {
             }
             return self.shard_event(shard, StoreEvent::CancelGet { client, token, id });
         }
-        let watch = self.models[usize::from(shard)]
-            .watches
-            .get(&id)
-            .and_then(|tokens| tokens.first().copied());
+        let watch = self.models[usize::from(shard)].watches.get(&id).and_then(|tokens| tokens.first().copied());
         match watch {
             Some(token) => {
                 self.model(shard).forget_watch(&id, token);
@@ -242,29 +167,12 @@ impl World {
     fn contains(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
         let (token, has) = (self.token(), self.models[usize::from(shard)].sealed(&id));
         let event = StoreEvent::Contains { client, token, id };
-        self.exactly(
-            shard,
-            event,
-            StoreEffect::Contained {
-                client,
-                token,
-                id,
-                has,
-            },
-        )
+        self.exactly(shard, event, StoreEffect::Contained { client, token, id, has })
     }
 
     /// A client that uses the object gives it back, or one that does not tries to.
-    fn release_any(
-        &mut self,
-        shard: ShardId,
-        client: ClientId,
-        id: ObjectId,
-    ) -> Result<(), String> {
-        let holder = self.models[usize::from(shard)]
-            .objects
-            .get(&id)
-            .and_then(|o| o.refs.first().copied());
+    fn release_any(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
+        let holder = self.models[usize::from(shard)].objects.get(&id).and_then(|o| o.refs.first().copied());
         self.release(shard, holder.unwrap_or(client), id)
     }
 
@@ -289,27 +197,14 @@ impl World {
             }
         };
         let event = StoreEvent::Delete { client, token, id };
-        self.exactly(
-            shard,
-            event,
-            StoreEffect::Deleted {
-                client,
-                token,
-                id,
-                result,
-            },
-        )
+        self.exactly(shard, event, StoreEffect::Deleted { client, token, id, result })
     }
 
     fn pin(&mut self, shard: ShardId, id: ObjectId) -> Result<(), String> {
         let token = self.token();
         let object = self.model(shard).objects.get_mut(&id).filter(|o| o.sealed);
         let ok = object.map(|o| o.pinned = true).is_some();
-        self.exactly(
-            shard,
-            StoreEvent::Pin { token, id },
-            StoreEffect::Pinned { token, id, ok },
-        )
+        self.exactly(shard, StoreEvent::Pin { token, id }, StoreEffect::Pinned { token, id, ok })
     }
 
     fn unpin(&mut self, shard: ShardId, id: ObjectId) -> Result<(), String> {
@@ -344,12 +239,7 @@ impl World {
                 !gets.is_empty()
             });
             let of_client = |o: &Object| !o.sealed && o.creator == client;
-            let unsealed: Vec<_> = model
-                .objects
-                .iter()
-                .filter(|(_, o)| of_client(o))
-                .map(|(id, _)| *id)
-                .collect();
+            let unsealed: Vec<_> = model.objects.iter().filter(|(_, o)| of_client(o)).map(|(id, _)| *id).collect();
             for id in unsealed {
                 model.abort(&id, &mut self.memory)?;
             }
@@ -358,10 +248,7 @@ impl World {
             }
             self.shard_event(shard, StoreEvent::ClientGone { client })?;
             let model = &self.models[usize::from(shard)];
-            model
-                .objects
-                .keys()
-                .try_for_each(|id| model.check_object(id))?;
+            model.objects.keys().try_for_each(|id| model.check_object(id))?;
         }
         Ok(())
     }
@@ -378,13 +265,6 @@ impl World {
             model.files.push(file);
             self.next_file += 1;
         }
-        self.shard_event(
-            shard,
-            StoreEvent::FallbackReady {
-                id,
-                token,
-                segment: made.then_some(file),
-            },
-        )
+        self.shard_event(shard, StoreEvent::FallbackReady { id, token, segment: made.then_some(file) })
     }
 }
