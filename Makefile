@@ -37,8 +37,9 @@ lint: setup ## formatting and clippy, warnings as errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
-test-rust: setup ## tests of the crates, simulators included
+test-rust: setup ## tests of the crates, and 10 million steps of the simulators
 	$(CARGO) test --locked --workspace
+	$(CARGO) test --locked --release -p raylet-shard --test sim_store --test sim_sched -- --nocapture
 
 test-ray: attach ## the end-to-end suite on raylet-uring
 	RAYLET_UNDER_TEST=ours $(PY) -m pytest tests/ray $(PYTEST)

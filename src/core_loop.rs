@@ -15,7 +15,7 @@ use glommio::channels::local_channel::LocalSender;
 use raylet_shard::ids::{ClientId, NowNs, ObjectId, ShardId, Token, WorkerId};
 use raylet_shard::sched::{SchedEffect, SchedEvent, Scheduler};
 use raylet_shard::store::{BankEffect, BankEvent, NodeMemory, ObjectSource, Store, StoreEffect, StoreEvent};
-use raylet_tuning::Segment;
+use raylet_tuning::{Segment, Warmer};
 
 use crate::bridge::{shard_of_object, CoreReport, Load, Requester, SchedReport, Socket, ToControl, ToCore};
 use crate::deps::LeaseDeps;
@@ -64,8 +64,38 @@ pub struct CoreParts {
     pub to_control: flume::Sender<ToControl>,
     /// To each other core, by shard; the one to itself is never used.
     pub peers: Vec<LocalSender<PeerMessage>>,
+    /// The helper that touches memory ahead of demand.
+    pub warm: Option<WarmReserve>,
     /// Latencies of this core's operations.
     pub recorder: Recorder,
+}
+
+/// Memory that is touched ahead of demand: always the part that the bank hands out next. Shard 0, which has the bank, sees to it.
+pub struct WarmReserve {
+    warmer: Arc<Warmer>,
+    reserve_bytes: u64,
+    /// Where each segment's untouched part began when the helper was last told.
+    told: RefCell<Vec<u64>>,
+}
+
+impl WarmReserve {
+    /// `reserve_bytes` of the memory that is handed out next are kept touched.
+    pub fn new(warmer: Arc<Warmer>, reserve_bytes: u64) -> Self {
+        Self { warmer, reserve_bytes, told: RefCell::default() }
+    }
+
+    fn follow(&self, memory: &NodeMemory) {
+        let layout = memory.bank().layout();
+        let mut told = self.told.borrow_mut();
+        told.resize(layout.segments().len(), 0);
+        for (index, segment) in layout.segments().iter().enumerate() {
+            let (first, count) = memory.bank().fresh_spans(index as u32);
+            let start = u64::from(first.saturating_sub(segment.first)) * layout.span_bytes();
+            if count > 0 && start > told[index] && self.warmer.wanted(index, start..start + self.reserve_bytes) {
+                told[index] = start;
+            }
+        }
+    }
 }
 
 /// A core while it runs.
@@ -77,6 +107,7 @@ pub struct Core {
     segments: Arc<[Arc<Segment>]>,
     to_control: flume::Sender<ToControl>,
     peers: Vec<LocalSender<PeerMessage>>,
+    warm: Option<WarmReserve>,
     state: RefCell<State>,
     deps: RefCell<LeaseDeps>,
     /// Connections to the plasma socket.
@@ -143,6 +174,7 @@ impl Core {
             segments: parts.segments,
             to_control: parts.to_control,
             peers: parts.peers,
+            warm: parts.warm,
             state: RefCell::new(State {
                 memory: parts.memory,
                 sched: parts.sched,
@@ -391,6 +423,9 @@ impl Core {
                 (state.memory.next_deadline().is_some_and(|at| at <= now), state.sched.wants_tick())
             };
             self.ticks.set(self.ticks.get() + 1);
+            if let (Some(warm), Memory::Home(memory)) = (&self.warm, &self.state.borrow().memory) {
+                warm.follow(memory);
+            }
             if store {
                 self.run(Work::Store(StoreEvent::Tick));
                 if self.shard == 0 {

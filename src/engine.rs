@@ -16,7 +16,7 @@ use raylet_shard::store::{BankConfig, Layout, NodeMemory, SegmentSpec, SpanBank,
 use raylet_tuning::{CoreChoice, PageChoice, Segment, SegmentRequest, Topology, Warmer};
 
 use crate::bridge::{ToControl, ToCore};
-use crate::core_loop::{Core, CoreParts, Memory, PeerMessage};
+use crate::core_loop::{Core, CoreParts, Memory, PeerMessage, WarmReserve};
 use crate::observe::histogram::Recorder;
 
 /// Messages between two cores that may be on their way; more wait in the sender's memory, bounded by its connections.
@@ -105,7 +105,9 @@ pub struct Engine {
     pub segments: Vec<Arc<Segment>>,
     /// Bytes that objects can take.
     pub capacity_bytes: u64,
-    warmer: Option<Warmer>,
+    /// Creates of one shard that may wait for memory.
+    pub max_queued_creates: u64,
+    warmer: Option<Arc<Warmer>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -124,7 +126,8 @@ impl Engine {
         let warmer = (settings.warm_reserve_bytes > 0)
             .then(|| Warmer::start(segments.clone(), settings.warm_reserve_bytes))
             .transpose()
-            .map_err(EngineError::Warmer)?;
+            .map_err(EngineError::Warmer)?
+            .map(Arc::new);
         let (to_control, from_cores) = flume::unbounded();
         let mesh = (shards > 1).then(|| MeshBuilder::full(cores.len(), PEER_CHANNEL));
         let started = Instant::now();
@@ -133,8 +136,9 @@ impl Engine {
             from_cores,
             placed: cores.iter().map(|core| pinned.then_some(*core)).collect(),
             capacity_bytes: layout.capacity_bytes(),
+            max_queued_creates: store_config(settings, &layout, shards).max_queued_creates as u64,
             segments: segments.clone(),
-            warmer,
+            warmer: warmer.clone(),
             threads: Vec::new(),
         };
         let home: Vec<u32> = cores.iter().map(|core| home_segment(&topology, &segments, *core)).collect();
@@ -151,6 +155,7 @@ impl Engine {
                 home: home.clone(),
                 sched: (settings.scheds)(shard as ShardId, shards, &settings.sched),
                 to_control: to_control.clone(),
+                warm: warmer.clone().map(|warmer| WarmReserve::new(warmer, settings.warm_reserve_bytes)),
                 inbox,
                 mesh: mesh.clone(),
                 ready: ready_sender,
@@ -189,7 +194,8 @@ impl Engine {
                 tracing::error!("the thread of a core panicked");
             }
         }
-        if let Some(warmer) = self.warmer {
+        // The cores are gone, so this is the last one who holds the helper.
+        if let Some(warmer) = self.warmer.and_then(Arc::into_inner) {
             warmer.stop();
         }
     }
@@ -250,6 +256,7 @@ struct CoreSeed {
     home: Vec<u32>,
     sched: SchedConfig,
     to_control: flume::Sender<ToControl>,
+    warm: Option<WarmReserve>,
     inbox: flume::Receiver<ToCore>,
     mesh: Option<FullMesh<PeerMessage>>,
     ready: flume::Sender<Result<(), String>>,
@@ -311,6 +318,7 @@ async fn core_main(seed: CoreSeed) -> Result<(), String> {
         memory,
         sched: Scheduler::new(seed.sched),
         to_control: seed.to_control,
+        warm: seed.warm,
         peers,
         recorder: Recorder::new(),
     });

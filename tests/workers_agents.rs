@@ -6,9 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use raylet_shard::ids::NodeId;
-use raylet_uring::ray::agents::{
-    Agent, AgentFailure, AgentManager, AgentPorts, AgentSettings, AgentState,
-};
+use raylet_uring::ray::agents::{Agent, AgentFailure, AgentManager, AgentPorts, AgentSettings, AgentState};
 use raylet_uring::workers::exit::ExitStatus;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -48,12 +46,7 @@ open(f"{out}/end_of_input", "w").close()
 fn command(dir: &Path, mode: &str, arguments: &[&str]) -> Vec<String> {
     let script = dir.join("agent.py");
     fs::write(&script, AGENT).unwrap();
-    let mut command = vec![
-        "python3".to_string(),
-        script.display().to_string(),
-        dir.display().to_string(),
-        mode.into(),
-    ];
+    let mut command = vec!["python3".to_string(), script.display().to_string(), dir.display().to_string(), mode.into()];
     command.extend(arguments.iter().map(|a| a.to_string()));
     command
 }
@@ -68,13 +61,7 @@ fn settings(dir: &Path, mode: &str) -> AgentSettings {
         dashboard_command: command(
             dir,
             mode,
-            &[
-                "--grpc-port=0",
-                "--metrics-export-port=0",
-                "--listen-port=0",
-                manager,
-                "dashboard",
-            ],
+            &["--grpc-port=0", "--metrics-export-port=0", "--listen-port=0", manager, "dashboard"],
         ),
         runtime_env_command: command(dir, "good", &["--runtime-env-agent-port=0", "runtime_env"]),
         pipe_health_check: true,
@@ -90,26 +77,15 @@ fn run(
     test: impl AsyncFnOnce(AgentManager, flume::Receiver<AgentFailure>, &Path),
 ) {
     let dir = tempfile::tempdir().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let mut settings = settings(dir.path(), mode);
         change(&mut settings);
         let (manager, failures) = AgentManager::new(settings).unwrap();
-        tokio::time::timeout(
-            PATIENCE,
-            test(manager.clone(), failures.clone(), dir.path()),
-        )
-        .await
-        .expect("in time");
+        tokio::time::timeout(PATIENCE, test(manager.clone(), failures.clone(), dir.path())).await.expect("in time");
         assert_eq!(manager.shutdown().await, 0);
         assert_eq!(manager.pids(), [None, None]);
-        assert!(
-            failures.is_empty(),
-            "an agent that was told to end has not failed"
-        );
+        assert!(failures.is_empty(), "an agent that was told to end has not failed");
     });
 }
 
@@ -120,20 +96,12 @@ fn ports_are_known_before_the_agents_run_and_are_the_ones_they_serve() {
         "good",
         async |manager, _, dir| {
             let ports = manager.ports();
-            let all = [
-                ports.metrics_agent,
-                ports.metrics_export,
-                ports.dashboard_listen,
-                ports.runtime_env,
-            ];
+            let all = [ports.metrics_agent, ports.metrics_export, ports.dashboard_listen, ports.runtime_env];
             assert!(all.iter().all(|port| *port > 0), "{ports:?}");
             assert_eq!(manager.pids(), [None, None]);
             let begun = Instant::now();
             manager.start(1234).unwrap();
-            assert!(
-                begun.elapsed() < Duration::from_millis(500),
-                "start does not wait for the agents"
-            );
+            assert!(begun.elapsed() < Duration::from_millis(500), "start does not wait for the agents");
             for agent in Agent::ALL {
                 assert_eq!(manager.settled(agent).await, AgentState::Ready);
             }
@@ -154,16 +122,56 @@ fn ports_are_known_before_the_agents_run_and_are_the_ones_they_serve() {
 }
 
 #[test]
+fn agents_held_back_start_when_told_wanted_or_after_a_while() {
+    run(
+        |_| (),
+        "good",
+        async |manager, _, _| {
+            let (go, gone) = tokio::sync::oneshot::channel::<()>();
+            manager.start_when(1, async move { gone.await.unwrap() });
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            assert_eq!(manager.pids(), [None, None]);
+            go.send(()).unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert!(manager.pids().iter().all(Option::is_some));
+        },
+    );
+    run(
+        |_| (),
+        "good",
+        async |manager, _, _| {
+            let begun = Instant::now();
+            manager.start_when(1, std::future::pending());
+            assert_eq!(manager.settled(Agent::RuntimeEnv).await, AgentState::Ready);
+            assert!(begun.elapsed() < Duration::from_millis(1900), "someone waited");
+        },
+    );
+    run(
+        |_| (),
+        "good",
+        async |manager, _, _| {
+            let begun = Instant::now();
+            manager.start_when(1, std::future::pending());
+            while manager.pids() == [None, None] {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            assert!(begun.elapsed() >= Duration::from_millis(1900));
+        },
+    );
+    let missing = |settings: &mut AgentSettings| settings.runtime_env_command[0] = "/no/such/python".into();
+    run(missing, "good", async |manager, failures, _| {
+        manager.start_when(1, async {});
+        let failure = failures.recv_async().await.unwrap();
+        assert_eq!((failure.agent, failure.status), (Agent::RuntimeEnv, None));
+        assert!(failure.details.contains("/no/such/python"), "{}", failure.details);
+    });
+}
+
+#[test]
 fn an_agent_that_ends_fails_the_node() {
     for (mode, status) in [
         ("crash", ExitStatus::Code(3)),
-        (
-            "late crash",
-            ExitStatus::Signal {
-                signal: libc::SIGKILL,
-                core_dumped: false,
-            },
-        ),
+        ("late crash", ExitStatus::Signal { signal: libc::SIGKILL, core_dumped: false }),
     ] {
         run(
             |_| (),
@@ -171,19 +179,9 @@ fn an_agent_that_ends_fails_the_node() {
             async |manager, failures, _| {
                 manager.start(1).unwrap();
                 let failure = failures.recv_async().await.unwrap();
-                assert_eq!(
-                    (failure.agent, failure.status),
-                    (Agent::Dashboard, Some(status))
-                );
-                assert_eq!(
-                    failure.reason,
-                    "dashboard_agent failed and raylet fate-shares with it."
-                );
-                assert!(
-                    failure.details.contains("dashboard_agent.log"),
-                    "{}",
-                    failure.details
-                );
+                assert_eq!((failure.agent, failure.status), (Agent::Dashboard, Some(status)));
+                assert_eq!(failure.reason, "dashboard_agent failed and raylet fate-shares with it.");
+                assert!(failure.details.contains("dashboard_agent.log"), "{}", failure.details);
                 assert_eq!(manager.settled(Agent::Dashboard).await, AgentState::Failed);
                 assert_eq!(manager.settled(Agent::RuntimeEnv).await, AgentState::Ready);
                 assert_eq!(manager.pids()[0], None);
@@ -194,19 +192,12 @@ fn an_agent_that_ends_fails_the_node() {
 
 #[test]
 fn an_agent_that_announces_nothing_fails_the_node_in_time() {
-    let hurry =
-        |settings: &mut AgentSettings| settings.register_timeout = Duration::from_millis(700);
+    let hurry = |settings: &mut AgentSettings| settings.register_timeout = Duration::from_millis(700);
     run(hurry, "silent", async |manager, failures, _| {
         manager.start(1).unwrap();
         let failure = failures.recv_async().await.unwrap();
         assert_eq!((failure.agent, failure.status), (Agent::Dashboard, None));
-        assert!(
-            failure
-                .details
-                .contains("did not announce its ports within 700ms"),
-            "{}",
-            failure.details
-        );
+        assert!(failure.details.contains("did not announce its ports within 700ms"), "{}", failure.details);
     });
 }
 
@@ -236,12 +227,7 @@ fn without_commands_there_are_no_agents() {
         settings.runtime_env_command.clear();
     };
     run(none, "good", async |manager, _, _| {
-        let not_served = AgentPorts {
-            metrics_agent: -1,
-            metrics_export: -1,
-            dashboard_listen: -1,
-            runtime_env: -1,
-        };
+        let not_served = AgentPorts { metrics_agent: -1, metrics_export: -1, dashboard_listen: -1, runtime_env: -1 };
         assert_eq!(manager.ports(), not_served);
         manager.start(1).unwrap();
         assert_eq!(manager.settled(Agent::RuntimeEnv).await, AgentState::Absent);
@@ -251,24 +237,17 @@ fn without_commands_there_are_no_agents() {
 
 #[test]
 fn a_program_that_cannot_start_is_an_error() {
-    let missing =
-        |settings: &mut AgentSettings| settings.runtime_env_command[0] = "/no/such/python".into();
+    let missing = |settings: &mut AgentSettings| settings.runtime_env_command[0] = "/no/such/python".into();
     run(missing, "good", async |manager, _, _| {
         let error = manager.start(1).unwrap_err().to_string();
-        assert!(
-            error.contains("runtime_env_agent") && error.contains("/no/such/python"),
-            "{error}"
-        );
+        assert!(error.contains("runtime_env_agent") && error.contains("/no/such/python"), "{error}");
     });
 }
 
 #[test]
 fn an_agent_sees_the_end_of_the_node_as_the_end_of_its_input() {
     let dir = tempfile::tempdir().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let tasks = tokio::task::LocalSet::new();
     tasks.block_on(&runtime, async {
         let (manager, _failures) = AgentManager::new(settings(dir.path(), "good")).unwrap();

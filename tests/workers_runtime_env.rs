@@ -14,6 +14,7 @@ use raylet_shard::ids::{JobId, NodeId};
 use raylet_uring::ray::agents::{Agent, AgentManager, AgentSettings, AgentState};
 use raylet_uring::ray::proto;
 use raylet_uring::ray::runtime_env::{RuntimeEnvClient, RuntimeEnvError, RuntimeEnvSettings};
+use raylet_uring::workers::process::ProcessKey;
 use workers_support::{eventually, python};
 
 const NODE: NodeId = NodeId([0x7c; 28]);
@@ -68,18 +69,14 @@ fn agent_settings(dir: &Path) -> AgentSettings {
 fn client_settings(token: Option<&str>) -> RuntimeEnvSettings {
     RuntimeEnvSettings {
         node_ip: HERE,
-        authorization: token
-            .map(|token| HeaderValue::from_str(&format!("Bearer {token}")).unwrap()),
+        authorization: token.map(|token| HeaderValue::from_str(&format!("Bearer {token}")).unwrap()),
         register_timeout: Duration::from_secs(3),
         retry_interval: Duration::from_millis(300),
     }
 }
 
 fn info(serialized: &str) -> proto::RuntimeEnvInfo {
-    let config = proto::RuntimeEnvConfig {
-        setup_timeout_seconds: 600,
-        ..Default::default()
-    };
+    let config = proto::RuntimeEnvConfig { setup_timeout_seconds: 600, ..Default::default() };
     proto::RuntimeEnvInfo {
         serialized_runtime_env: serialized.into(),
         runtime_env_config: Some(config),
@@ -88,39 +85,21 @@ fn info(serialized: &str) -> proto::RuntimeEnvInfo {
 }
 
 fn control_thread(test: impl AsyncFnOnce()) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    let bounded = async {
-        tokio::time::timeout(Duration::from_secs(100), test())
-            .await
-            .expect("in time")
-    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let bounded = async { tokio::time::timeout(Duration::from_secs(100), test()).await.expect("in time") };
     tokio::task::LocalSet::new().block_on(&runtime, bounded);
 }
 
 /// Runs a test with a client of the fake agent in a mode.
-fn with_fake(
-    mode: &str,
-    token: Option<&str>,
-    test: impl AsyncFnOnce(RuntimeEnvClient, AgentManager, &Path),
-) {
+fn with_fake(mode: &str, token: Option<&str>, test: impl AsyncFnOnce(RuntimeEnvClient, AgentManager, &Path)) {
     let dir = tempfile::tempdir().unwrap();
     let script = dir.path().join("agent.py");
     fs::write(&script, FAKE_AGENT).unwrap();
     control_thread(async || {
         let mut settings = agent_settings(dir.path());
-        let arguments = [
-            "python3",
-            script.to_str().unwrap(),
-            dir.path().to_str().unwrap(),
-            mode,
-        ];
+        let arguments = ["python3", script.to_str().unwrap(), dir.path().to_str().unwrap(), mode];
         settings.runtime_env_command = arguments.map(String::from).to_vec();
-        settings
-            .runtime_env_command
-            .push("--runtime-env-agent-port=0".into());
+        settings.runtime_env_command.push("--runtime-env-agent-port=0".into());
         let (agents, _failures) = AgentManager::new(settings).unwrap();
         agents.start(1).unwrap();
         let client = RuntimeEnvClient::new(client_settings(token), agents.clone());
@@ -146,48 +125,48 @@ fn requests(dir: &Path) -> Vec<[String; 4]> {
 fn requests_say_what_the_agent_expects() {
     with_fake("good", Some(TOKEN), async |client, _, dir| {
         let env = r#"{"env_vars": {"A": "1"}}"#;
-        assert_eq!(
-            client.get_or_create(JOB, &info(env)).await.unwrap(),
-            r#"{"env_vars": {}}"#
-        );
+        assert_eq!(client.get_or_create(JOB, &info(env)).await.unwrap(), r#"{"env_vars": {}}"#);
         client.release(env);
         client.release("{}");
         client.release("");
         eventually("the reference is given back", || requests(dir).len() == 2).await;
         let requests = requests(dir);
         let token = format!("Bearer {TOKEN}");
-        for ([path, authorization, kind, _], expected) in requests.iter().zip([
-            "/get_or_create_runtime_env",
-            "/delete_runtime_env_if_possible",
-        ]) {
-            assert_eq!(
-                (path.as_str(), authorization, kind.as_str()),
-                (expected, &token, "application/octet-stream")
-            );
+        for ([path, authorization, kind, _], expected) in
+            requests.iter().zip(["/get_or_create_runtime_env", "/delete_runtime_env_if_possible"])
+        {
+            assert_eq!((path.as_str(), authorization, kind.as_str()), (expected, &token, "application/octet-stream"));
         }
         let bytes = |hex: &str| -> Vec<u8> {
-            (0..hex.len())
-                .step_by(2)
-                .map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap())
-                .collect()
+            (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect()
         };
         let create: proto::GetOrCreateRuntimeEnvRequest =
             prost::Message::decode(bytes(&requests[0][3]).as_slice()).unwrap();
         assert_eq!(create.serialized_runtime_env, env);
         assert_eq!(&create.job_id[..], b"01000000");
-        assert_eq!(
-            create.runtime_env_config.unwrap().setup_timeout_seconds,
-            600
-        );
+        assert_eq!(create.runtime_env_config.unwrap().setup_timeout_seconds, 600);
         let delete: proto::DeleteRuntimeEnvIfPossibleRequest =
             prost::Message::decode(bytes(&requests[1][3]).as_slice()).unwrap();
-        assert_eq!(
-            (
-                delete.serialized_runtime_env.as_str(),
-                delete.source_process.as_str()
-            ),
-            (env, "raylet")
-        );
+        assert_eq!((delete.serialized_runtime_env.as_str(), delete.source_process.as_str()), (env, "raylet"));
+    });
+}
+
+#[test]
+fn a_process_holds_its_environment_until_it_ends() {
+    with_fake("good", None, async |client, _, dir| {
+        let env = "{\"a\": 1}";
+        client.get_or_create(JOB, &info(env)).await.unwrap();
+        client.held_by(ProcessKey(4), env);
+        client.held_by(ProcessKey(5), "{}");
+        client.process_ended(ProcessKey(5));
+        client.process_ended(ProcessKey(6));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(requests(dir).len(), 1);
+        client.process_ended(ProcessKey(4));
+        client.process_ended(ProcessKey(4));
+        eventually("it is given back", || requests(dir).len() > 1).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(requests(dir).len(), 2);
     });
 }
 
@@ -195,10 +174,7 @@ fn requests_say_what_the_agent_expects() {
 fn an_agent_that_is_still_starting_is_waited_for() {
     with_fake("late", None, async |client, _, dir| {
         let begun = Instant::now();
-        client
-            .get_or_create(JOB, &info("{\"a\": 1}"))
-            .await
-            .unwrap();
+        client.get_or_create(JOB, &info("{\"a\": 1}")).await.unwrap();
         assert!(begun.elapsed() >= Duration::from_millis(900));
         assert_eq!(requests(dir).len(), 1, "asked once it listened");
         assert_eq!(requests(dir)[0][1], "None", "no token, no header");
@@ -208,14 +184,8 @@ fn an_agent_that_is_still_starting_is_waited_for() {
 #[test]
 fn an_agent_that_never_listens_is_given_up() {
     with_fake("absent", None, async |client, _, _| {
-        let error = client
-            .get_or_create(JOB, &info("{\"a\": 1}"))
-            .await
-            .unwrap_err();
-        assert!(
-            matches!(error, RuntimeEnvError::Unreachable { .. }),
-            "{error}"
-        );
+        let error = client.get_or_create(JOB, &info("{\"a\": 1}")).await.unwrap_err();
+        assert!(matches!(error, RuntimeEnvError::Unreachable { .. }), "{error}");
     });
 }
 
@@ -224,30 +194,19 @@ fn answers_that_are_no_context_are_told_apart() {
     for (mode, check) in [
         (
             "fails",
-            (|e| matches!(e, RuntimeEnvError::Failed(text) if text == "[Node x] no such package"))
-                as fn(&_) -> _,
+            (|e| matches!(e, RuntimeEnvError::Failed(text) if text == "[Node x] no such package")) as fn(&_) -> _,
         ),
         (
             "forbids",
             |e| matches!(e, RuntimeEnvError::Refused { status, text } if status.as_u16() == 403 && text.contains("Invalid")),
         ),
         ("babbles", |e| matches!(e, RuntimeEnvError::BadReply(_))),
-        (
-            "huge",
-            |e| matches!(e, RuntimeEnvError::BadReply(text) if text.contains("more than")),
-        ),
+        ("huge", |e| matches!(e, RuntimeEnvError::BadReply(text) if text.contains("more than"))),
     ] {
         with_fake(mode, None, async |client, _, dir| {
-            let error = client
-                .get_or_create(JOB, &info("{\"a\": 1}"))
-                .await
-                .unwrap_err();
+            let error = client.get_or_create(JOB, &info("{\"a\": 1}")).await.unwrap_err();
             assert!(check(&error), "{mode}: {error:?}");
-            assert_eq!(
-                requests(dir).len(),
-                1,
-                "{mode}: an agent that answered is not asked again"
-            );
+            assert_eq!(requests(dir).len(), 1, "{mode}: an agent that answered is not asked again");
         });
     }
 }
@@ -255,29 +214,15 @@ fn answers_that_are_no_context_are_told_apart() {
 #[test]
 fn an_agent_that_dies_ends_the_request() {
     with_fake("hangs up", None, async |client, _, dir| {
-        let error = client
-            .get_or_create(JOB, &info("{\"a\": 1}"))
-            .await
-            .unwrap_err();
-        assert!(
-            matches!(error, RuntimeEnvError::Unreachable { .. }),
-            "{error}"
-        );
-        assert!(
-            requests(dir).len() > 1,
-            "a connection that broke before an answer is tried again"
-        );
+        let error = client.get_or_create(JOB, &info("{\"a\": 1}")).await.unwrap_err();
+        assert!(matches!(error, RuntimeEnvError::Unreachable { .. }), "{error}");
+        assert!(requests(dir).len() > 1, "a connection that broke before an answer is tried again");
     });
     with_fake("absent", None, async |client, agents, _| {
-        let request = tokio::task::spawn_local(async move {
-            client.get_or_create(JOB, &info("{\"a\": 1}")).await
-        });
+        let request = tokio::task::spawn_local(async move { client.get_or_create(JOB, &info("{\"a\": 1}")).await });
         assert_eq!(agents.settled(Agent::RuntimeEnv).await, AgentState::Ready);
         let pid = agents.pids()[1].unwrap();
-        Command::new("kill")
-            .args(["-9", &pid.to_string()])
-            .status()
-            .unwrap();
+        Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
         let error = request.await.unwrap().unwrap_err();
         assert!(matches!(error, RuntimeEnvError::AgentFailed), "{error}");
     });
@@ -289,11 +234,7 @@ fn without_an_agent_the_user_is_told_what_to_install() {
     control_thread(async || {
         let (agents, _failures) = AgentManager::new(agent_settings(dir.path())).unwrap();
         let client = RuntimeEnvClient::new(client_settings(None), agents);
-        let error = client
-            .get_or_create(JOB, &info("{\"a\": 1}"))
-            .await
-            .unwrap_err()
-            .to_string();
+        let error = client.get_or_create(JOB, &info("{\"a\": 1}")).await.unwrap_err().to_string();
         assert!(error.contains("ray[default]"), "{error}");
     });
 }
@@ -303,10 +244,7 @@ fn a_job_holds_the_environment_that_it_asked_for_ahead() {
     with_fake("good", None, async |client, _, dir| {
         let mut eager = info("{\"eager\": 1}");
         eager.runtime_env_config.as_mut().unwrap().eager_install = true;
-        let config = |info| proto::JobConfig {
-            runtime_env_info: Some(info),
-            ..Default::default()
-        };
+        let config = |info| proto::JobConfig { runtime_env_info: Some(info), ..Default::default() };
         client.job_started(JobId([9; 4]), &config(info("{\"lazy\": 1}")));
         client.job_started(JOB, &config(eager.clone()));
         client.job_started(JOB, &config(eager));
@@ -319,29 +257,15 @@ fn a_job_holds_the_environment_that_it_asked_for_ahead() {
         eventually("it is given back", || requests(dir).len() > 1).await;
         tokio::time::sleep(Duration::from_millis(200)).await;
         let paths: Vec<_> = requests(dir).into_iter().map(|[path, ..]| path).collect();
-        assert_eq!(
-            paths,
-            [
-                "/get_or_create_runtime_env",
-                "/delete_runtime_env_if_possible"
-            ]
-        );
+        assert_eq!(paths, ["/get_or_create_runtime_env", "/delete_runtime_env_if_possible"]);
     });
 }
 
 /// Where the `ray` package of that Python lies.
 fn ray_dir() -> PathBuf {
-    let find =
-        "import importlib.util as u; print(u.find_spec('ray').submodule_search_locations[0])";
-    let output = Command::new(python())
-        .args(["-c", find])
-        .output()
-        .expect("Python runs");
-    assert!(
-        output.status.success(),
-        "Ray is not installed there: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let find = "import importlib.util as u; print(u.find_spec('ray').submodule_search_locations[0])";
+    let output = Command::new(python()).args(["-c", find]).output().expect("Python runs");
+    assert!(output.status.success(), "Ray is not installed there: {}", String::from_utf8_lossy(&output.stderr));
     PathBuf::from(String::from_utf8(output.stdout).expect("a path").trim())
 }
 
@@ -356,11 +280,7 @@ impl Gcs {
     fn start(dir: &Path) -> Self {
         let program = ray_dir().join("core/src/ray/gcs/gcs_server");
         let process = Command::new(program)
-            .args([
-                "--gcs_server_port=0",
-                "--node-ip-address=127.0.0.1",
-                "--metrics-agent-port=-1",
-            ])
+            .args(["--gcs_server_port=0", "--node-ip-address=127.0.0.1", "--metrics-agent-port=-1"])
             .arg(format!("--session-dir={}", dir.display()))
             .arg(format!("--log_dir={}", dir.display()))
             .arg(format!("--node-id={NODE}"))
@@ -382,26 +302,11 @@ impl Gcs {
         };
         let address = format!("127.0.0.1:{port}");
         let ask = "import sys; from ray._raylet import GcsClient; print(GcsClient(sys.argv[1]).cluster_id.hex())";
-        let answer = Command::new(python())
-            .args(["-c", ask, &address])
-            .envs(TOKEN_SETTINGS)
-            .output()
-            .expect("Python runs");
-        let cluster_id = String::from_utf8(answer.stdout)
-            .expect("text")
-            .trim()
-            .to_string();
-        assert_eq!(
-            cluster_id.len(),
-            56,
-            "{}",
-            String::from_utf8_lossy(&answer.stderr)
-        );
-        Self {
-            process,
-            address,
-            cluster_id,
-        }
+        let answer =
+            Command::new(python()).args(["-c", ask, &address]).envs(TOKEN_SETTINGS).output().expect("Python runs");
+        let cluster_id = String::from_utf8(answer.stdout).expect("text").trim().to_string();
+        assert_eq!(cluster_id.len(), 56, "{}", String::from_utf8_lossy(&answer.stderr));
+        Self { process, address, cluster_id }
     }
 }
 
@@ -443,10 +348,8 @@ fn rays_own_agents_take_the_ports_they_are_given_and_build_environments() {
     let path = |name: &str| -> PathBuf { dir.path().join(name) };
     control_thread(async || {
         let mut settings = agent_settings(dir.path());
-        let sockets = [
-            format!("--object-store-name={}", path("s").display()),
-            format!("--raylet-name={}", path("r").display()),
-        ];
+        let sockets =
+            [format!("--object-store-name={}", path("s").display()), format!("--raylet-name={}", path("r").display())];
         let mut own: Vec<String> = [
             "--metrics-export-port=0",
             "--grpc-port=0",
@@ -458,12 +361,8 @@ fn rays_own_agents_take_the_ports_they_are_given_and_build_environments() {
         .into();
         own.extend(sockets);
         settings.dashboard_command = ray_agent(dir.path(), &gcs, "dashboard/agent.py", &own);
-        let own = [
-            "--runtime-env-agent-port=0".to_string(),
-            format!("--runtime-env-dir={}", path("env").display()),
-        ];
-        settings.runtime_env_command =
-            ray_agent(dir.path(), &gcs, "_private/runtime_env/agent/main.py", &own);
+        let own = ["--runtime-env-agent-port=0".to_string(), format!("--runtime-env-dir={}", path("env").display())];
+        settings.runtime_env_command = ray_agent(dir.path(), &gcs, "_private/runtime_env/agent/main.py", &own);
         let (agents, failures) = AgentManager::new(settings).unwrap();
         let planned = agents.ports();
         agents.start(12345).unwrap();
@@ -477,37 +376,19 @@ fn rays_own_agents_take_the_ports_they_are_given_and_build_environments() {
         assert_eq!(context["env_vars"]["COLOUR"], "blue");
         client.release(env);
 
-        let bad = client
-            .get_or_create(
-                JOB,
-                &info(r#"{"working_dir": "gcs://no_such_package.zip"}"#),
-            )
-            .await;
-        assert!(
-            matches!(&bad, Err(RuntimeEnvError::Failed(text)) if text.contains("no_such_package")),
-            "{bad:?}"
-        );
+        let bad = client.get_or_create(JOB, &info(r#"{"working_dir": "gcs://no_such_package.zip"}"#)).await;
+        assert!(matches!(&bad, Err(RuntimeEnvError::Failed(text)) if text.contains("no_such_package")), "{bad:?}");
 
         let stranger = RuntimeEnvClient::new(client_settings(Some("another")), agents.clone());
         let refused = stranger.get_or_create(JOB, &info(env)).await.unwrap_err();
-        assert!(
-            matches!(refused, RuntimeEnvError::Refused { .. }),
-            "{refused}"
-        );
+        assert!(matches!(refused, RuntimeEnvError::Refused { .. }), "{refused}");
 
         let settled = agents.settled(Agent::Dashboard).await;
         assert_eq!(settled, AgentState::Ready, "{:?}", failures.try_recv());
-        assert_eq!(
-            agents.ports(),
-            planned,
-            "each agent serves where it was told to"
-        );
+        assert_eq!(agents.ports(), planned, "each agent serves where it was told to");
         let begun = Instant::now();
         assert_eq!(agents.shutdown().await, 0);
-        assert!(
-            begun.elapsed() < Duration::from_secs(2),
-            "both end on SIGTERM"
-        );
+        assert!(begun.elapsed() < Duration::from_secs(2), "both end on SIGTERM");
         assert!(failures.is_empty());
     });
 }

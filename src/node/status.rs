@@ -27,12 +27,19 @@ pub struct Facts {
     placed: Vec<Option<u32>>,
     segments: Vec<Arc<Segment>>,
     started: Instant,
+    max_queued_creates: u64,
 }
 
 impl Facts {
     /// Of a running engine.
     pub fn of(engine: &Engine, doors: Vec<Door>) -> Self {
-        Self { doors, placed: engine.placed.clone(), segments: engine.segments.clone(), started: Instant::now() }
+        Self {
+            doors,
+            placed: engine.placed.clone(),
+            segments: engine.segments.clone(),
+            started: Instant::now(),
+            max_queued_creates: engine.max_queued_creates,
+        }
     }
 }
 
@@ -109,8 +116,8 @@ fn shard(facts: &Facts, report: &CoreReport) -> ShardStatus {
         queues: vec![QueueStatus {
             name: "creates".to_owned(),
             depth: report.store.queued_creates,
-            limit: 10_000,
-            full_count: 0,
+            limit: facts.max_queued_creates,
+            full_count: report.store.counters.queue_full,
         }],
     }
 }

@@ -78,6 +78,12 @@ impl Door {
         let system_config = gcs.internal_config().await.map_err(|e| NodeError::Ray(e.to_string()))?;
         ray_config.apply_cluster(&system_config).map_err(NodeError::RayConfig)?;
         tracing::debug!(changed = ?ray_config.changed(), "Ray's settings that differ from its defaults");
+        if ray_config.use_tls {
+            return Err(NodeError::Ray(
+                "RAY_USE_TLS asks for encrypted gRPC, which this node does not speak yet: unset RAY_USE_TLS, or detach"
+                    .to_owned(),
+            ));
+        }
         let node_id = NodeId(flags.node_id);
         let (agents, failures) = AgentManager::new(agent_settings(&flags, &ray_config, node_id))
             .map_err(|e| NodeError::Ray(e.to_string()))?;
@@ -138,7 +144,8 @@ impl Door {
         }
         accept(raylet_socket, Socket::Raylet, engine.cores.clone());
         accept(plasma_socket, Socket::Plasma, engine.cores.clone());
-        agents.start(port).map_err(|e| NodeError::Ray(e.to_string()))?;
+        let driver_ready = control.driver_ready();
+        agents.start_when(port, async move { driver_ready.notified().await });
         let door = Self { control, gcs, agents, processes, health, stop_servers, sockets };
         tokio::task::spawn_local(door.control.clone().run(engine.from_cores.clone()));
         door.watch_processes(process_exits);

@@ -27,6 +27,7 @@ use tokio::time::Instant;
 use crate::ray::agents::{Agent, AgentManager, AgentState};
 use crate::ray::proto;
 use crate::workers::command::has_runtime_env;
+use crate::workers::process::ProcessKey;
 
 /// Requests at the agent at a time: it is one Python thread, and each may run `pip`.
 const MAX_IN_FLIGHT: usize = 10;
@@ -66,9 +67,7 @@ pub enum RuntimeEnvError {
         reason: String,
     },
     /// The agent did not answer.
-    #[error(
-        "the runtime-env agent gave no answer for {0:?}, longer than the setup timeout allows"
-    )]
+    #[error("the runtime-env agent gave no answer for {0:?}, longer than the setup timeout allows")]
     Timeout(Duration),
     /// The agent answered with an HTTP error.
     #[error("the runtime-env agent refused the request with {status}: {text}")]
@@ -114,6 +113,8 @@ struct Inner {
     http: Client<HttpConnector, Full<Bytes>>,
     in_flight: Semaphore,
     waiting: Cell<usize>,
+    /// Environments that processes hold. As many as the process table has processes, at most.
+    processes: RefCell<HashMap<ProcessKey, String>>,
     /// Environments that jobs hold besides their workers.
     jobs: RefCell<HashMap<JobId, String>>,
 }
@@ -134,20 +135,17 @@ impl RuntimeEnvClient {
         connector.set_nodelay(true);
         // A node-local listener answers a connect at once or not at all.
         connector.set_connect_timeout(Some(Duration::from_secs(5)));
-        let http = Client::builder(TokioExecutor::new())
-            .pool_max_idle_per_host(MAX_IN_FLIGHT)
-            .build(connector);
+        let http = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(MAX_IN_FLIGHT).build(connector);
         let inner = Inner {
             settings,
             agents,
             http,
             in_flight: Semaphore::new(MAX_IN_FLIGHT),
             waiting: Cell::new(0),
+            processes: RefCell::default(),
             jobs: RefCell::default(),
         };
-        Self {
-            inner: Rc::new(inner),
-        }
+        Self { inner: Rc::new(inner) }
     }
 
     /// Has the environment built, where it isn't, and takes a reference to it for one worker. Returns the context that
@@ -155,11 +153,7 @@ impl RuntimeEnvClient {
     ///
     /// # Errors
     /// See [`RuntimeEnvError`]. [`RuntimeEnvError::Failed`] is the user's to fix, the others the node's.
-    pub async fn get_or_create(
-        &self,
-        job: JobId,
-        info: &proto::RuntimeEnvInfo,
-    ) -> Result<String, RuntimeEnvError> {
+    pub async fn get_or_create(&self, job: JobId, info: &proto::RuntimeEnvInfo) -> Result<String, RuntimeEnvError> {
         let config = info.runtime_env_config.clone().unwrap_or_default();
         let limit = build_limit(config.setup_timeout_seconds);
         let request = proto::GetOrCreateRuntimeEnvRequest {
@@ -169,17 +163,15 @@ impl RuntimeEnvClient {
             job_id: job.to_string().into_bytes().into(),
             source_process: String::new(),
         };
-        let reply: proto::GetOrCreateRuntimeEnvReply = self
-            .call("/get_or_create_runtime_env", &request, limit)
-            .await?;
+        let reply: proto::GetOrCreateRuntimeEnvReply = self.call("/get_or_create_runtime_env", &request, limit).await?;
         match proto::AgentRpcStatus::try_from(reply.status) {
             Ok(proto::AgentRpcStatus::Ok) => Ok(reply.serialized_runtime_env_context),
             _ => Err(RuntimeEnvError::Failed(reply.error_message)),
         }
     }
 
-    /// Gives back one reference, in the background: to be called once for each success of [`Self::get_or_create`], when
-    /// the worker is gone or could not be started.
+    /// Gives back one reference, in the background: to be called once for each success of [`Self::get_or_create`] where
+    /// the worker could not be started; [`Self::held_by`] sees to the others.
     pub fn release(&self, serialized_runtime_env: &str) {
         if !has_runtime_env(serialized_runtime_env) {
             return;
@@ -193,22 +185,31 @@ impl RuntimeEnvClient {
         });
     }
 
+    /// Lets a worker process hold the reference that was taken for it; [`Self::process_ended`] gives it back.
+    pub fn held_by(&self, process: ProcessKey, serialized_runtime_env: &str) {
+        if has_runtime_env(serialized_runtime_env) {
+            self.inner.processes.borrow_mut().insert(process, serialized_runtime_env.to_owned());
+        }
+    }
+
+    /// A process has ended: gives back what it held, if anything.
+    pub fn process_ended(&self, process: ProcessKey) {
+        let held = self.inner.processes.borrow_mut().remove(&process);
+        if let Some(environment) = held {
+            self.release(&environment);
+        }
+    }
+
     /// A job has started: builds its environment ahead of its first worker if it asked for that.
     pub fn job_started(&self, job: JobId, config: &proto::JobConfig) {
         let Some(info) = config.runtime_env_info.clone() else {
             return;
         };
-        let eager = info
-            .runtime_env_config
-            .as_ref()
-            .is_some_and(|config| config.eager_install);
+        let eager = info.runtime_env_config.as_ref().is_some_and(|config| config.eager_install);
         if !eager || !has_runtime_env(&info.serialized_runtime_env) || self.holds(job) {
             return;
         }
-        self.inner
-            .jobs
-            .borrow_mut()
-            .insert(job, info.serialized_runtime_env.clone());
+        self.inner.jobs.borrow_mut().insert(job, info.serialized_runtime_env.clone());
         let client = self.clone();
         tokio::task::spawn_local(async move {
             match client.get_or_create(job, &info).await {
@@ -235,18 +236,12 @@ impl RuntimeEnvClient {
         self.inner.jobs.borrow().contains_key(&job)
     }
 
-    async fn delete_if_possible(
-        &self,
-        serialized_runtime_env: String,
-    ) -> Result<(), RuntimeEnvError> {
-        let request = proto::DeleteRuntimeEnvIfPossibleRequest {
-            serialized_runtime_env,
-            source_process: "raylet".into(),
-        };
+    async fn delete_if_possible(&self, serialized_runtime_env: String) -> Result<(), RuntimeEnvError> {
+        let request =
+            proto::DeleteRuntimeEnvIfPossibleRequest { serialized_runtime_env, source_process: "raylet".into() };
         let limit = Some(AGENT_SLACK);
-        let reply: proto::DeleteRuntimeEnvIfPossibleReply = self
-            .call("/delete_runtime_env_if_possible", &request, limit)
-            .await?;
+        let reply: proto::DeleteRuntimeEnvIfPossibleReply =
+            self.call("/delete_runtime_env_if_possible", &request, limit).await?;
         match proto::AgentRpcStatus::try_from(reply.status) {
             Ok(proto::AgentRpcStatus::Ok) => Ok(()),
             _ => Err(RuntimeEnvError::Failed(reply.error_message)),
@@ -265,20 +260,13 @@ impl RuntimeEnvClient {
         let agent = self.agent().await?;
         let body = Bytes::from(request.encode_to_vec());
         // The semaphore is never closed.
-        let _turn = self
-            .inner
-            .in_flight
-            .acquire()
-            .await
-            .map_err(|_| RuntimeEnvError::AgentFailed)?;
+        let _turn = self.inner.in_flight.acquire().await.map_err(|_| RuntimeEnvError::AgentFailed)?;
         let timeout = self.inner.settings.register_timeout;
         let deadline = Instant::now() + timeout;
         let mut pause = FIRST_RETRY;
         loop {
             let reason = match within(limit, self.exchange(agent, path, body.clone())).await? {
-                Ok(reply) => {
-                    return R::decode(reply).map_err(|e| RuntimeEnvError::BadReply(e.to_string()))
-                }
+                Ok(reply) => return R::decode(reply).map_err(|e| RuntimeEnvError::BadReply(e.to_string())),
                 Err(Attempt::Final(error)) => return Err(error),
                 Err(Attempt::Again(error)) => error.to_string(),
             };
@@ -286,11 +274,7 @@ impl RuntimeEnvClient {
                 return Err(RuntimeEnvError::AgentFailed);
             }
             if Instant::now() + pause >= deadline {
-                return Err(RuntimeEnvError::Unreachable {
-                    agent,
-                    timeout,
-                    reason,
-                });
+                return Err(RuntimeEnvError::Unreachable { agent, timeout, reason });
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(self.inner.settings.retry_interval);
@@ -314,8 +298,7 @@ impl RuntimeEnvClient {
             AgentState::Starting | AgentState::Ready => {}
         }
         // -1 is an agent that doesn't serve.
-        let port = u16::try_from(self.inner.agents.ports().runtime_env)
-            .map_err(|_| RuntimeEnvError::NoAgent)?;
+        let port = u16::try_from(self.inner.agents.ports().runtime_env).map_err(|_| RuntimeEnvError::NoAgent)?;
         Ok(SocketAddr::new(self.inner.settings.node_ip, port))
     }
 
@@ -325,20 +308,11 @@ impl RuntimeEnvClient {
             .body(Full::new(body))
             .map_err(|e| Attempt::bad_reply(&e))?;
         if let Some(authorization) = &self.inner.settings.authorization {
-            request
-                .headers_mut()
-                .insert(AUTHORIZATION, authorization.clone());
+            request.headers_mut().insert(AUTHORIZATION, authorization.clone());
         }
-        let response = self
-            .inner
-            .http
-            .request(request)
-            .await
-            .map_err(Attempt::Again)?;
+        let response = self.inner.http.request(request).await.map_err(Attempt::Again)?;
         let status = response.status();
-        let limited = Limited::new(response.into_body(), MAX_REPLY_BYTES)
-            .collect()
-            .await;
+        let limited = Limited::new(response.into_body(), MAX_REPLY_BYTES).collect().await;
         let body = limited.map_err(|e| match e.downcast_ref::<LengthLimitError>() {
             Some(_) => Attempt::bad_reply(&format!("it has more than {MAX_REPLY_BYTES} bytes")),
             None => Attempt::bad_reply(&e),
@@ -347,10 +321,7 @@ impl RuntimeEnvClient {
         if status == StatusCode::OK {
             return Ok(body);
         }
-        let text = String::from_utf8_lossy(&body)
-            .chars()
-            .take(MAX_REFUSAL_CHARS)
-            .collect();
+        let text = String::from_utf8_lossy(&body).chars().take(MAX_REFUSAL_CHARS).collect();
         Err(Attempt::Final(RuntimeEnvError::Refused { status, text }))
     }
 }
@@ -376,14 +347,9 @@ fn build_limit(setup_timeout_s: i32) -> Option<Duration> {
     Some(Duration::from_secs(seconds) * AGENT_ATTEMPTS + AGENT_SLACK)
 }
 
-async fn within<T>(
-    limit: Option<Duration>,
-    work: impl Future<Output = T>,
-) -> Result<T, RuntimeEnvError> {
+async fn within<T>(limit: Option<Duration>, work: impl Future<Output = T>) -> Result<T, RuntimeEnvError> {
     match limit {
-        Some(limit) => tokio::time::timeout(limit, work)
-            .await
-            .map_err(|_| RuntimeEnvError::Timeout(limit)),
+        Some(limit) => tokio::time::timeout(limit, work).await.map_err(|_| RuntimeEnvError::Timeout(limit)),
         None => Ok(work.await),
     }
 }

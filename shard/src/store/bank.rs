@@ -110,6 +110,11 @@ impl SpanBank {
         })
     }
 
+    /// How the node's memory is cut.
+    pub fn layout(&self) -> &Layout {
+        &self.config.segments
+    }
+
     /// Takes one event and appends what it leads to.
     pub fn handle(&mut self, event: BankEvent, now: NowNs, out: &mut Vec<BankEffect>) {
         match event {

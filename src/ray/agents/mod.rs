@@ -9,13 +9,14 @@
 pub mod ports;
 
 use std::cell::{Cell, RefCell};
+use std::future::Future;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
 use raylet_shard::ids::NodeId;
-use tokio::sync::watch;
+use tokio::sync::{watch, Notify};
 use tokio::time::Instant;
 
 use self::ports::{announced, assign, AgentPort, PortError, Reservation, NOT_SERVED};
@@ -27,6 +28,8 @@ use crate::workers::process::{
 
 /// How often an agent's port file is looked for while it starts. Python takes most of a second to get there.
 const PORT_POLL: Duration = Duration::from_millis(50);
+/// How long agents are held back at most.
+const START_AT_LATEST: Duration = Duration::from_secs(2);
 /// Two agents, each with an end and a failure to come up.
 const MAX_FAILURES: usize = 4;
 
@@ -67,11 +70,11 @@ pub enum AgentError {
     #[error(transparent)]
     Port(#[from] PortError),
     /// The process can't be started.
-    #[error("the {0} can't be started: {1}")]
-    Spawn(&'static str, SpawnError),
+    #[error("the {} can't be started: {}", .0.name(), .1)]
+    Spawn(Agent, SpawnError),
     /// `start` was called twice.
-    #[error("the {0} was started already")]
-    Twice(&'static str),
+    #[error("the {} was started already", .0.name())]
+    Twice(Agent),
 }
 
 /// What the agents are started with.
@@ -165,6 +168,7 @@ struct Inner {
     reservations: RefCell<[Vec<Reservation>; 2]>,
     states: [watch::Sender<AgentState>; 2],
     failures: flume::Sender<AgentFailure>,
+    wanted: Notify,
     stopping: Cell<bool>,
 }
 
@@ -173,13 +177,8 @@ impl AgentManager {
     ///
     /// # Errors
     /// A command with a port that is none, or a machine without free ports.
-    pub fn new(
-        settings: AgentSettings,
-    ) -> Result<(Self, flume::Receiver<AgentFailure>), AgentError> {
-        let mut commands = [
-            settings.dashboard_command.clone(),
-            settings.runtime_env_command.clone(),
-        ];
+    pub fn new(settings: AgentSettings) -> Result<(Self, flume::Receiver<AgentFailure>), AgentError> {
+        let mut commands = [settings.dashboard_command.clone(), settings.runtime_env_command.clone()];
         let mut reservations = [Vec::new(), Vec::new()];
         let mut planned = AgentPorts::default();
         for agent in Agent::ALL {
@@ -188,28 +187,16 @@ impl AgentManager {
                 let unserved = command.is_empty() || not_collecting(port, command);
                 *planned.slot(port) = match unserved {
                     true => NOT_SERVED,
-                    false => assign(
-                        port,
-                        settings.node_ip,
-                        command,
-                        &mut reservations[agent as usize],
-                    )?,
+                    false => assign(port, settings.node_ip, command, &mut reservations[agent as usize])?,
                 };
             }
         }
         let states = [0, 1].map(|i| {
-            watch::Sender::new(if commands[i].is_empty() {
-                AgentState::Absent
-            } else {
-                AgentState::Starting
-            })
+            watch::Sender::new(if commands[i].is_empty() { AgentState::Absent } else { AgentState::Starting })
         });
         let (exit_sender, exits) = flume::bounded(Agent::ALL.len());
         let (failures, failure_receiver) = flume::bounded(MAX_FAILURES);
-        let config = ProcessConfig {
-            max_processes: Agent::ALL.len(),
-            kill_timeout: settings.kill_timeout,
-        };
+        let config = ProcessConfig { max_processes: Agent::ALL.len(), kill_timeout: settings.kill_timeout };
         let inner = Inner {
             settings,
             commands,
@@ -221,14 +208,10 @@ impl AgentManager {
             reservations: RefCell::new(reservations),
             states,
             failures,
+            wanted: Notify::new(),
             stopping: Cell::new(false),
         };
-        Ok((
-            Self {
-                inner: Rc::new(inner),
-            },
-            failure_receiver,
-        ))
+        Ok((Self { inner: Rc::new(inner) }, failure_receiver))
     }
 
     /// The ports to publish for the node: those that were picked, and after an agent's announcement what it said.
@@ -242,22 +225,45 @@ impl AgentManager {
     /// An agent that can't be started.
     pub fn start(&self, node_manager_port: u16) -> Result<(), AgentError> {
         let watch_ends = self.inner.started.borrow().iter().all(Option::is_none);
-        Agent::ALL
-            .into_iter()
-            .try_for_each(|agent| self.start_one(agent, node_manager_port))?;
+        Agent::ALL.into_iter().try_for_each(|agent| self.start_one(agent, node_manager_port))?;
         if watch_ends {
             tokio::task::spawn_local(self.clone().watch_ends());
         }
         Ok(())
     }
 
+    /// Starts both agents when `go` completes, when someone waits for one, or after 2 s, whichever comes first; returns at
+    /// once. An agent that can't be started is an [`AgentFailure`].
+    ///
+    /// Two Pythons that import Ray's libraries take two cores for a second or more. Held back until the first driver has
+    /// connected, they don't take it from that driver's `ray.init()`.
+    pub fn start_when(&self, node_manager_port: u16, go: impl Future<Output = ()> + 'static) {
+        let manager = self.clone();
+        tokio::task::spawn_local(async move {
+            tokio::select! {
+                () = go => {}
+                () = manager.inner.wanted.notified() => {}
+                () = tokio::time::sleep(START_AT_LATEST) => {}
+            }
+            if manager.inner.stopping.get() {
+                return;
+            }
+            match manager.start(node_manager_port) {
+                Ok(()) => {}
+                Err(error @ (AgentError::Spawn(agent, _) | AgentError::Twice(agent))) => {
+                    manager.fail(agent, None, &error.to_string());
+                }
+                Err(AgentError::Port(error)) => {
+                    tracing::error!(%error, "the agents were not started")
+                }
+            }
+        });
+    }
+
     /// Process ids of the running agents: dashboard agent, runtime-env agent (for `GetAgentPIDs`).
     pub fn pids(&self) -> [Option<u32>; 2] {
         let started = *self.inner.started.borrow();
-        started.map(|s| {
-            s.filter(|s| self.inner.table.is_alive(s.key))
-                .map(|s| s.pid)
-        })
+        started.map(|s| s.filter(|s| self.inner.table.is_alive(s.key)).map(|s| s.pid))
     }
 
     /// State of an agent, now.
@@ -265,8 +271,9 @@ impl AgentManager {
         *self.inner.states[agent as usize].borrow()
     }
 
-    /// Waits until an agent serves, or never will.
+    /// Waits until an agent serves, or never will. Agents that are being held back start now.
     pub async fn settled(&self, agent: Agent) -> AgentState {
+        self.inner.wanted.notify_one();
         let mut state = self.inner.states[agent as usize].subscribe();
         let settled = state.wait_for(|state| *state != AgentState::Starting).await;
         // The sender lives in self, which is borrowed here, so that the other case does not occur.
@@ -286,14 +293,10 @@ impl AgentManager {
             return Ok(());
         }
         if self.inner.started.borrow()[index].is_some() {
-            return Err(AgentError::Twice(agent.name()));
+            return Err(AgentError::Twice(agent));
         }
         let spec = self.inner.settings.spawn_spec(command, node_manager_port);
-        let started = self
-            .inner
-            .table
-            .spawn(&spec)
-            .map_err(|error| AgentError::Spawn(agent.name(), error))?;
+        let started = self.inner.table.spawn(&spec).map_err(|error| AgentError::Spawn(agent, error))?;
         tracing::info!(agent = agent.name(), pid = started.pid, "agent started");
         self.inner.started.borrow_mut()[index] = Some(started);
         tokio::task::spawn_local(self.clone().watch_start(agent, started));
@@ -341,7 +344,10 @@ impl AgentManager {
             let (planned, announced) = (*planned.slot(port), *ports.slot(port));
             if planned != announced {
                 tracing::warn!(
-                    agent = agent.name(), port = port.name(), planned, announced,
+                    agent = agent.name(),
+                    port = port.name(),
+                    planned,
+                    announced,
                     "an agent serves on another port than it was given (-1: not at all); what was published for the \
                      node is out of date"
                 );
@@ -360,11 +366,7 @@ impl AgentManager {
             left -= 1;
             if let Some(agent) = self.agent_of(exit.key) {
                 if !self.inner.stopping.get() {
-                    self.fail(
-                        agent,
-                        Some(exit.status),
-                        &format!("it ended with {}", exit.status),
-                    );
+                    self.fail(agent, Some(exit.status), &format!("it ended with {}", exit.status));
                 }
             }
         }
@@ -372,9 +374,7 @@ impl AgentManager {
 
     fn agent_of(&self, key: ProcessKey) -> Option<Agent> {
         let started = self.inner.started.borrow();
-        Agent::ALL
-            .into_iter()
-            .find(|agent| started[*agent as usize].is_some_and(|s| s.key == key))
+        Agent::ALL.into_iter().find(|agent| started[*agent as usize].is_some_and(|s| s.key == key))
     }
 
     fn fail(&self, agent: Agent, status: Option<ExitStatus>, why: &str) {
@@ -395,10 +395,7 @@ impl AgentManager {
         };
         // The bound holds what two agents can send; a receiver that is gone belongs to a node that is ending.
         if self.inner.failures.try_send(failure).is_err() {
-            tracing::debug!(
-                agent = agent.name(),
-                "an agent failed while nobody listened"
-            );
+            tracing::debug!(agent = agent.name(), "an agent failed while nobody listened");
         }
     }
 }
@@ -409,10 +406,7 @@ impl AgentSettings {
         let env = vec![
             ("RAY_NODE_ID".into(), self.node_id.to_string()),
             ("RAY_RAYLET_PID".into(), self.raylet_pid.to_string()),
-            (
-                "RAY_enable_pipe_based_agent_to_parent_health_check".into(),
-                health_check.into(),
-            ),
+            ("RAY_enable_pipe_based_agent_to_parent_health_check".into(), health_check.into()),
         ];
         SpawnSpec {
             command: CommandLine {
@@ -420,11 +414,7 @@ impl AgentSettings {
                 env,
                 env_remove: inherited_to_remove(),
             },
-            stdin: if self.pipe_health_check {
-                Stdin::LifetimePipe
-            } else {
-                Stdin::Null
-            },
+            stdin: if self.pipe_health_check { Stdin::LifetimePipe } else { Stdin::Null },
             ..SpawnSpec::default()
         }
     }
@@ -432,8 +422,5 @@ impl AgentSettings {
 
 /// True where the dashboard agent is told not to collect metrics: it then exports none.
 fn not_collecting(port: AgentPort, command: &[String]) -> bool {
-    port == AgentPort::MetricsExport
-        && command
-            .iter()
-            .any(|argument| argument == "--disable-metrics-collection")
+    port == AgentPort::MetricsExport && command.iter().any(|argument| argument == "--disable-metrics-collection")
 }

@@ -37,12 +37,8 @@ pub enum AgentPort {
 
 impl AgentPort {
     /// All of them.
-    pub const ALL: [AgentPort; 4] = [
-        AgentPort::Metrics,
-        AgentPort::MetricsExport,
-        AgentPort::DashboardListen,
-        AgentPort::RuntimeEnv,
-    ];
+    pub const ALL: [AgentPort; 4] =
+        [AgentPort::Metrics, AgentPort::MetricsExport, AgentPort::DashboardListen, AgentPort::RuntimeEnv];
 
     /// Name of the port in file names.
     pub fn name(self) -> &'static str {
@@ -109,11 +105,7 @@ pub enum PortError {
 ///
 /// # Errors
 /// A file that can't be read, or that holds something else. An empty file counts as not announced: it is being written.
-pub fn announced(
-    port: AgentPort,
-    session_dir: &Path,
-    node_id: &NodeId,
-) -> Result<Option<i32>, PortError> {
+pub fn announced(port: AgentPort, session_dir: &Path, node_id: &NodeId) -> Result<Option<i32>, PortError> {
     let path = port.file(session_dir, node_id);
     let read = || -> io::Result<String> {
         if fs::metadata(&path)?.len() > MAX_PORT_FILE_BYTES {
@@ -156,10 +148,7 @@ impl Reservation {
         sockopt::set_socket_reuseaddr(&socket, true)?;
         net::bind(&socket, &SocketAddr::new(all, port))?;
         let bound = SocketAddr::try_from(net::getsockname(&socket)?)?;
-        Ok(Self {
-            port: bound.port(),
-            _socket: socket,
-        })
+        Ok(Self { port: bound.port(), _socket: socket })
     }
 
     /// The port.
@@ -176,18 +165,11 @@ pub(super) fn assign(
     command: &mut [String],
     reservations: &mut Vec<Reservation>,
 ) -> Result<i32, PortError> {
-    let Some(argument) = command
-        .iter_mut()
-        .find(|argument| argument.starts_with(port.argument()))
-    else {
+    let Some(argument) = command.iter_mut().find(|argument| argument.starts_with(port.argument())) else {
         return Ok(0);
     };
     let wanted: u16 =
-        argument[port.argument().len()..]
-            .parse()
-            .map_err(|_| PortError::Argument {
-                argument: argument.clone(),
-            })?;
+        argument[port.argument().len()..].parse().map_err(|_| PortError::Argument { argument: argument.clone() })?;
     match Reservation::new(ip, wanted) {
         Ok(reservation) => {
             *argument = format!("{}{}", port.argument(), reservation.port());
@@ -199,10 +181,7 @@ pub(super) fn assign(
         // without in that case; for the others the agent fails and says why.
         Err(_) if wanted != 0 && port == AgentPort::DashboardListen => Ok(NOT_SERVED),
         Err(_) if wanted != 0 => Ok(i32::from(wanted)),
-        Err(source) => Err(PortError::Pick {
-            port: port.name(),
-            source,
-        }),
+        Err(source) => Err(PortError::Pick { port: port.name(), source }),
     }
 }
 
@@ -221,49 +200,30 @@ mod tests {
         // std's listener sets SO_REUSEADDR, as the agents' servers do.
         let listener = TcpListener::bind(("127.0.0.1", reservation.port())).unwrap();
         TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        assert!(
-            Reservation::new(ANY, reservation.port()).is_err(),
-            "a listener has it now"
-        );
+        assert!(Reservation::new(ANY, reservation.port()).is_err(), "a listener has it now");
     }
 
     #[test]
     fn a_reserved_port_is_given_to_nobody_else() {
-        let reservations: Vec<_> = (0..200)
-            .map(|_| Reservation::new(ANY, 0).unwrap())
-            .collect();
+        let reservations: Vec<_> = (0..200).map(|_| Reservation::new(ANY, 0).unwrap()).collect();
         let kept: HashSet<_> = reservations.iter().map(Reservation::port).collect();
         assert_eq!(kept.len(), 200);
         let port = |address: io::Result<SocketAddr>| address.unwrap().port();
-        let listeners: Vec<_> = (0..200)
-            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-            .collect();
-        let clients: Vec<_> = listeners
-            .iter()
-            .map(|l| TcpStream::connect(l.local_addr().unwrap()).unwrap())
-            .collect();
-        assert!(listeners
-            .iter()
-            .all(|listener| !kept.contains(&port(listener.local_addr()))));
-        assert!(clients
-            .iter()
-            .all(|client| !kept.contains(&port(client.local_addr()))));
+        let listeners: Vec<_> = (0..200).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let clients: Vec<_> = listeners.iter().map(|l| TcpStream::connect(l.local_addr().unwrap()).unwrap()).collect();
+        assert!(listeners.iter().all(|listener| !kept.contains(&port(listener.local_addr()))));
+        assert!(clients.iter().all(|client| !kept.contains(&port(client.local_addr()))));
     }
 
     #[test]
     fn ports_are_written_into_the_command() {
-        let mut command: Vec<String> = ["python", "agent.py", "--grpc-port=0", "--listen-port=0"]
-            .map(String::from)
-            .into();
+        let mut command: Vec<String> =
+            ["python", "agent.py", "--grpc-port=0", "--listen-port=0"].map(String::from).into();
         let mut kept = Vec::new();
         let metrics = assign(AgentPort::Metrics, ANY, &mut command, &mut kept).unwrap();
         assert!(metrics > 0);
         assert_eq!(command[2], format!("--grpc-port={metrics}"));
-        assert_eq!(
-            assign(AgentPort::RuntimeEnv, ANY, &mut command, &mut kept).unwrap(),
-            0,
-            "not named"
-        );
+        assert_eq!(assign(AgentPort::RuntimeEnv, ANY, &mut command, &mut kept).unwrap(), 0, "not named");
         assert_eq!(kept.len(), 1);
     }
 
@@ -272,16 +232,10 @@ mod tests {
         let taken = TcpListener::bind("0.0.0.0:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let mut kept = Vec::new();
-        for (service, published) in [
-            (AgentPort::DashboardListen, NOT_SERVED),
-            (AgentPort::Metrics, i32::from(port)),
-        ] {
+        for (service, published) in [(AgentPort::DashboardListen, NOT_SERVED), (AgentPort::Metrics, i32::from(port))] {
             let before = format!("{}{port}", service.argument());
             let mut command = vec![before.clone()];
-            assert_eq!(
-                assign(service, ANY, &mut command, &mut kept).unwrap(),
-                published
-            );
+            assert_eq!(assign(service, ANY, &mut command, &mut kept).unwrap(), published);
             assert_eq!(command, [before]);
         }
         assert!(kept.is_empty());
@@ -295,18 +249,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let node = NodeId([0xab; 28]);
         let path = AgentPort::Metrics.file(dir.path(), &node);
-        assert_eq!(
-            path.file_name().unwrap().to_str().unwrap(),
-            format!("metrics_agent_port_{}", "ab".repeat(28))
-        );
+        assert_eq!(path.file_name().unwrap().to_str().unwrap(), format!("metrics_agent_port_{}", "ab".repeat(28)));
         let read = || announced(AgentPort::Metrics, dir.path(), &node);
         assert_eq!(read().unwrap(), None);
-        for (content, expected) in [
-            ("", None),
-            ("39495", Some(39495)),
-            ("-1", Some(-1)),
-            ("8080\n", Some(8080)),
-        ] {
+        for (content, expected) in [("", None), ("39495", Some(39495)), ("-1", Some(-1)), ("8080\n", Some(8080))] {
             fs::write(&path, content).unwrap();
             assert_eq!(read().unwrap(), expected);
         }

@@ -142,6 +142,7 @@ impl Control {
             let mut frame = Vec::new();
             encode_announce_port_reply(&mut Encoder::default(), &mut frame, failure.as_ref().map(String::as_bytes));
             control.send_frame(member.conn, frame);
+            control.driver_ready.notify_one();
         });
     }
 

@@ -109,6 +109,7 @@ pub struct Control {
     pub(super) subscriber: RefCell<Option<GcsSubscriber>>,
     waiters: RefCell<Waiters>,
     pub(super) shutdown: Shutdown,
+    pub(super) driver_ready: Rc<Notify>,
     pub(super) draining: RefCell<Option<proto::DrainRayletRequest>>,
     pub(super) gc: RefCell<reports::GcState>,
     /// What is counted for reports.
@@ -220,6 +221,7 @@ impl Control {
             subscriber: RefCell::default(),
             waiters: RefCell::default(),
             shutdown: Shutdown::default(),
+            driver_ready: Rc::default(),
             draining: RefCell::default(),
             gc: RefCell::default(),
             counters: NodeCounters::default(),
@@ -229,6 +231,11 @@ impl Control {
     /// How many shards the node has.
     pub fn shards(&self) -> ShardId {
         self.cores.len() as ShardId
+    }
+
+    /// Told when a driver is connected and its job known.
+    pub fn driver_ready(&self) -> Rc<Notify> {
+        self.driver_ready.clone()
     }
 
     /// Ray's flags.

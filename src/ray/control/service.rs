@@ -94,8 +94,7 @@ fn workers(r: Router, c: &Rc<Control>) -> Router {
     let r = now!(r, c, "IsLocalWorkerDead", |c, q: IsLocalWorkerDeadRequest| {
         Ok(IsLocalWorkerDeadReply { is_dead: c.is_worker_dead(&q.worker_id) })
     });
-    let r =
-        now!(r, c, "GetWorkerPIDs", |c, _q: GetWorkerPiDsRequest| { Ok(GetWorkerPiDsReply { pids: c.worker_pids() }) });
+    let r = now!(r, c, "GetWorkerPIDs", |c, _q: GetWorkerPiDsRequest| Ok(GetWorkerPiDsReply { pids: c.worker_pids() }));
     now!(r, c, "GetAgentPIDs", |c, _q: GetAgentPiDsRequest| Ok(c.agent_pids()))
 }
 
