@@ -16,7 +16,7 @@ from harness import MIB, clean_environment, get, wait_until
 
 NODE = {"num_cpus": 3, "num_gpus": 1, "resources": {"slot": 5}, "include_dashboard": True}
 
-pytestmark = pytest.mark.usefixtures("node")
+pytestmark = [pytest.mark.usefixtures("node"), pytest.mark.timeout(180)]
 
 
 @ray.remote(num_cpus=1)
@@ -33,6 +33,12 @@ def command(node, *arguments):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def state_of(kind, **options):
+    """ray.util.state.list_workers and its kin, asked of this node and not of another that may run on the machine."""
+    url = f"http://{ray._private.worker._global_node.webui_url}"
+    return getattr(state, f"list_{kind}")(address=url, **options)
 
 
 def http(path):
@@ -87,7 +93,7 @@ def test_list_workers_and_why_they_ended(node):
     ray.kill(killed)
 
     def told():
-        workers = {worker.pid: worker for worker in state.list_workers(detail=True, limit=1000)}
+        workers = {worker.pid: worker for worker in state_of("workers", detail=True, limit=1000)}
         crashed = [worker for worker in workers.values() if worker.exit_type == "SYSTEM_ERROR"]
         return len(crashed) == 2 and workers[killed_pid].exit_type and (workers, crashed)
 
@@ -110,12 +116,12 @@ def test_list_actors_and_tasks(node):
         return 1
 
     get(named_for_the_list.remote())
-    [actor] = [actor for actor in state.list_actors(detail=True) if actor.name == "listed"]
+    [actor] = [actor for actor in state_of("actors", detail=True) if actor.name == "listed"]
     assert (actor.pid, actor.state, actor.class_name) == (pid, "ALIVE", "Tenant")
     assert actor.required_resources == {"CPU": 1.0} and actor.node_id == node.record()["NodeID"]
 
     def finished():
-        return [task for task in state.list_tasks(detail=True, limit=1000)
+        return [task for task in state_of("tasks", detail=True, limit=1000)
                 if task.name == "named_for_the_list" and task.state == "FINISHED"]
 
     [task] = wait_until(finished, "the finished task is listed")
@@ -125,7 +131,7 @@ def test_list_actors_and_tasks(node):
 
 def test_list_objects_and_ray_memory(node):
     ref = ray.put(np.zeros(7 * MIB, dtype=np.uint8))
-    entries = {entry.object_id: entry for entry in state.list_objects(detail=True, limit=1000)}
+    entries = {entry.object_id: entry for entry in state_of("objects", detail=True, limit=1000)}
     assert 7 * MIB <= entries[ref.hex()].object_size < 7 * MIB + 4096
     assert entries[ref.hex()].pid == os.getpid()
 
@@ -146,7 +152,7 @@ def test_node_page_of_the_dashboard(node):
         found = [entry for entry in data if entry.get("raylet", {}).get("nodeId") == node_id]
         return found and int(found[0]["raylet"].get("objectStoreUsedMemory", 0)) >= 3 * MIB and found[0]
 
-    entry = wait_until(summary, "the node page shows the object", every_s=0.5)
+    entry = wait_until(summary, "the node page shows the object", timeout_s=60, every_s=0.5)
     raylet = entry["raylet"]
     assert raylet["state"] == "ALIVE" and raylet["isHeadNode"] is True
     assert raylet["resourcesTotal"]["CPU"] == 3 and raylet["resourcesTotal"]["slot"] == 5
@@ -160,7 +166,7 @@ def test_node_page_of_the_dashboard(node):
         processes = {worker["pid"] for worker in detail["workers"]}
         return pid in stats and pid in processes and os.getpid() in stats and stats
 
-    stats = wait_until(shows_worker, "the node's page shows worker and driver", every_s=0.5)
+    stats = wait_until(shows_worker, "the node's page shows worker and driver", timeout_s=60, every_s=0.5)
     assert stats[pid]["workerType"] == "WORKER" and stats[os.getpid()]["workerType"] == "DRIVER"
     assert http("/api/v0/nodes")["data"]["result"]["total"] == 1
     del ref
