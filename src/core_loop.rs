@@ -28,8 +28,11 @@ use crate::ray::raylet_conn::{self, RayletClients};
 /// How often deadlines are looked at while something waits for one.
 const TICK: Duration = Duration::from_millis(10);
 
-/// The scheduler is told of the time once in this many ticks when it does not ask for more.
-const SLOW_TICKS: u64 = 20;
+/// The same while nothing waits, is queued or leased: a deadline that comes up meanwhile is seen that much later at most.
+const IDLE_TICK: Duration = Duration::from_millis(50);
+
+/// The scheduler is told of the time this often when it does not ask for more.
+const SLOW_TICK: Duration = Duration::from_millis(200);
 
 /// Token of requests whose answer nobody waits for.
 const SILENT: Token = Token::MAX;
@@ -118,7 +121,7 @@ pub struct Core {
     pub recorder: RefCell<Recorder>,
     sealed_sizes: [Buckets<{ SIZE_BOUNDS_BYTES.len() + 1 }>; ObjectSource::COUNT],
     next_client: Cell<u64>,
-    ticks: Cell<u64>,
+    sched_told_at: Cell<NowNs>,
 }
 
 /// The object table of a shard; shard 0 has the bank of spans beside it.
@@ -190,7 +193,7 @@ impl Core {
             recorder: RefCell::new(parts.recorder),
             sealed_sizes: Default::default(),
             next_client: Cell::new(1),
-            ticks: Cell::new(0),
+            sched_told_at: Cell::new(0),
         })
     }
 
@@ -416,13 +419,13 @@ impl Core {
     /// Lets time pass for deadlines, until the core ends.
     pub async fn tick(self: Rc<Self>) {
         loop {
-            glommio::timer::sleep(TICK).await;
+            glommio::timer::sleep(self.pause()).await;
             let now = self.now();
             let (store, sched) = {
                 let state = self.state.borrow();
                 (state.memory.next_deadline().is_some_and(|at| at <= now), state.sched.wants_tick())
             };
-            self.ticks.set(self.ticks.get() + 1);
+            let slow = now - self.sched_told_at.get() >= SLOW_TICK.as_nanos() as NowNs;
             if let (Some(warm), Memory::Home(memory)) = (&self.warm, &self.state.borrow().memory) {
                 warm.follow(memory);
             }
@@ -432,9 +435,21 @@ impl Core {
                     self.run(Work::Bank(BankEvent::Tick));
                 }
             }
-            if sched || self.ticks.get().is_multiple_of(SLOW_TICKS) {
+            if sched || slow {
+                self.sched_told_at.set(now);
                 self.run(Work::Sched(SchedEvent::Tick));
             }
+        }
+    }
+
+    /// Time until the next tick. A wake-up costs as much as a put; on a node where nothing waits they would be all it does.
+    fn pause(&self) -> Duration {
+        let state = self.state.borrow();
+        let idle = state.sched.idle_since().is_some() && state.memory.next_deadline().is_none();
+        if idle && !state.sched.wants_tick() {
+            IDLE_TICK
+        } else {
+            TICK
         }
     }
 
