@@ -283,7 +283,11 @@ impl Door {
         };
         tokio::select! {
             cause = self.control.shutdown().asked() => return cause,
-            _ = term.recv() => self.control.shutdown().ask(Reason::ExpectedTermination, "received SIGTERM"),
+            _ = term.recv() => {
+                // Ray's agents look for these words in the node's log to tell a wanted end from a crash.
+                tracing::info!("Raylet received SIGTERM");
+                self.control.shutdown().ask(Reason::ExpectedTermination, "received SIGTERM");
+            }
             _ = interrupt.recv() => self.control.shutdown().ask(Reason::ExpectedTermination, "received SIGINT"),
         }
         self.control.shutdown().asked().await

@@ -95,6 +95,10 @@ impl Control {
                 StartFailure::NotRegistered
             })?;
         tracing::info!(pid = started.pid, %worker, "started a worker process");
+        if let Some(info) = self.jobs.borrow().environment(key.runtime_env_hash) {
+            // The agent keeps the environment until the process that it was built for ends.
+            self.runtime_env.held_by(started.key, &info.serialized_runtime_env);
+        }
         let entry = Starting { start, key, job, process: started.key, pid: started.pid, since: Instant::now() };
         self.counters.processes_started.add_one();
         self.starting.borrow_mut().insert(worker, entry);
@@ -159,6 +163,7 @@ impl Control {
 
     /// A process of the table ended.
     pub fn process_ended(&self, exit: &ProcessExit) {
+        self.runtime_env.process_ended(exit.key);
         let unregistered = {
             let mut starting = self.starting.borrow_mut();
             let worker = starting.iter().find(|(_, s)| s.process == exit.key).map(|(worker, _)| *worker);
