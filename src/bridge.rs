@@ -5,6 +5,7 @@
 //! of connections, because every entry answers one of those.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use raylet_shard::ids::{ClientId, NowNs, ObjectId, ShardId, Token, WorkerId};
 use raylet_shard::sched::{ResourceSet, ResourceUse, SchedEffect, SchedEvent, WorkerCounts};
@@ -185,6 +186,28 @@ pub struct CoreReport {
     pub objects: Vec<ObjectInfo>,
     /// Latencies of its operations.
     pub latencies: Snapshot,
+}
+
+/// Longest wait for a core's account of itself.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Every core's account of itself, asked for at once. A core that does not answer in time is left out.
+pub async fn core_reports(cores: &[flume::Sender<ToCore>], objects: bool) -> Vec<CoreReport> {
+    let mut waiting = Vec::with_capacity(cores.len());
+    for core in cores {
+        let (reply, receiver) = flume::bounded(1);
+        // A core that ended has told why, and its account is missing.
+        let _ = core.send(ToCore::Report { objects, reply });
+        waiting.push(receiver);
+    }
+    let mut reports = Vec::with_capacity(waiting.len());
+    for receiver in waiting {
+        match tokio::time::timeout(REPORT_TIMEOUT, receiver.recv_async()).await {
+            Ok(Ok(report)) => reports.push(report),
+            _ => tracing::warn!("a core did not report in time"),
+        }
+    }
+    reports
 }
 
 /// Leases, workers and resources of a shard.

@@ -17,6 +17,7 @@ use glommio::net::UnixStream;
 use rustix::net::{SendFlags, Shutdown};
 
 use crate::ray::wire::fdpass::{PendingSend, Progress};
+use crate::ray::wire::frame::{parse_header, Header, HEADER_BYTES};
 
 /// Most bytes of replies kept for a client that does not read them.
 pub const MAX_UNSENT_BYTES: usize = 64 << 20;
@@ -114,14 +115,15 @@ impl FrameReader {
         Ok(Some(&self.buffer[self.start..self.start + count]))
     }
 
-    /// The bytes that the last [`fill`](Self::fill) returned.
-    pub fn bytes(&self, count: usize) -> &[u8] {
-        &self.buffer[self.start..self.start + count]
-    }
-
-    /// True when `count` bytes can be had without waiting.
-    pub fn has(&self, count: usize) -> bool {
-        self.end - self.start >= count
+    /// Waits for a whole frame: its header, and its length with the header, to be read with [`fill`](Self::fill) and dropped with
+    /// [`consume`](Self::consume). `None`: the peer closed between frames.
+    pub async fn next_frame(&mut self, limit_bytes: u64) -> Result<Option<(Header, usize)>, ConnectionError> {
+        let Some(head) = self.fill(HEADER_BYTES).await? else {
+            return Ok(None);
+        };
+        let head = head.first_chunk().ok_or_else(|| ConnectionError::Frame("a short header".to_owned()))?;
+        let header = parse_header(head, limit_bytes).map_err(|e| ConnectionError::Frame(e.to_string()))?;
+        Ok(Some((header, HEADER_BYTES + header.body_bytes)))
     }
 
     /// Drops `count` bytes that were read.

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use raylet_tuning::Segment;
 
-use crate::bridge::{CoreReport, ToCore};
+use crate::bridge::{core_reports, CoreReport, ToCore};
 use crate::engine::Engine;
 use crate::observe::histogram::Snapshot;
 use crate::observe::status::{
@@ -16,9 +16,6 @@ use crate::observe::status::{
     WorkerCounts,
 };
 use crate::ray::control::Control;
-
-/// Longest wait for a core's account.
-const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What does not change while the node runs.
 #[derive(Clone)]
@@ -68,16 +65,7 @@ pub async fn with_reports(control: &Rc<Control>, facts: &Facts) -> (Vec<CoreRepo
 
 /// The status of a node of its own.
 pub async fn of_cores(cores: &[flume::Sender<ToCore>], facts: &Facts) -> NodeStatus {
-    let mut reports = Vec::with_capacity(cores.len());
-    for core in cores {
-        let (reply, receiver) = flume::bounded(1);
-        // A core that ended does not answer, and its line is missing.
-        let _ = core.send(ToCore::Report { objects: false, reply });
-        if let Ok(Ok(report)) = tokio::time::timeout(REPORT_TIMEOUT, receiver.recv_async()).await {
-            reports.push(report);
-        }
-    }
-    assemble(facts, &reports)
+    assemble(facts, &core_reports(cores, false).await)
 }
 
 fn assemble(facts: &Facts, reports: &[CoreReport]) -> NodeStatus {

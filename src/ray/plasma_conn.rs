@@ -13,7 +13,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::bridge::Requester;
 use crate::core_loop::Core;
-use crate::ray::wire::frame::{parse_header, HEADER_BYTES, PLASMA_MAX_BODY_BYTES};
+use crate::ray::wire::frame::{HEADER_BYTES, PLASMA_MAX_BODY_BYTES};
 use crate::ray::wire::plasma::{
     decode, encode_abort_reply, encode_connect_reply, encode_contains_reply, encode_create_error, encode_create_reply,
     encode_create_retry_later, encode_debug_string_reply, encode_delete_reply, encode_get_reply, encode_release_reply,
@@ -97,10 +97,7 @@ pub async fn serve(core: Rc<Core>, stream: OwnedFd) {
 }
 
 async fn read_frames(core: &Rc<Core>, client: ClientId, mut reader: FrameReader) -> Result<(), ConnectionError> {
-    while let Some(head) = reader.fill(HEADER_BYTES).await? {
-        let head = head.first_chunk().ok_or_else(|| ConnectionError::Frame("a short header".to_owned()))?;
-        let header = parse_header(head, PLASMA_MAX_BODY_BYTES).map_err(|e| ConnectionError::Frame(e.to_string()))?;
-        let frame_bytes = HEADER_BYTES + header.body_bytes;
+    while let Some((header, frame_bytes)) = reader.next_frame(PLASMA_MAX_BODY_BYTES).await? {
         let Some(frame) = reader.fill(frame_bytes).await? else {
             break;
         };

@@ -16,7 +16,7 @@ use rustc_hash::FxHashMap;
 use crate::bridge::{Requester, ToControl};
 use crate::core_loop::Core;
 use crate::ray::messages::{ClientMessage, FetchId, Owner, Register};
-use crate::ray::wire::frame::{parse_header, Header, HEADER_BYTES, RAYLET_MAX_BODY_BYTES};
+use crate::ray::wire::frame::{HEADER_BYTES, RAYLET_MAX_BODY_BYTES};
 use crate::ray::wire::raylet::{decode, encode_wait_reply, ObjectRefs, OwnerAddress, Request, WaitReply};
 use crate::ray::wire::{Encoder, List};
 use crate::socket::{split, ConnectionError, FrameReader, Writer};
@@ -68,9 +68,7 @@ pub async fn serve(core: Rc<Core>, stream: OwnedFd) {
 }
 
 async fn read_frames(core: &Rc<Core>, conn: ClientId, mut reader: FrameReader) -> Result<(), ConnectionError> {
-    while let Some(head) = reader.fill(HEADER_BYTES).await? {
-        let header = header(head)?;
-        let frame_bytes = HEADER_BYTES + header.body_bytes;
+    while let Some((header, frame_bytes)) = reader.next_frame(RAYLET_MAX_BODY_BYTES).await? {
         let Some(frame) = reader.fill(frame_bytes).await? else {
             break;
         };
@@ -80,11 +78,6 @@ async fn read_frames(core: &Rc<Core>, conn: ClientId, mut reader: FrameReader) -
         reader.consume(frame_bytes);
     }
     Ok(())
-}
-
-fn header(head: &[u8]) -> Result<Header, ConnectionError> {
-    let head = head.first_chunk().ok_or_else(|| ConnectionError::Frame("a short header".to_owned()))?;
-    parse_header(head, RAYLET_MAX_BODY_BYTES).map_err(|e| ConnectionError::Frame(e.to_string()))
 }
 
 impl RayletClients {

@@ -34,7 +34,10 @@ impl Control {
             }
             ToControl::StoreFull => self.collect_garbage_soon(),
             ToControl::Message { conn, message } => self.client_message(conn, message),
-            ToControl::Gone { conn, .. } => self.connection_gone(conn),
+            ToControl::Gone { conn, .. } => {
+                self.objects.borrow_mut().client_gone(conn);
+                self.connection_gone(conn);
+            }
             ToControl::Failed { shard, error } => {
                 tracing::error!(shard, error, "a core failed");
                 self.shutdown.ask(Reason::UnexpectedTermination, &format!("core {shard} failed: {error}"));

@@ -134,10 +134,10 @@ impl Control {
         }
         let token = self.token();
         let (sender, receiver) = oneshot::channel();
-        let shard = self.enqueue(token, lease, owner_worker, owner_node, owner, spec, request.grant_or_reject)?;
+        self.enqueue(token, lease, owner_worker, owner_node, owner, spec, request.grant_or_reject)?;
         self.waiters.borrow_mut().leases.insert(token, sender);
         let outcome = receiver.await.map_err(|_| Status::unavailable("the node is shutting down"))?;
-        Ok(self.reply(lease, shard, outcome))
+        Ok(self.reply(lease, outcome))
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -281,7 +281,7 @@ impl Control {
         }
     }
 
-    fn reply(&self, lease: LeaseId, _shard: ShardId, outcome: Outcome) -> RequestWorkerLeaseReply {
+    fn reply(&self, lease: LeaseId, outcome: Outcome) -> RequestWorkerLeaseReply {
         match outcome {
             Outcome::Granted(worker, allocation) => self.granted(lease, &worker, &allocation),
             Outcome::Rejected => RequestWorkerLeaseReply {

@@ -9,16 +9,13 @@ use rustc_hash::FxHashMap;
 use tonic::Status;
 
 use super::Control;
-use crate::bridge::{CoreReport, ToCore};
+use crate::bridge::{core_reports, CoreReport};
 use crate::ray::proto;
 use crate::ray::registry::Member;
 use crate::ray::resources::kind_of;
 
 /// Longest wait for a worker's account of itself. One that hangs is left out.
 const WORKER_STATS_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Longest wait for a core's account.
-const CORE_REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Requests and times of garbage collection in workers.
 #[derive(Default)]
@@ -38,20 +35,7 @@ pub struct Resources {
 impl Control {
     /// Every core's account of itself.
     pub async fn core_reports(&self, objects: bool) -> Vec<CoreReport> {
-        let mut waiting = Vec::with_capacity(self.cores.len());
-        for shard in 0..self.shards() {
-            let (reply, receiver) = flume::bounded(1);
-            self.to_core(shard, ToCore::Report { objects, reply });
-            waiting.push(receiver);
-        }
-        let mut reports = Vec::with_capacity(waiting.len());
-        for receiver in waiting {
-            match tokio::time::timeout(CORE_REPORT_TIMEOUT, receiver.recv_async()).await {
-                Ok(Ok(report)) => reports.push(report),
-                _ => tracing::warn!("a core did not report in time"),
-            }
-        }
-        reports
+        core_reports(&self.cores, objects).await
     }
 
     /// Totals and what is free, summed over the cores.
@@ -295,11 +279,6 @@ impl Control {
     pub(super) fn collect_garbage_soon(&self) {
         let mut gc = self.gc.borrow_mut();
         gc.local_wanted = true;
-    }
-
-    /// The same, asked for by name (`ray.internal`'s global gc).
-    pub(super) fn collect_garbage_everywhere(&self) {
-        self.collect_garbage_soon();
     }
 
     /// Carries out what garbage collection was asked for, at most once in `local_gc_min_interval_s`.

@@ -115,7 +115,7 @@ fn node(r: Router, c: &Rc<Control>) -> Router {
         Ok(NotifyGcsRestartReply {})
     });
     let r = now!(r, c, "GlobalGC", |c, _q: GlobalGcRequest| {
-        c.collect_garbage_everywhere();
+        c.collect_garbage_soon();
         Ok(GlobalGcReply {})
     });
     let r = now!(r, c, "ResizeLocalResourceInstances", |c, q: ResizeLocalResourceInstancesRequest| {
