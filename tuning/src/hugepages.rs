@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::memory;
+use crate::cgroup;
+use crate::host::Host;
 use crate::sysfs;
 
 const NODES: &str = "/sys/devices/system/node";
@@ -77,7 +78,12 @@ pub enum HugePagesError {
 
 /// Every pool of every NUMA node; empty on a kernel without huge pages.
 pub fn pools() -> Vec<HugePagePool> {
-    let mut pools: Vec<HugePagePool> = numbered_entries(Path::new(NODES), "node", "")
+    pools_on(&Host::this())
+}
+
+/// As [`pools`], of any machine.
+pub fn pools_on(host: &Host) -> Vec<HugePagePool> {
+    let mut pools: Vec<HugePagePool> = numbered_entries(&host.path(NODES), "node", "")
         .into_iter()
         .flat_map(|(node, path)| {
             numbered_entries(&path.join("hugepages"), "hugepages-", "kB")
@@ -129,7 +135,7 @@ pub fn release(pages: u64, page_bytes: u64, numa_node: Option<u32>) -> Result<()
 pub(crate) fn cgroup_room_bytes(page_bytes: u64) -> Option<u64> {
     let size =
         if page_bytes >= 1 << 30 { format!("{}GB", page_bytes >> 30) } else { format!("{}MB", page_bytes >> 20) };
-    memory::group_directories("hugetlb")
+    cgroup::directories(&Host::this(), "hugetlb")
         .iter()
         .filter_map(|group| {
             let file = |name: &str| sysfs::number(group.join(format!("hugetlb.{size}.{name}")));

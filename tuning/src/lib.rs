@@ -16,12 +16,19 @@
 
 pub mod arena;
 mod backing;
+pub mod cgroup;
 pub mod cores;
+pub mod devices;
+#[cfg(test)]
+mod fake;
+pub mod host;
 pub mod hugepages;
 pub mod limits;
 pub mod memory;
 pub mod pages;
+pub mod placement;
 mod privatefs;
+pub mod probes;
 mod sys;
 mod sysfs;
 pub mod topology;
@@ -29,9 +36,10 @@ pub mod warm;
 
 pub use arena::{ArenaError, Segment, SegmentReport, SegmentRequest};
 pub use cores::{parse_cores, CoreChoice, CoresError};
+pub use host::Host;
 pub use hugepages::{HugePagePool, HugePagesError, HugePagesReserved};
-pub use limits::{Finding, HostLimits, Severity};
 pub use memory::{MemoryHeadroom, MemoryLimiter};
 pub use pages::{PageChoice, PageKind};
-pub use topology::{Topology, TopologyError, TopologySource, TopologySummary};
+pub use placement::{plan_arenas, ArenaPlan, Picture};
+pub use topology::{Topology, TopologyError, TopologySource};
 pub use warm::{WarmStats, Warmer};

@@ -4,10 +4,12 @@
 //! asked for before memory is taken.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup;
+use crate::host::Host;
 use crate::sysfs;
 
 /// What bounds the memory that can still be taken.
@@ -45,107 +47,34 @@ pub struct MemoryHeadroom {
 impl MemoryHeadroom {
     /// Reads what holds now. On a kernel that says nothing at all, everything is taken to be available.
     pub fn read() -> MemoryHeadroom {
-        let meminfo = sysfs::text("/proc/meminfo").unwrap_or_default();
+        MemoryHeadroom::read_on(&Host::this())
+    }
+
+    /// As [`MemoryHeadroom::read`], of any machine.
+    pub fn read_on(host: &Host) -> MemoryHeadroom {
+        let meminfo = host.text("/proc/meminfo").unwrap_or_default();
         let mut headroom = MemoryHeadroom {
             available_bytes: sysfs::kib_line_bytes(&meminfo, "MemAvailable").unwrap_or(u64::MAX),
             limiter: MemoryLimiter::Machine,
             total_bytes: sysfs::kib_line_bytes(&meminfo, "MemTotal").unwrap_or(u64::MAX),
         };
-        for limit in cgroup_limits() {
-            headroom.total_bytes = headroom.total_bytes.min(limit.limit_bytes);
-            let available = limit.limit_bytes.saturating_sub(limit.used_bytes);
+        let groups = cgroup::directories(host, "memory");
+        for room in groups.iter().filter_map(|group| cgroup::memory_of(group)) {
+            headroom.total_bytes = headroom.total_bytes.min(room.limit);
+            let available = room.limit.saturating_sub(room.used);
             if available < headroom.available_bytes {
                 headroom.available_bytes = available;
-                headroom.limiter = MemoryLimiter::Cgroup(limit.path);
+                headroom.limiter = MemoryLimiter::Cgroup(host.name_of(&room.group));
             }
         }
         headroom
     }
 }
 
-/// One control group's memory limit and what counts against it that can't be dropped.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CgroupMemory {
-    /// The group's directory.
-    pub path: PathBuf,
-    /// Its limit.
-    pub limit_bytes: u64,
-    /// Its use, less cached files that the kernel can drop.
-    pub used_bytes: u64,
-}
-
-/// The memory limits of this process's control group and those above it, version 2 or 1.
-pub fn cgroup_limits() -> Vec<CgroupMemory> {
-    group_directories("memory").iter().filter_map(|path| memory_of_group(path)).collect()
-}
-
-/// Directories of this process's groups for one controller, from the innermost to the root. In a container the path that
-/// /proc names often doesn't exist below the mount: then the mount's root is the container's own group.
-pub(crate) fn group_directories(controller: &str) -> Vec<PathBuf> {
-    let memberships = sysfs::text("/proc/self/cgroup").unwrap_or_default();
-    let mut directories = Vec::new();
-    for line in memberships.lines() {
-        let mut fields = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
-            continue;
-        };
-        let base = Path::new("/sys/fs/cgroup");
-        let roots = match controllers {
-            "" => [base.to_owned(), base.join("unified")],
-            _ if controllers.split(',').any(|name| name == controller) => {
-                [base.join(controllers), base.join(controller)]
-            }
-            _ => continue,
-        };
-        let marker = if controllers.is_empty() { "cgroup.controllers" } else { "tasks" };
-        let Some(root) = roots.iter().find(|root| root.join(marker).exists()) else {
-            continue;
-        };
-        let inside = root.join(path.trim_start_matches('/'));
-        directories.extend(inside.ancestors().take_while(|group| group.starts_with(root)).map(PathBuf::from));
-    }
-    directories
-}
-
-fn memory_of_group(path: &Path) -> Option<CgroupMemory> {
-    let (limit, used, droppable) = if let Some(limit) = sysfs::text(path.join("memory.max")) {
-        (limit.parse::<u64>().ok()?, "memory.current", "inactive_file ")
-    } else {
-        (sysfs::number(path.join("memory.limit_in_bytes"))?, "memory.usage_in_bytes", "total_inactive_file ")
-    };
-    let stat = sysfs::text(path.join("memory.stat")).unwrap_or_default();
-    let droppable_bytes =
-        stat.lines().find_map(|line| line.strip_prefix(droppable)?.trim().parse::<u64>().ok()).unwrap_or(0);
-    let used_bytes = sysfs::number(path.join(used))?.saturating_sub(droppable_bytes);
-    Some(CgroupMemory { path: path.to_owned(), limit_bytes: limit, used_bytes })
-}
-
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
-
-    /// A directory of its own for a test, removed at the end.
-    struct Directory(PathBuf);
-
-    impl Directory {
-        fn new(name: &str) -> Directory {
-            let path = std::env::temp_dir().join(format!("raylet-tuning-{name}-{}", std::process::id()));
-            fs::create_dir_all(&path).unwrap();
-            Directory(path)
-        }
-
-        fn file(&self, name: &str, text: &str) {
-            fs::write(self.0.join(name), text).unwrap();
-        }
-    }
-
-    impl Drop for Directory {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
+    use crate::fake::FakeHost;
 
     #[test]
     fn there_is_memory_and_no_more_than_the_machine_has() {
@@ -156,24 +85,19 @@ mod tests {
     }
 
     #[test]
-    fn version_2_groups_are_read_and_no_limit_is_no_limit() {
-        let group = Directory::new("v2");
-        group.file("memory.max", "1000000\n");
-        group.file("memory.current", "600000\n");
-        group.file("memory.stat", "anon 1\ninactive_file 100000\n");
-        let memory = memory_of_group(&group.0).unwrap();
-        assert_eq!((memory.limit_bytes, memory.used_bytes), (1_000_000, 500_000));
-        group.file("memory.max", "max\n");
-        assert_eq!(memory_of_group(&group.0), None);
-    }
-
-    #[test]
-    fn version_1_groups_are_read() {
-        let group = Directory::new("v1");
-        group.file("memory.limit_in_bytes", "1000000\n");
-        group.file("memory.usage_in_bytes", "600000\n");
-        group.file("memory.stat", "inactive_file 5\ntotal_inactive_file 200000\n");
-        let memory = memory_of_group(&group.0).unwrap();
-        assert_eq!((memory.limit_bytes, memory.used_bytes), (1_000_000, 400_000));
+    fn the_tightest_group_limits() {
+        let fake = FakeHost::new();
+        fake.file("/proc/meminfo", "MemTotal: 8192 kB\nMemAvailable: 4096 kB");
+        let machine = MemoryHeadroom::read_on(&fake.host());
+        assert_eq!((machine.available_bytes, machine.limiter), (4 << 20, MemoryLimiter::Machine));
+        fake.file("/proc/self/cgroup", "0::/jobs/node");
+        fake.file("/sys/fs/cgroup/cgroup.controllers", "memory");
+        fake.file("/sys/fs/cgroup/jobs/memory.max", "3145728");
+        fake.file("/sys/fs/cgroup/jobs/memory.current", "2097152");
+        fake.file("/sys/fs/cgroup/jobs/node/memory.max", "max");
+        fake.file("/sys/fs/cgroup/jobs/node/memory.current", "1");
+        let group = MemoryHeadroom::read_on(&fake.host());
+        assert_eq!((group.available_bytes, group.total_bytes), (1 << 20, 3 << 20));
+        assert_eq!(group.limiter, MemoryLimiter::Cgroup("/sys/fs/cgroup/jobs".into()));
     }
 }

@@ -1,8 +1,10 @@
 //! The system calls of this crate, wrapped so that the other modules need no `unsafe`.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::ptr::{self, NonNull};
 
 /// `MADV_POPULATE_WRITE` (Linux 5.14): fault pages in for writing without changing their bytes; errors instead of SIGBUS.
@@ -234,23 +236,43 @@ pub(crate) fn become_idle_priority() -> io::Result<()> {
     check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) }).map(drop)
 }
 
+/// Whether something keeps the machine's clock right (the kernel's STA_UNSYNC flag is off).
+pub(crate) fn clock_is_synchronized() -> io::Result<bool> {
+    // SAFETY: all-zero is a valid timex, whose `modes` of 0 only asks.
+    let mut timex: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: `timex` is writable.
+    check(unsafe { libc::adjtimex(&mut timex) })?;
+    Ok(timex.status & libc::STA_UNSYNC == 0)
+}
+
+/// The NUMA node of the page at each address of this process; an error number, negative, where there is no page yet.
+pub(crate) fn nodes_of_pages(pages: &[*const libc::c_void]) -> io::Result<Vec<i32>> {
+    let mut nodes = vec![0i32; pages.len()];
+    // SAFETY: `pages` and `nodes` have the length that is passed; without target nodes (null) the call only asks, and the
+    // addresses are looked up by the kernel, not read.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_pages,
+            0,
+            pages.len(),
+            pages.as_ptr(),
+            ptr::null::<libc::c_int>(),
+            nodes.as_mut_ptr(),
+            0,
+        )
+    };
+    check(result as libc::c_int)?;
+    Ok(nodes)
+}
+
 /// Total and free bytes of the file system at `path`.
-pub(crate) fn filesystem_bytes(path: &CStr) -> io::Result<(u64, u64)> {
+pub(crate) fn filesystem_bytes(path: &Path) -> io::Result<(u64, u64)> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: all-zero is a valid statvfs.
     let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
     // SAFETY: `path` is NUL-terminated and `stat` writable.
     check(unsafe { libc::statvfs(path.as_ptr(), &mut stat) })?;
     Ok((stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize))
-}
-
-/// The kernel's release, such as `6.18.44`.
-pub(crate) fn kernel_release() -> io::Result<String> {
-    // SAFETY: all-zero is a valid utsname.
-    let mut name: libc::utsname = unsafe { std::mem::zeroed() };
-    // SAFETY: `name` is writable.
-    check(unsafe { libc::uname(&mut name) })?;
-    // SAFETY: uname filled `release` with a NUL-terminated string that lives in `name`.
-    Ok(unsafe { CStr::from_ptr(name.release.as_ptr()) }.to_string_lossy().into_owned())
 }
 
 /// Lets the calling thread run on one hardware thread only.

@@ -9,12 +9,13 @@ mod from_hwloc;
 mod from_sysfs;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cores::format_list;
+use crate::cgroup;
+use crate::host::Host;
 use crate::sys;
+use crate::sysfs;
 
 /// Where the topology comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +47,8 @@ pub struct NumaNode {
     pub pus: Vec<u32>,
     /// Its memory.
     pub memory_bytes: u64,
+    /// Whether this process may take memory of it (cpuset).
+    pub memory_allowed: bool,
 }
 
 /// A physical core.
@@ -85,28 +88,13 @@ pub struct Topology {
     pub cores: Vec<Core>,
     /// Data and unified caches, by level and lowest PU.
     pub caches: Vec<Cache>,
+    /// PUs that the machine has and that are switched off.
+    pub offline_pus: Vec<u32>,
+    /// PUs that are on and that this process may not use.
+    pub forbidden_pus: Vec<u32>,
+    /// Thousandths of a CPU that the control group's quota allows; `None`: no quota.
+    pub cpu_quota_milli: Option<u64>,
     /// What is degraded, each with its cause.
-    pub warnings: Vec<String>,
-}
-
-/// A machine on one line or in one JSON object.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TopologySummary {
-    /// Who says so.
-    pub source: TopologySource,
-    /// Number of sockets.
-    pub packages: usize,
-    /// NUMA nodes.
-    pub numa_nodes: Vec<NumaNode>,
-    /// Physical cores that this process may use.
-    pub cores: usize,
-    /// PUs that this process may use, as the kernel writes lists.
-    pub pus: String,
-    /// Most usable PUs of one core.
-    pub threads_per_core: usize,
-    /// Size of one last-level cache; 0 where unknown.
-    pub last_level_cache_bytes: u64,
-    /// What is degraded.
     pub warnings: Vec<String>,
 }
 
@@ -124,6 +112,12 @@ pub enum TopologyError {
     /// The kernel doesn't say where this process may run.
     #[error("the cores that this process may use can't be read (sched_getaffinity: {0})")]
     Affinity(std::io::Error),
+}
+
+impl NumaNode {
+    fn new(index: u32, memory_bytes: u64) -> NumaNode {
+        NumaNode { index, pus: Vec::new(), memory_bytes, memory_allowed: true }
+    }
 }
 
 /// What a source knows about one PU. Keys tell cores and packages apart and mean nothing else.
@@ -147,6 +141,18 @@ struct Draft {
 impl Topology {
     /// Describes the machine, or the one that `HWLOC_SYNTHETIC` describes.
     pub fn discover() -> Result<Topology, TopologyError> {
+        Topology::discover_on(&Host::this())
+    }
+
+    /// As [`Topology::discover`]; a machine that is not this one is known by its files alone.
+    pub fn discover_on(host: &Host) -> Result<Topology, TopologyError> {
+        if !host.is_this_machine() {
+            let listed = host.status_line("Cpus_allowed_list").and_then(|list| sysfs::index_list(&list));
+            let allowed = within_cpuset(host, listed.unwrap_or_default());
+            let draft = from_sysfs::read(host, &allowed).filter(|draft| !draft.places.is_empty());
+            let draft = draft.ok_or(TopologyError::NoCores { hwloc: "is not asked", sysfs: "lists none" })?;
+            return Ok(Topology::assemble(TopologySource::Sysfs, draft, Vec::new()).bounded(host));
+        }
         let another_machine = ["HWLOC_SYNTHETIC", "HWLOC_XMLFILE"].iter().any(|name| std::env::var_os(name).is_some());
         if another_machine {
             let draft = from_hwloc::read(|_| true).filter(|draft| !draft.places.is_empty());
@@ -156,10 +162,27 @@ impl Topology {
             })?;
             return Ok(Topology::assemble(TopologySource::HwlocSynthetic, draft, Vec::new()));
         }
-        let allowed = sys::allowed_pus().map_err(TopologyError::Affinity)?;
+        let allowed = within_cpuset(host, sys::allowed_pus().map_err(TopologyError::Affinity)?);
         let by_hwloc = from_hwloc::read(|pu| allowed.binary_search(&pu).is_ok());
-        let by_sysfs = from_sysfs::read(Path::new("/sys/devices/system"), &allowed);
-        Topology::choose(by_hwloc, by_sysfs)
+        let by_sysfs = from_sysfs::read(host, &allowed);
+        Ok(Topology::choose(by_hwloc, by_sysfs)?.bounded(host))
+    }
+
+    /// Adds what the kernel and the control groups keep from this process.
+    fn bounded(mut self, host: &Host) -> Topology {
+        let list = |name: &str| {
+            let text = host.text(format!("/sys/devices/system/cpu/{name}"));
+            text.and_then(|text| sysfs::index_list(&text)).unwrap_or_default()
+        };
+        let (present, online, usable) = (list("present"), list("online"), self.allowed_pus());
+        self.offline_pus = present.into_iter().filter(|pu| !online.contains(pu)).collect();
+        self.forbidden_pus = online.into_iter().filter(|pu| !usable.contains(pu)).collect();
+        self.cpu_quota_milli = cgroup::cpu_quota_milli(host);
+        let by_status = host.status_line("Mems_allowed_list").and_then(|list| sysfs::index_list(&list));
+        for allowed in [by_status, cgroup::cpuset_mems(host)].into_iter().flatten() {
+            self.numa_nodes.iter_mut().for_each(|node| node.memory_allowed &= allowed.contains(&node.index));
+        }
+        self
     }
 
     fn choose(by_hwloc: Option<Draft>, by_sysfs: Option<Draft>) -> Result<Topology, TopologyError> {
@@ -194,12 +217,21 @@ impl Topology {
         let Draft { mut places, mut caches, memory_bytes } = draft;
         places.sort_by_key(|place| place.pu);
         places.dedup_by_key(|place| place.pu);
-        let mut topology =
-            Topology { source, packages: vec![], numa_nodes: vec![], cores: vec![], caches: vec![], warnings };
+        let mut topology = Topology {
+            source,
+            packages: vec![],
+            numa_nodes: vec![],
+            cores: vec![],
+            caches: vec![],
+            offline_pus: vec![],
+            forbidden_pus: vec![],
+            cpu_quota_milli: None,
+            warnings,
+        };
         let (mut packages, mut cores) = (BTreeMap::new(), BTreeMap::new());
         let mut nodes: BTreeMap<u32, NumaNode> = memory_bytes
             .iter()
-            .map(|(&index, &memory_bytes)| (index, NumaNode { index, pus: Vec::new(), memory_bytes }))
+            .map(|(&index, &memory_bytes)| (index, NumaNode::new(index, memory_bytes)))
             .collect();
         for place in places {
             let package = *packages.entry(place.package).or_insert_with(|| {
@@ -214,7 +246,7 @@ impl Topology {
                 topology.cores.len() - 1
             });
             topology.cores[core].pus.push(place.pu);
-            let absent = || NumaNode { index: place.numa_node, pus: Vec::new(), memory_bytes: 0 };
+            let absent = || NumaNode::new(place.numa_node, 0);
             nodes.entry(place.numa_node).or_insert_with(absent).pus.push(place.pu);
         }
         topology.numa_nodes = nodes.into_values().collect();
@@ -252,20 +284,15 @@ impl Topology {
         let pus = self.core_of(pu).map(|core| core.pus.as_slice()).unwrap_or_default();
         pus.iter().copied().filter(|&other| other != pu).collect()
     }
+}
 
-    /// What a boot message or a status page shows.
-    pub fn summary(&self) -> TopologySummary {
-        TopologySummary {
-            source: self.source,
-            packages: self.packages.len(),
-            numa_nodes: self.numa_nodes.clone(),
-            cores: self.cores.len(),
-            pus: format_list(&self.allowed_pus()),
-            threads_per_core: self.cores.iter().map(|core| core.pus.len()).max().unwrap_or(0),
-            last_level_cache_bytes: self.caches.last().map_or(0, |cache| cache.size_bytes),
-            warnings: self.warnings.clone(),
-        }
+/// The PUs that the cpuset allows too. The kernel takes a cpuset into the affinity, so this matters where the files are
+/// another machine's.
+fn within_cpuset(host: &Host, mut pus: Vec<u32>) -> Vec<u32> {
+    if let Some(cpuset) = cgroup::cpuset_cpus(host) {
+        pus.retain(|pu| cpuset.contains(pu));
     }
+    pus
 }
 
 /// What two descriptions of one machine disagree about that placement depends on.

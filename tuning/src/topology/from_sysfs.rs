@@ -5,10 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{Cache, Draft, Place};
+use crate::host::Host;
 use crate::sysfs;
 
-/// Reads the tree at `root` (/sys/devices/system), keeping only `allowed` PUs. `None` where it lists no online PUs.
-pub(super) fn read(root: &Path, allowed: &[u32]) -> Option<Draft> {
+/// Reads /sys/devices/system, keeping only `allowed` PUs. `None` where it lists no online PUs.
+pub(super) fn read(host: &Host, allowed: &[u32]) -> Option<Draft> {
+    let root = &host.path("/sys/devices/system");
     let online = sysfs::index_list(&sysfs::text(root.join("cpu/online"))?)?;
     let usable = |pu: &u32| allowed.binary_search(pu).is_ok();
     let mut draft = Draft::default();
@@ -21,7 +23,7 @@ pub(super) fn read(root: &Path, allowed: &[u32]) -> Option<Draft> {
     }
     if draft.memory_bytes.is_empty() {
         // A kernel without NUMA has one node, which is all of the machine.
-        let meminfo = sysfs::text("/proc/meminfo").unwrap_or_default();
+        let meminfo = host.text("/proc/meminfo").unwrap_or_default();
         draft.memory_bytes.insert(0, sysfs::kib_line_bytes(&meminfo, "MemTotal").unwrap_or(0));
     }
     for pu in online.iter().copied().filter(usable) {

@@ -1,9 +1,8 @@
-use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 
 use super::*;
 use crate::cores::{parse_cores, CoresError};
+use crate::fake::{FakeHost, FakeNode};
 
 const TWO_NODES: &str = "Package:2 [numa(memory=34359738368)] L3:1(size=16777216) Core:4 PU:2";
 
@@ -33,9 +32,7 @@ fn this_machine_is_described_and_its_sources_agree() {
     assert!(topology.numa_nodes.iter().map(|node| node.memory_bytes).sum::<u64>() > 0);
     let nodes: Vec<u32> = topology.numa_nodes.iter().map(|node| node.index).collect();
     assert!(topology.cores.iter().all(|core| nodes.contains(&core.numa_node)));
-    let summary = topology.summary();
-    assert_eq!(summary.cores, topology.usable_cores());
-    assert!(summary.threads_per_core >= 1);
+    assert!(topology.numa_nodes.iter().any(|node| node.memory_allowed));
 }
 
 #[test]
@@ -55,7 +52,6 @@ fn a_synthetic_machine_has_two_nodes() {
     assert_eq!(topology.numa_node_of(16), None);
     let last = topology.caches.last().unwrap();
     assert_eq!((last.level, last.size_bytes, last.pus.len()), (3, 16 << 20, 8));
-    assert_eq!(topology.summary().pus, "0-15");
 }
 
 #[test]
@@ -90,60 +86,20 @@ fn affinity_is_honoured() {
     assert_eq!(topology.source, TopologySource::Hwloc, "{:?}", topology.warnings);
 }
 
-/// A sysfs tree of two nodes, each one package of two cores with two threads: PUs 0, 1 | 2, 3 and siblings 4 apart.
-struct Tree(PathBuf);
-
-impl Tree {
-    fn new(name: &str) -> Tree {
-        let tree = Tree(std::env::temp_dir().join(format!("raylet-tuning-{name}-{}", std::process::id())));
-        tree.file("cpu/online", "0-7");
-        tree.file("node/online", "0-1");
-        for node in 0..2u32 {
-            let (first, second) = (node * 2, node * 2 + 4);
-            tree.file(&format!("node/node{node}/cpulist"), &format!("{first}-{},{second}-{}", first + 1, second + 1));
-            tree.file(
-                &format!("node/node{node}/meminfo"),
-                &format!("Node {node} MemTotal:  {} kB\n", 1024 * (node + 1)),
-            );
-        }
-        for pu in 0..8u32 {
-            let core = pu % 4;
-            let node = core / 2;
-            let cpu = format!("cpu/cpu{pu}");
-            tree.file(&format!("{cpu}/topology/core_cpus_list"), &format!("{core},{}", core + 4));
-            tree.file(&format!("{cpu}/topology/physical_package_id"), &node.to_string());
-            tree.file(&format!("{cpu}/cache/index0/level"), "1");
-            tree.file(&format!("{cpu}/cache/index0/type"), "Instruction");
-            tree.file(&format!("{cpu}/cache/index3/level"), "3");
-            tree.file(&format!("{cpu}/cache/index3/type"), "Unified");
-            tree.file(&format!("{cpu}/cache/index3/size"), "32768K");
-            let shared = format!("{}-{},{}-{}", node * 2, node * 2 + 1, node * 2 + 4, node * 2 + 5);
-            tree.file(&format!("{cpu}/cache/index3/shared_cpu_list"), &shared);
-        }
-        tree
-    }
-
-    fn file(&self, name: &str, text: &str) {
-        let path = self.0.join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, format!("{text}\n")).unwrap();
-    }
-
-    fn read(&self, allowed: &[u32]) -> Draft {
-        from_sysfs::read(&self.0, allowed).unwrap()
-    }
+/// Two nodes of two cores with two threads: PUs 0, 1 | 2, 3 and siblings 4 apart.
+fn two_small_nodes() -> FakeHost {
+    let node = |memory_mib| FakeNode { cores: 2, memory_mib };
+    FakeHost::machine(&[node(1), node(2)], 2)
 }
 
-impl Drop for Tree {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+fn read(fake: &FakeHost, allowed: &[u32]) -> Draft {
+    from_sysfs::read(&fake.host(), allowed).unwrap()
 }
 
 #[test]
 fn sysfs_alone_describes_a_machine_and_says_that_it_is_alone() {
-    let tree = Tree::new("alone");
-    let topology = Topology::choose(None, Some(tree.read(&[0, 1, 2, 3, 4, 5, 6, 7]))).unwrap();
+    let tree = two_small_nodes();
+    let topology = Topology::choose(None, Some(read(&tree, &[0, 1, 2, 3, 4, 5, 6, 7]))).unwrap();
     assert_eq!(topology.source, TopologySource::Sysfs);
     assert!(topology.warnings[0].contains("hwloc"), "{:?}", topology.warnings);
     assert_eq!((topology.packages.len(), topology.usable_cores()), (2, 4));
@@ -156,16 +112,16 @@ fn sysfs_alone_describes_a_machine_and_says_that_it_is_alone() {
 
 #[test]
 fn pus_that_are_not_allowed_are_left_out() {
-    let tree = Tree::new("allowed");
-    let topology = Topology::choose(None, Some(tree.read(&[1, 2, 5]))).unwrap();
+    let tree = two_small_nodes();
+    let topology = Topology::choose(None, Some(read(&tree, &[1, 2, 5]))).unwrap();
     assert_eq!(topology.allowed_pus(), [1, 2, 5]);
     assert_eq!((topology.usable_cores(), topology.smt_siblings(2).len()), (2, 0));
 }
 
 #[test]
 fn sysfs_wins_where_the_sources_differ() {
-    let tree = Tree::new("differ");
-    let right = tree.read(&[0, 1, 2, 3]);
+    let tree = two_small_nodes();
+    let right = read(&tree, &[0, 1, 2, 3]);
     let agreed = Topology::choose(Some(right.clone()), Some(right.clone())).unwrap();
     assert_eq!((agreed.source, agreed.warnings.len()), (TopologySource::Hwloc, 0));
     let mut wrong = right.clone();
@@ -176,4 +132,34 @@ fn sysfs_wins_where_the_sources_differ() {
     assert_eq!(topology.numa_node_of(2), Some(1));
     let error = Topology::choose(None, None).unwrap_err().to_string();
     assert!(error.contains("/sys"), "{error}");
+}
+
+#[test]
+fn offline_cores_a_cpuset_and_a_quota_are_seen() {
+    let fake = FakeHost::machine(&[FakeNode { cores: 4, memory_mib: 1024 }; 2], 1);
+    fake.file("/sys/devices/system/cpu/present", "0-9");
+    fake.file("/sys/devices/system/cpu/online", "0-6");
+    fake.file("/proc/self/cgroup", "0::/box");
+    fake.file("/sys/fs/cgroup/cgroup.controllers", "cpuset cpu");
+    fake.file("/sys/fs/cgroup/box/cpuset.cpus.effective", "2,3,6");
+    fake.file("/sys/fs/cgroup/box/cpuset.mems.effective", "0");
+    fake.file("/sys/fs/cgroup/box/cpu.max", "150000 100000");
+    let topology = Topology::discover_on(&fake.host()).unwrap();
+    assert_eq!(topology.allowed_pus(), [2, 3, 6]);
+    assert_eq!((topology.offline_pus.as_slice(), topology.forbidden_pus.as_slice()), (&[7, 8, 9][..], &[0, 1, 4, 5][..]));
+    assert_eq!(topology.cpu_quota_milli, Some(1500));
+    let allowed: Vec<bool> = topology.numa_nodes.iter().map(|node| node.memory_allowed).collect();
+    assert_eq!(allowed, [true, false]);
+    fake.file("/sys/fs/cgroup/box/cpuset.cpus.effective", "40");
+    assert!(Topology::discover_on(&fake.host()).is_err(), "no usable core is left");
+}
+
+#[test]
+fn four_uneven_nodes_are_described() {
+    let nodes = [(8, 4096), (8, 4096), (2, 1024), (0, 8192)].map(|(cores, memory_mib)| FakeNode { cores, memory_mib });
+    let topology = Topology::discover_on(&FakeHost::machine(&nodes, 2).host()).unwrap();
+    let seen: Vec<_> = topology.numa_nodes.iter().map(|node| (node.pus.len(), node.memory_bytes >> 20)).collect();
+    assert_eq!(seen, [(16, 4096), (16, 4096), (4, 1024), (0, 8192)]);
+    assert_eq!((topology.packages.len(), topology.usable_cores()), (3, 18));
+    assert_eq!((topology.numa_node_of(17), topology.smt_siblings(17)), (Some(2), vec![35]));
 }
