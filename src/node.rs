@@ -19,9 +19,6 @@ use crate::ray::proto::node_death_info::Reason;
 mod reports;
 mod status;
 
-/// Share of the machine's memory that a node of its own takes for objects where it is not told: 30 %, as Ray does.
-const DEFAULT_STORE_PERCENT: u64 = 30;
-
 /// Why a node can't start.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
@@ -120,13 +117,8 @@ fn prepare_limits() {
 }
 
 fn native_settings(config: &Config) -> EngineSettings {
-    let object_store_bytes = match config.object_store_memory_bytes {
-        Some(bytes) => bytes,
-        None => {
-            let headroom = raylet_tuning::MemoryHeadroom::read();
-            headroom.available_bytes / 100 * DEFAULT_STORE_PERCENT
-        }
-    };
+    let given = config.object_store_memory_bytes;
+    let object_store_bytes = given.unwrap_or_else(|| raylet_tuning::MemoryHeadroom::read().default_store_bytes());
     let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
     EngineSettings {
         cores: config.cores.clone(),

@@ -3,12 +3,16 @@
 pub mod attach;
 pub mod closest;
 pub mod command_line;
+pub mod doctor;
 pub mod gflags;
 pub mod own;
+pub mod plan;
 mod ray_flag_table;
 pub mod ray_flags;
 mod run;
 pub mod status;
+pub mod topology;
+mod topology_text;
 
 use std::ffi::OsStr;
 use std::path::Path;

@@ -23,8 +23,8 @@ pub struct Cli {
 /// Settings as flags. Each is also an environment variable (RAYLET_URING_...) and a key of the TOML file.
 #[derive(Debug, Default, Args)]
 pub struct NodeFlags {
-    /// CPUs that carry a shard each: `0-3,6`, or auto [env: RAYLET_URING_CORES].
-    #[arg(long, value_name = "LIST|auto")]
+    /// CPUs that carry a shard each: `0-3,6`, auto, `auto:4`, `numa:0` or `numa:0-1:4` [env: RAYLET_URING_CORES].
+    #[arg(long, value_name = "CORES")]
     pub cores: Option<String>,
     /// Pages of the object store: 2M or 1G (hugetlb), thp, 4k, off; 2M where no value is given [env: RAYLET_URING_HUGEPAGES].
     #[arg(long, value_name = "KIND", num_args = 0..=1, require_equals = true, default_missing_value = "2M")]
@@ -86,6 +86,67 @@ pub enum Command {
     Attach(AttachArgs),
     /// Put a Ray installation's own raylet back.
     Detach(DetachArgs),
+    /// Draw the machine: NUMA nodes, cores, caches, network cards and disks, with shards and arenas in their places.
+    ///
+    /// They are those of the running node, or of the settings where none runs or settings are given.
+    Topology(TopologyArgs),
+    /// Look for what costs a node speed on this machine or keeps it from running, with the commands that mend it.
+    ///
+    /// Exit status: 0 all is well, 1 there are warnings, 2 there are errors (or wrong arguments).
+    Doctor(DoctorArgs),
+}
+
+/// Settings that decide what goes where, for commands that plan a node instead of running it.
+#[derive(Debug, Default, Args)]
+pub struct PlanFlags {
+    /// CPUs that carry a shard each, as for a node.
+    #[arg(long, value_name = "CORES")]
+    pub cores: Option<String>,
+    /// Pages of the object store, as for a node.
+    #[arg(long, value_name = "KIND", num_args = 0..=1, require_equals = true, default_missing_value = "2M")]
+    pub hugepages: Option<String>,
+    /// Size of the object store, as for a node.
+    #[arg(long, value_name = "BYTES")]
+    pub object_store_memory: Option<String>,
+    /// TOML file with settings.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<String>,
+    /// Directory for spilled objects; may be repeated [default: RAY_object_spilling_directory, else the directory for
+    /// temporary files].
+    #[arg(long, value_name = "DIR")]
+    pub spill_dir: Vec<PathBuf>,
+    /// Look at the files of a machine below this directory instead of at this machine.
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub root: Option<PathBuf>,
+}
+
+impl PlanFlags {
+    /// The settings that were given, by name.
+    pub fn given(&self) -> BTreeMap<&'static str, String> {
+        [
+            ("cores", &self.cores),
+            ("hugepages", &self.hugepages),
+            ("object_store_memory_bytes", &self.object_store_memory),
+            ("config", &self.config),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value.clone()?)))
+        .collect()
+    }
+}
+
+/// Arguments of `topology`.
+#[derive(Debug, Args)]
+pub struct TopologyArgs {
+    /// Print a JSON object.
+    #[arg(long)]
+    pub json: bool,
+    /// The admin socket of the node to show.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["cores", "hugepages", "object_store_memory", "config", "root"])]
+    pub node: Option<PathBuf>,
+    /// The settings to show.
+    #[command(flatten)]
+    pub plan: PlanFlags,
 }
 
 /// Arguments of `status`.
@@ -117,6 +178,23 @@ pub struct AttachArgs {
 pub struct DetachArgs {
     /// The Python of the Ray installation, such as .venv/bin/python.
     pub python: PathBuf,
+}
+
+/// Arguments of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Print a JSON array, one element a check.
+    #[arg(long)]
+    pub json: bool,
+    /// TCP ports that should be free.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "6379,8265,10001")]
+    pub ports: Vec<u16>,
+    /// Don't measure the disks for spilled objects, which writes up to 64 MiB to each and removes them.
+    #[arg(long)]
+    pub no_disk: bool,
+    /// The settings to judge the machine for.
+    #[command(flatten)]
+    pub plan: PlanFlags,
 }
 
 #[cfg(test)]

@@ -12,14 +12,16 @@ use clap::Parser;
 use super::own::{Cli, Command};
 use super::ray_flags::{self, RayFlags, RayRequest};
 use super::status::RuntimeDir;
-use super::{attach, is_ray_executable, status};
-use crate::config::{Config, ConfigError, Source};
+use super::{attach, doctor, is_ray_executable, status, topology};
+use crate::config::{Config, ConfigError};
 use crate::observe::log::{self, LogHandle, LogTarget, Rotation};
 
 /// Exit status for an error of any kind but a wrong command line of our own, for which clap's is 2.
 const EXIT_ERROR: u8 = 1;
 /// Exit status of `attach` and `detach` that failed. `attach --status` uses 0 and 1 for its answers.
 const EXIT_ATTACH_ERROR: u8 = 2;
+/// Exit status of a `doctor` that can't look; 0, 1 and 2 are its answers.
+const EXIT_DOCTOR_ERROR: u8 = 2;
 
 /// Why a node ended before its time.
 pub type NodeEnd = Box<dyn std::error::Error>;
@@ -46,6 +48,12 @@ pub fn main(node: Node) -> ExitCode {
         Some(Command::Status(arguments)) => show_status(arguments),
         Some(Command::Attach(arguments)) => finish(attach::attach(arguments, &mut io::stdout()), EXIT_ATTACH_ERROR),
         Some(Command::Detach(arguments)) => finish(attach::detach(arguments, &mut io::stdout()), EXIT_ATTACH_ERROR),
+        Some(Command::Topology(arguments)) => {
+            finish(topology::run(arguments, &environment(), &mut io::stdout(), &mut io::stderr()), EXIT_ERROR)
+        }
+        Some(Command::Doctor(arguments)) => {
+            finish(doctor::run(arguments, &environment(), &mut io::stdout()), EXIT_DOCTOR_ERROR)
+        }
     }
 }
 
@@ -91,9 +99,7 @@ fn own_node(node: Node, cli: &Cli) -> ExitCode {
 
 fn show_status(arguments: &super::own::StatusArgs) -> ExitCode {
     let run = || -> Result<i32, Box<dyn std::error::Error>> {
-        let config = Config::load(&BTreeMap::new(), &environment())?;
-        let is_chosen = config.source("runtime_dir") != Source::Default;
-        let runtime_dir = RuntimeDir { path: config.runtime_dir, is_chosen };
+        let runtime_dir = RuntimeDir::of(Config::load(&BTreeMap::new(), &environment())?);
         Ok(status::run(arguments, &runtime_dir, &mut io::stdout(), &mut io::stderr())?)
     };
     finish(run(), EXIT_ERROR)

@@ -1,10 +1,10 @@
 //! `raylet-uring status`: finds the running nodes and prints what they say.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::own::StatusArgs;
-use crate::config::fallback_runtime_dir;
+use crate::config::{fallback_runtime_dir, Config, Source};
 use crate::observe::client::{self, ClientError};
 use crate::observe::status::NodeStatus;
 use crate::observe::{print, runtime_dir};
@@ -43,6 +43,13 @@ pub struct RuntimeDir {
     pub is_chosen: bool,
 }
 
+impl RuntimeDir {
+    /// That of the settings.
+    pub fn of(config: Config) -> RuntimeDir {
+        RuntimeDir { is_chosen: config.source("runtime_dir") != Source::Default, path: config.runtime_dir }
+    }
+}
+
 /// Prints the status of the nodes on `out`, problems on `problems`, and gives the exit status: 0, [`EXIT_NO_NODE`] or
 /// [`EXIT_UNREACHABLE`]. Where the user chose no `runtime_dir`, the directory that nodes without XDG_RUNTIME_DIR use is
 /// looked at too.
@@ -55,24 +62,7 @@ pub fn run(
     out: &mut dyn Write,
     problems: &mut dyn Write,
 ) -> Result<i32, StatusError> {
-    let sockets = match &arguments.node {
-        Some(socket) => vec![socket.clone()],
-        None => sockets(arguments.all, runtime_dir)?,
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut nodes: Vec<NodeStatus> = Vec::new();
-    let mut failed = false;
-    for socket in &sockets {
-        match runtime.block_on(client::status(socket)) {
-            Ok(status) => nodes.push(status),
-            // A node that ended between the look into the directory and the question.
-            Err(ClientError::Connect { .. }) if arguments.node.is_none() => {}
-            Err(error) => {
-                failed = true;
-                writeln!(problems, "raylet-uring: {error}")?;
-            }
-        }
-    }
+    let (nodes, failed) = gather(arguments.node.as_deref(), arguments.all, runtime_dir, problems)?;
     if arguments.json {
         serde_json::to_writer_pretty(&mut *out, &nodes)?;
         writeln!(out)?;
@@ -89,6 +79,34 @@ pub fn run(
             Ok(EXIT_NO_NODE)
         }
     }
+}
+
+/// The nodes that answer, and whether one was found that doesn't; `node`: only the one at this admin socket.
+pub(super) fn gather(
+    node: Option<&Path>,
+    all: bool,
+    runtime_dir: &RuntimeDir,
+    problems: &mut dyn Write,
+) -> Result<(Vec<NodeStatus>, bool), StatusError> {
+    let sockets = match node {
+        Some(socket) => vec![socket.to_owned()],
+        None => sockets(all, runtime_dir)?,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut nodes: Vec<NodeStatus> = Vec::new();
+    let mut failed = false;
+    for socket in &sockets {
+        match runtime.block_on(client::status(socket)) {
+            Ok(status) => nodes.push(status),
+            // A node that ended between the look into the directory and the question.
+            Err(ClientError::Connect { .. }) if node.is_none() => {}
+            Err(error) => {
+                failed = true;
+                writeln!(problems, "raylet-uring: {error}")?;
+            }
+        }
+    }
+    Ok((nodes, failed))
 }
 
 fn sockets(all: bool, runtime_dir: &RuntimeDir) -> Result<Vec<PathBuf>, StatusError> {

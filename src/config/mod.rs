@@ -126,7 +126,9 @@ impl Config {
         let hugepages = "off, 2M, 1G, thp or 4k";
         let switch = "true or false";
         Ok(Config {
-            cores: values.take("cores", "auto, or CPU numbers like 0-3,6", parse_cores)?.unwrap_or(CoreChoice::Auto),
+            cores: values
+                .take("cores", "CPU numbers like 0-3,6, auto, auto:COUNT, numa:NODES or numa:NODES:COUNT", parse_cores)?
+                .unwrap_or(CoreChoice::Auto),
             hugepages: values.take("hugepages", hugepages, parse_hugepages)?.unwrap_or(PageChoice::Auto),
             object_store_memory_bytes: values
                 .take("object_store_memory_bytes", size::EXPECTED, |t| size::parse_size_bytes(t).filter(|s| *s > 0))?,

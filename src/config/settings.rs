@@ -21,7 +21,12 @@ pub struct Setting {
 
 /// All settings. `config`, the file itself, is the last and can't stand in the file.
 pub const SETTINGS: &[Setting] = &[
-    setting("cores", "RAYLET_URING_CORES", "--cores", "CPUs that carry a shard each: `0-3,6` or auto"),
+    setting(
+        "cores",
+        "RAYLET_URING_CORES",
+        "--cores",
+        "CPUs that carry a shard each: `0-3,6`, auto, `auto:4`, `numa:0`",
+    ),
     setting(
         "hugepages",
         "RAYLET_URING_HUGEPAGES",

@@ -95,8 +95,7 @@ pub(crate) fn memory_of(group: &Path) -> Option<Room> {
         (sysfs::number(group.join("memory.limit_in_bytes"))?, "memory.usage_in_bytes", "total_inactive_file ")
     };
     let stat = sysfs::text(group.join("memory.stat")).unwrap_or_default();
-    let droppable =
-        stat.lines().find_map(|line| line.strip_prefix(droppable)?.trim().parse::<u64>().ok()).unwrap_or(0);
+    let droppable = stat.lines().find_map(|line| line.strip_prefix(droppable)?.trim().parse::<u64>().ok()).unwrap_or(0);
     let used = sysfs::number(group.join(used))?.saturating_sub(droppable);
     Some(Room { group: group.to_owned(), limit, used })
 }

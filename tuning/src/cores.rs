@@ -60,7 +60,9 @@ pub enum CoresError {
         part: String,
     },
     /// A NUMA node without a core that this process may use.
-    #[error("--cores names NUMA node {node}, which has no core that this process may run on: those that have are {usable}")]
+    #[error(
+        "--cores names NUMA node {node}, which has no core that this process may run on: those that have are {usable}"
+    )]
     NoSuchNode {
         /// The node asked for.
         node: u32,

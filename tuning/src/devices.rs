@@ -39,6 +39,8 @@ pub enum DiskKind {
     Ssd,
     /// Rotating.
     Hdd,
+    /// A virtual machine's; what is behind it isn't known.
+    Virtual,
 }
 
 /// A disk that something is plugged in for (loop devices, RAM disks and the like are none).
@@ -93,10 +95,11 @@ pub fn disks(host: &Host) -> Vec<Disk> {
         .map(|name| {
             let directory = host.path(class).join(&name);
             let rotates = sysfs::number(directory.join("queue/rotational")) == Some(1);
-            let kind = match (name.starts_with("nvme"), rotates) {
-                (true, _) => DiskKind::Nvme,
-                (false, false) => DiskKind::Ssd,
-                (false, true) => DiskKind::Hdd,
+            let kind = match rotates {
+                _ if name.starts_with("nvme") => DiskKind::Nvme,
+                _ if name.starts_with("vd") || name.starts_with("xvd") => DiskKind::Virtual,
+                false => DiskKind::Ssd,
+                true => DiskKind::Hdd,
             };
             Disk {
                 kind,
@@ -184,7 +187,8 @@ mod tests {
         fake.link("/sys/class/net/lo", "../../devices/virtual/net/lo");
         let nics = nics(&fake.host());
         let seen: Vec<_> = nics.iter().map(|n| (n.name.as_str(), n.numa_node, n.speed_mbit_s, n.up)).collect();
-        let expected = [("eth0", Some(0), Some(100_000), true), ("eth1", Some(1), None, false), ("eth2", None, None, true)];
+        let expected =
+            [("eth0", Some(0), Some(100_000), true), ("eth1", Some(1), None, false), ("eth2", None, None, true)];
         assert_eq!(seen, expected);
         assert_eq!((nics[0].driver.as_deref(), nics[1].driver.as_deref()), (Some("mlx5_core"), None));
     }
@@ -217,7 +221,10 @@ mod tests {
         let names: Vec<_> = disks.iter().map(|d| (d.name.as_str(), d.kind, d.numa_node, d.size_bytes)).collect();
         assert_eq!(names, [("nvme0n1", DiskKind::Nvme, Some(1), 4 << 30), ("sda", DiskKind::Hdd, Some(0), 8192)]);
         assert_eq!((disks[0].model.as_deref(), disks[1].model.as_deref()), (Some("Fast One"), None));
-        assert_eq!((&disks[0].mounts, &disks[1].mounts), (&vec![PathBuf::from("/data one")], &vec![PathBuf::from("/")]));
+        assert_eq!(
+            (&disks[0].mounts, &disks[1].mounts),
+            (&vec![PathBuf::from("/data one")], &vec![PathBuf::from("/")])
+        );
     }
 
     #[test]

@@ -7,7 +7,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::arena::ArenaError;
 use crate::host::Host;
+use crate::pages::PageKind;
 use crate::probes::{Clock, DiskSpeed, Probes, Rings};
 
 /// The machine's directory, which goes when this is dropped, and its answers.
@@ -22,6 +24,7 @@ pub(crate) struct Answers {
     pub(crate) rings: Result<Rings, i32>,
     pub(crate) filesystem: Result<(u64, u64), i32>,
     pub(crate) disk: Result<DiskSpeed, i32>,
+    pub(crate) huge_pages: (PageKind, Option<String>),
     pub(crate) taken_ports: BTreeSet<u16>,
     pub(crate) clock: Result<Clock, i32>,
 }
@@ -43,6 +46,7 @@ impl FakeHost {
             rings: Ok(Rings::default()),
             filesystem: Ok((8 << 30, 8 << 30)),
             disk: Ok(DiskSpeed { direct: true, write_mb_s: 2000.0, read_mb_s: 3000.0 }),
+            huge_pages: (PageKind::ThpTmpfs, None),
             taken_ports: BTreeSet::new(),
             clock: Ok(Clock { synchronized: true, read_ns: 25 }),
         };
@@ -136,6 +140,10 @@ impl Probes for Answers {
 
     fn disk_speed(&self, _: &Path) -> io::Result<DiskSpeed> {
         self.disk.map_err(io::Error::from_raw_os_error)
+    }
+
+    fn huge_pages(&self) -> Result<(PageKind, Option<String>), ArenaError> {
+        Ok(self.huge_pages.clone())
     }
 
     fn bind(&self, port: u16) -> io::Result<()> {

@@ -6,6 +6,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::arena::ArenaError;
+use crate::pages::PageKind;
 use crate::probes::{Clock, DiskSpeed, Probes, Rings, SystemProbes};
 use crate::sysfs;
 
@@ -78,9 +80,10 @@ impl Host {
         Some(Limit { soft: value(values.next()?)?, hard: value(values.next()?)? })
     }
 
-    /// The user that this process is, from /proc/self/status; root where the kernel doesn't say.
-    pub(crate) fn user_id(&self) -> u32 {
-        self.status_line("Uid").and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
+    /// Whether this process has a capability (its bit), from /proc/self/status.
+    pub(crate) fn has_capability(&self, bit: u32) -> bool {
+        let effective = self.status_line("CapEff").and_then(|line| u64::from_str_radix(&line, 16).ok());
+        effective.is_some_and(|bits| bits >> bit & 1 == 1)
     }
 
     /// The rest of a line of /proc/self/status.
@@ -100,6 +103,10 @@ impl Host {
 
     pub(crate) fn disk_speed(&self, directory: &Path) -> io::Result<DiskSpeed> {
         self.probes.disk_speed(&self.path(directory))
+    }
+
+    pub(crate) fn huge_pages(&self) -> Result<(PageKind, Option<String>), ArenaError> {
+        self.probes.huge_pages()
     }
 
     pub(crate) fn bind(&self, port: u16) -> io::Result<()> {

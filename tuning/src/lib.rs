@@ -19,6 +19,7 @@ mod backing;
 pub mod cgroup;
 pub mod cores;
 pub mod devices;
+pub mod doctor;
 #[cfg(test)]
 mod fake;
 pub mod host;

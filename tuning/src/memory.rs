@@ -33,6 +33,9 @@ impl fmt::Display for MemoryLimiter {
     }
 }
 
+/// Share of the memory that can be taken which an object store takes where it is not told: 30 %, as Ray does.
+const STORE_PERCENT: u64 = 30;
+
 /// Memory that can still be taken without swapping or being killed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryHeadroom {
@@ -48,6 +51,11 @@ impl MemoryHeadroom {
     /// Reads what holds now. On a kernel that says nothing at all, everything is taken to be available.
     pub fn read() -> MemoryHeadroom {
         MemoryHeadroom::read_on(&Host::this())
+    }
+
+    /// Size of an object store that nobody gave a size.
+    pub fn default_store_bytes(&self) -> u64 {
+        self.available_bytes / 100 * STORE_PERCENT
     }
 
     /// As [`MemoryHeadroom::read`], of any machine.

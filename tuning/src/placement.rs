@@ -1,6 +1,6 @@
 //! What goes where: shards on cores, arenas on the memory of their nodes, cards and disks beside them.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -194,11 +194,6 @@ impl Picture {
             true => self.shards.iter().map(|shard| shard.shard).collect(),
             false => on_node,
         }
-    }
-
-    /// The disk under a directory.
-    pub fn disk_of(&self, directory: &Path) -> Option<&Disk> {
-        devices::disk_of(&self.disks, directory)
     }
 }
 

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use io_uring::{opcode, IoUring, Probe};
 use serde::{Deserialize, Serialize};
 
+use crate::arena::{ArenaError, Segment, SegmentRequest};
+use crate::pages::{PageChoice, PageKind, HUGE_2M_BYTES};
 use crate::sys;
 
 /// What io_uring can do here.
@@ -49,6 +51,8 @@ pub trait Probes: Send + Sync {
     fn filesystem_bytes(&self, path: &Path) -> io::Result<(u64, u64)>;
     /// Measures the disk under a directory with a file of [`DISK_PROBE_BYTES`], which it removes.
     fn disk_speed(&self, directory: &Path) -> io::Result<DiskSpeed>;
+    /// Makes a small segment with transparent huge pages; says which pages it got, and why no better ones.
+    fn huge_pages(&self) -> Result<(PageKind, Option<String>), ArenaError>;
     /// Takes a TCP port for a moment; an error says why it can't be had.
     fn bind(&self, port: u16) -> io::Result<()>;
     /// Looks at the clock.
@@ -107,6 +111,13 @@ impl Probes for SystemProbes {
         let started = Instant::now();
         let read = steps(started, |at| if at < written { handle.read_exact_at(block, at) } else { Ok(()) })?;
         Ok(DiskSpeed { direct, write_mb_s, read_mb_s: rate(read.min(written), started) })
+    }
+
+    fn huge_pages(&self) -> Result<(PageKind, Option<String>), ArenaError> {
+        let size_bytes = HUGE_2M_BYTES;
+        let name = "raylet-uring-probe".to_owned();
+        let segment = Segment::create(&SegmentRequest { name, size_bytes, numa_node: None, pages: PageChoice::Thp })?;
+        Ok((segment.page_kind(), segment.fallback().map(str::to_owned)))
     }
 
     fn bind(&self, port: u16) -> io::Result<()> {

@@ -229,10 +229,8 @@ impl Topology {
             warnings,
         };
         let (mut packages, mut cores) = (BTreeMap::new(), BTreeMap::new());
-        let mut nodes: BTreeMap<u32, NumaNode> = memory_bytes
-            .iter()
-            .map(|(&index, &memory_bytes)| (index, NumaNode::new(index, memory_bytes)))
-            .collect();
+        let mut nodes: BTreeMap<u32, NumaNode> =
+            memory_bytes.iter().map(|(&index, &memory_bytes)| (index, NumaNode::new(index, memory_bytes))).collect();
         for place in places {
             let package = *packages.entry(place.package).or_insert_with(|| {
                 topology.packages.push(Package { index: topology.packages.len() as u32, pus: Vec::new() });

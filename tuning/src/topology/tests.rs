@@ -146,7 +146,10 @@ fn offline_cores_a_cpuset_and_a_quota_are_seen() {
     fake.file("/sys/fs/cgroup/box/cpu.max", "150000 100000");
     let topology = Topology::discover_on(&fake.host()).unwrap();
     assert_eq!(topology.allowed_pus(), [2, 3, 6]);
-    assert_eq!((topology.offline_pus.as_slice(), topology.forbidden_pus.as_slice()), (&[7, 8, 9][..], &[0, 1, 4, 5][..]));
+    assert_eq!(
+        (topology.offline_pus.as_slice(), topology.forbidden_pus.as_slice()),
+        (&[7, 8, 9][..], &[0, 1, 4, 5][..])
+    );
     assert_eq!(topology.cpu_quota_milli, Some(1500));
     let allowed: Vec<bool> = topology.numa_nodes.iter().map(|node| node.memory_allowed).collect();
     assert_eq!(allowed, [true, false]);
