@@ -13,6 +13,7 @@ mod run;
 pub mod status;
 pub mod topology;
 mod topology_text;
+pub mod tune;
 
 use std::ffi::OsStr;
 use std::path::Path;

@@ -94,6 +94,11 @@ pub enum Command {
     ///
     /// Exit status: 0 all is well, 1 there are warnings, 2 there are errors (or wrong arguments).
     Doctor(DoctorArgs),
+    /// Show, write or take back settings of the machine that a node gains from and that last: sysctl, /sys, systemd, limits.
+    ///
+    /// Without --apply or --undo it only shows the diff. Exit status: 0 done or nothing to do, 1 there is something to apply,
+    /// or the kernel did not take a value, 2 it failed.
+    Tune(TuneArgs),
 }
 
 /// Settings that decide what goes where, for commands that plan a node instead of running it.
@@ -195,6 +200,23 @@ pub struct DoctorArgs {
     /// The settings to judge the machine for.
     #[command(flatten)]
     pub plan: PlanFlags,
+}
+
+/// Arguments of `tune`.
+#[derive(Debug, Args)]
+pub struct TuneArgs {
+    /// Show the diff, then write the files and set the running kernel's values.
+    #[arg(long)]
+    pub apply: bool,
+    /// Put back what was there before --apply.
+    #[arg(long, conflicts_with_all = ["apply", "hugepages"])]
+    pub undo: bool,
+    /// Reserve huge pages, over the NUMA nodes of the object store: 2M=COUNT or 1G=COUNT; may be repeated.
+    #[arg(long, value_name = "KIND=COUNT")]
+    pub hugepages: Vec<String>,
+    /// Act on the files below this directory instead of this machine's.
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use clap::Parser;
 use super::own::{Cli, Command};
 use super::ray_flags::{self, RayFlags, RayRequest};
 use super::status::RuntimeDir;
-use super::{attach, doctor, is_ray_executable, status, topology};
+use super::{attach, doctor, is_ray_executable, status, topology, tune};
 use crate::config::{Config, ConfigError};
 use crate::observe::log::{self, LogHandle, LogTarget, Rotation};
 
@@ -22,6 +22,8 @@ const EXIT_ERROR: u8 = 1;
 const EXIT_ATTACH_ERROR: u8 = 2;
 /// Exit status of a `doctor` that can't look; 0, 1 and 2 are its answers.
 const EXIT_DOCTOR_ERROR: u8 = 2;
+/// Exit status of a `tune` that failed; 0 and 1 are its answers.
+const EXIT_TUNE_ERROR: u8 = 2;
 
 /// Why a node ended before its time.
 pub type NodeEnd = Box<dyn std::error::Error>;
@@ -53,6 +55,9 @@ pub fn main(node: Node) -> ExitCode {
         }
         Some(Command::Doctor(arguments)) => {
             finish(doctor::run(arguments, &environment(), &mut io::stdout()), EXIT_DOCTOR_ERROR)
+        }
+        Some(Command::Tune(arguments)) => {
+            finish(tune::run(arguments, &environment(), &mut io::stdout()), EXIT_TUNE_ERROR)
         }
     }
 }

@@ -122,6 +122,8 @@ fn arenas(facts: &Facts, reports: &[CoreReport]) -> Vec<ArenaStatus> {
             asked: report.asked.to_string(),
             fallback_reason: report.fallback,
             numa_node: report.numa_node,
+            numa_pages_on_node: report.numa_pages.map_or(0, |pages| pages.on_node),
+            numa_pages_elsewhere: report.numa_pages.map_or(0, |pages| pages.elsewhere),
             touched_bytes: report.touched_bytes,
             // Shards count what they use, not where; with one segment, which is the rule, that is exact.
             used_bytes: used.checked_mul(report.size_bytes).and_then(|part| part.checked_div(size)).unwrap_or(0),

@@ -122,7 +122,11 @@ fn arenas(arenas: &[ArenaStatus]) -> Rows {
             Some(reason) => format!("{} (asked for {}: {reason})", a.page_kind, a.asked),
             None => a.page_kind.clone(),
         };
-        let numa = a.numa_node.map_or("any".to_owned(), |n| n.to_string());
+        let numa = match (a.numa_node, a.numa_pages_elsewhere) {
+            (None, _) => "any".to_owned(),
+            (Some(node), 0) => node.to_string(),
+            (Some(node), n) => format!("{node} ({n} of {} pages elsewhere)", n + a.numa_pages_on_node),
+        };
         let bytes = [a.size_bytes, a.touched_bytes, a.used_bytes].map(format_bytes);
         let [size, touched, used] = bytes;
         vec![a.segment.to_string(), size, touched, used, numa, pages]
@@ -238,6 +242,8 @@ mod tests {
                 asked: "2m".into(),
                 fallback_reason: Some("the pool is empty".into()),
                 numa_node: Some(1),
+                numa_pages_on_node: 500,
+                numa_pages_elsewhere: 12,
                 touched_bytes: 1 << 20,
                 used_bytes: 0,
             }],
@@ -280,8 +286,8 @@ objects
   in the store  3 (2.00 KiB), 2 sealed, 1 pinned, 3 creates wait for room
 
 arenas
-  segment      size   touched  used  NUMA node  pages
-  0        1.00 GiB  1.00 MiB   0 B          1  thp-tmpfs (asked for 2m: the pool is empty)
+  segment      size   touched  used  NUMA node                       pages
+  0        1.00 GiB  1.00 MiB   0 B  1 (12 of 512 pages elsewhere)  thp-tmpfs (asked for 2m: the pool is empty)
 
 shards
   shard  core  connections  leases  queued  objects     bytes

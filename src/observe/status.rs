@@ -103,6 +103,10 @@ pub struct ArenaStatus {
     pub fallback_reason: Option<String>,
     /// The NUMA node to which the segment is bound; `None` where it isn't bound.
     pub numa_node: Option<u32>,
+    /// Of a sample of touched pages, those on that NUMA node; 0 where it isn't bound.
+    pub numa_pages_on_node: u64,
+    /// Of the sample, those on other nodes: the node was full, or the kernel moved them.
+    pub numa_pages_elsewhere: u64,
     /// Bytes whose pages exist already, so that a put doesn't fault.
     pub touched_bytes: u64,
     /// Bytes in use by objects, with the rounding of the allocator.

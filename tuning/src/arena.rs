@@ -23,6 +23,8 @@ use crate::sys::{self, Mapping};
 pub const HEADROOM_KEPT_BYTES: u64 = 128 << 20;
 /// Bytes that may be backed before the headroom is read again, so that small ranges don't cost a read of /proc each.
 const HEADROOM_CREDIT_BYTES: u64 = 64 << 20;
+/// Pages whose NUMA node is looked up for a report: some 100 us.
+const NUMA_SAMPLE_PAGES: u64 = 512;
 /// 4 KiB pages are backed and touched in pieces of this size.
 const SMALL_GRANULE_BYTES: u64 = 256 << 10;
 /// No segment is smaller than this or other than a multiple of it: one huge page.
@@ -131,6 +133,28 @@ pub struct SegmentReport {
     pub backed_bytes: u64,
     /// Bytes that the node has touched ahead of demand.
     pub touched_bytes: u64,
+    /// Where touched pages really are; `None` where no NUMA node is preferred, or the kernel doesn't say.
+    pub numa_pages: Option<NumaPages>,
+}
+
+/// On which NUMA nodes the touched pages of a segment are: of a sample, evenly spread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NumaPages {
+    /// Pages looked at that are on the node that the segment prefers.
+    pub on_node: u64,
+    /// Pages looked at that are on other nodes: the preferred one was full, or the kernel moved them.
+    pub elsewhere: u64,
+}
+
+impl NumaPages {
+    /// Counts the kernel's answers. A negative one is an error number: a page that is not there any more.
+    fn count(nodes: &[i32], preferred: u32) -> NumaPages {
+        let there = nodes.iter().filter_map(|&node| u32::try_from(node).ok());
+        there.fold(NumaPages::default(), |mut pages, node| {
+            *(if node == preferred { &mut pages.on_node } else { &mut pages.elsewhere }) += 1;
+            pages
+        })
+    }
 }
 
 /// One shared memory segment. All methods take `&self`: parts of it belong to different shards and to clients, and who may
@@ -249,7 +273,21 @@ impl Segment {
             numa_problem: self.numa_problem.clone(),
             backed_bytes: self.backed_bytes(),
             touched_bytes: self.touched_bytes(),
+            numa_pages: self.numa_pages().ok().flatten(),
         }
+    }
+
+    /// Asks the kernel where touched pages are (move_pages), of a sample. `None` where no NUMA node is preferred.
+    pub fn numa_pages(&self) -> io::Result<Option<NumaPages>> {
+        let Some(preferred) = self.numa_node else { return Ok(None) };
+        let touched = self.touched.set_bytes().div_ceil(self.touched.granule_bytes);
+        let stride = touched.div_ceil(NUMA_SAMPLE_PAGES).max(1);
+        let granules = (0..self.touched.count()).filter(|&granule| self.touched.is_set(granule));
+        let offsets = granules.step_by(stride as usize).map(|granule| granule * self.touched.granule_bytes);
+        let pages: Vec<*const libc::c_void> =
+            offsets.filter_map(|offset| Some(self.mapping.at(offset, 1)?.as_ptr().cast_const().cast())).collect();
+        let nodes = if pages.is_empty() { Vec::new() } else { sys::nodes_of_pages(&pages)? };
+        Ok(Some(NumaPages::count(&nodes, preferred)))
     }
 
     /// Where the segment is in this process, for the kernel (registered buffers). Access through it needs a range that
@@ -413,6 +451,10 @@ impl Granules {
 
     fn set_bytes(&self) -> u64 {
         (self.set.load(Ordering::Relaxed) * self.granule_bytes).min(self.size_bytes)
+    }
+
+    fn count(&self) -> u64 {
+        self.size_bytes.div_ceil(self.granule_bytes)
     }
 
     fn indices(&self, range: &Range<u64>) -> Range<u64> {

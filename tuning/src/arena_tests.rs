@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::*;
 use crate::hugepages;
+use crate::pages::HUGE_1G_BYTES;
 use crate::privatefs::{unnamed_file, TmpfsHuge};
 
 const MIB: u64 = 1 << 20;
@@ -109,7 +110,7 @@ fn huge_pages_are_used_where_the_pool_has_them() {
             return;
         }
     };
-    let _reserved = Reserved(reserved.added);
+    let _reserved = Reserved(reserved.added, HUGE_2M_BYTES);
     let segment = Segment::create(&request(pages * HUGE_2M_BYTES - 1, PageChoice::Huge2M)).unwrap();
     if reserved.shortfall.is_none() {
         assert_eq!((segment.page_kind(), segment.fallback()), (PageKind::Huge2M, None));
@@ -128,11 +129,34 @@ fn huge_pages_are_used_where_the_pool_has_them() {
 }
 
 /// Gives the pages back however the test ends; declared before the segment that uses them, so dropped after it.
-struct Reserved(u64);
+struct Reserved(u64, u64);
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        hugepages::release(self.0, HUGE_2M_BYTES, None).unwrap();
+        hugepages::release(self.0, self.1, None).unwrap();
+    }
+}
+
+#[test]
+fn pages_of_1_gib_are_used_or_the_reason_says_why_not() {
+    let _pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+    let wanted = request(MIB, PageChoice::Huge1G);
+    match hugepages::reserve(1, HUGE_1G_BYTES, None) {
+        Ok(reserved) if reserved.shortfall.is_none() => {
+            let _reserved = Reserved(reserved.added, HUGE_1G_BYTES);
+            let segment = Segment::create(&wanted).unwrap();
+            assert_eq!((segment.page_kind(), segment.fallback()), (PageKind::Huge1G, None));
+            assert_eq!((segment.size_bytes(), segment.granule_bytes()), (HUGE_1G_BYTES, HUGE_1G_BYTES));
+            works(&segment);
+        }
+        // Not root, no such pool, or no free GiB in one piece.
+        other => {
+            let segment = Segment::create(&wanted).unwrap();
+            assert!(!segment.page_kind().is_hugetlb(), "{other:?}");
+            let reason = segment.fallback().unwrap();
+            assert!(reason.contains("1 GiB huge pages were asked for"), "{reason}");
+            works(&segment);
+        }
     }
 }
 
@@ -218,6 +242,35 @@ fn a_numa_preference_is_set_or_its_problem_reported() {
     let nowhere = SegmentRequest { numa_node: Some(1023), ..request(4 * MIB, PageChoice::Small) };
     let report = Segment::create(&nowhere).unwrap().report();
     assert!(report.numa_problem.unwrap().contains("node 1023"));
+}
+
+#[test]
+fn pages_are_looked_for_where_they_should_be() {
+    for pages in [PageChoice::Small, PageChoice::Auto] {
+        let here = SegmentRequest { numa_node: Some(0), ..request(8 * MIB, pages) };
+        let segment = Segment::create(&here).unwrap();
+        assert_eq!(segment.touch(2 * MIB..6 * MIB).unwrap(), 4 * MIB);
+        let granules = segment.touched_bytes() / segment.granule_bytes();
+        let seen = segment.report().numa_pages.unwrap();
+        assert_eq!(seen.on_node + seen.elsewhere, granules, "{pages}");
+        // Node 0 has memory on every machine; on one with more nodes it could be full, which is no fault of the segment's.
+        assert!(seen.on_node > 0, "{pages}: {seen:?}");
+    }
+    assert_eq!(Segment::create(&request(2 * MIB, PageChoice::Auto)).unwrap().report().numa_pages, None);
+    // What one node can't show: pages elsewhere, and pages that are gone.
+    let seen = NumaPages::count(&[1, 0, 1, 3, -libc::ENOENT], 1);
+    assert_eq!(seen, NumaPages { on_node: 2, elsewhere: 2 });
+}
+
+#[test]
+fn the_sample_of_a_large_segment_is_bounded() {
+    let here = SegmentRequest { numa_node: Some(0), ..request(256 * MIB, PageChoice::Small) };
+    let segment = Segment::create(&here).unwrap();
+    let granules = segment.size_bytes() / segment.granule_bytes();
+    assert!(granules > NUMA_SAMPLE_PAGES);
+    segment.touch(0..segment.size_bytes()).unwrap();
+    let seen = segment.numa_pages().unwrap().unwrap();
+    assert_eq!(seen.on_node + seen.elsewhere, NUMA_SAMPLE_PAGES);
 }
 
 #[test]

@@ -33,6 +33,7 @@ pub mod probes;
 mod sys;
 mod sysfs;
 pub mod topology;
+pub mod tune;
 pub mod warm;
 
 pub use arena::{ArenaError, Segment, SegmentReport, SegmentRequest};

@@ -9,6 +9,8 @@ mod kernel;
 mod memory;
 mod network;
 
+pub(crate) use memory::SWAPPINESS_MAX;
+pub(crate) use network::{BACKLOG_WANTED, TCP_BUFFER_WANTED_BYTES};
 use serde::Serialize;
 
 use crate::host::Host;
