@@ -17,6 +17,7 @@ use crate::ray::boot::Door;
 use crate::ray::proto::node_death_info::Reason;
 
 mod reports;
+pub mod service;
 mod status;
 
 /// Why a node can't start.
@@ -62,7 +63,9 @@ pub fn run_ray(flags: RayFlags, config: Config, log: LogHandle) -> Result<i32, N
             // Ray works without it; only `raylet-uring status` doesn't.
             Err(error) => tracing::warn!(%error, "no admin socket"),
         }
+        service::ready("a node of a Ray cluster", engine.cores.clone());
         let cause = door.until_asked().await;
+        service::stopping();
         let failed = cause.reason == Reason::UnexpectedTermination as i32;
         door.close(cause).await;
         engine.stop();
@@ -88,8 +91,10 @@ pub fn run_native(config: Config, log: LogHandle) -> Result<i32, NodeError> {
         };
         let routes = Routes { status: Box::new(provider), config: config.describe(), log, shutdown: None };
         let serving = tokio::task::spawn_local(admin.serve(routes));
+        service::ready("a node of its own", engine.cores.clone());
         until_signal().await?;
         tracing::info!("shutting down");
+        service::stopping();
         serving.abort();
         // Its socket file goes when the task is dropped, so the end of the task is awaited.
         let _ = serving.await;

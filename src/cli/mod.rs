@@ -4,6 +4,7 @@ pub mod attach;
 pub mod closest;
 pub mod command_line;
 pub mod doctor;
+pub mod generate;
 pub mod gflags;
 pub mod own;
 pub mod plan;

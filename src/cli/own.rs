@@ -99,6 +99,12 @@ pub enum Command {
     /// Without --apply or --undo it only shows the diff. Exit status: 0 done or nothing to do, 1 there is something to apply,
     /// or the kernel did not take a value, 2 it failed.
     Tune(TuneArgs),
+    /// Write shell completions and man pages into a directory, for packages.
+    #[command(hide = true)]
+    Generate {
+        /// The directory.
+        directory: PathBuf,
+    },
 }
 
 /// Settings that decide what goes where, for commands that plan a node instead of running it.

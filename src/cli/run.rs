@@ -12,7 +12,7 @@ use clap::Parser;
 use super::own::{Cli, Command};
 use super::ray_flags::{self, RayFlags, RayRequest};
 use super::status::RuntimeDir;
-use super::{attach, doctor, is_ray_executable, status, topology, tune};
+use super::{attach, doctor, generate, is_ray_executable, status, topology, tune};
 use crate::config::{Config, ConfigError};
 use crate::observe::log::{self, LogHandle, LogTarget, Rotation};
 
@@ -56,6 +56,7 @@ pub fn main(node: Node) -> ExitCode {
         Some(Command::Doctor(arguments)) => {
             finish(doctor::run(arguments, &environment(), &mut io::stdout()), EXIT_DOCTOR_ERROR)
         }
+        Some(Command::Generate { directory }) => finish(generate::generate(directory), EXIT_ERROR),
         Some(Command::Tune(arguments)) => {
             finish(tune::run(arguments, &environment(), &mut io::stdout()), EXIT_TUNE_ERROR)
         }

@@ -127,7 +127,7 @@ impl Config {
         let switch = "true or false";
         Ok(Config {
             cores: values
-                .take("cores", "CPU numbers like 0-3,6, auto, auto:COUNT, numa:NODES or numa:NODES:COUNT", parse_cores)?
+                .take("cores", "auto, CPU numbers like 0-3,6, auto:COUNT, numa:NODES or numa:NODES:COUNT", parse_cores)?
                 .unwrap_or(CoreChoice::Auto),
             hugepages: values.take("hugepages", hugepages, parse_hugepages)?.unwrap_or(PageChoice::Auto),
             object_store_memory_bytes: values

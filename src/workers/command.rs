@@ -8,6 +8,8 @@ use base64::engine::general_purpose::STANDARD;
 use base64::Engine as _;
 use raylet_shard::ids::{JobId, NodeId, WorkerId};
 
+use crate::node::service;
+
 /// Stands in a template for the TCP port of the node's `NodeManagerService`.
 pub const NODE_MANAGER_PORT_PLACEHOLDER: &str = "RAY_NODE_MANAGER_PORT_PLACEHOLDER";
 /// Stands in a template, as an argument of its own, for the options of the one worker.
@@ -214,11 +216,14 @@ pub fn expand(template: &[String], node_manager_port: u16, dynamic_options: &[St
 ///
 /// Ray starts the raylet with jemalloc in `LD_PRELOAD` and `RAY_LD_PRELOAD_ON_WORKERS=0`; workers and agents of the
 /// stock raylet then run without it. Where the variable is absent or not "0" the preload is the user's wish and stays.
+///
+/// What a service manager says to the node is not for its children either.
 pub fn inherited_to_remove() -> Vec<String> {
-    match std::env::var("RAY_LD_PRELOAD_ON_WORKERS") {
-        Ok(value) if value == "0" => vec!["LD_PRELOAD".into()],
-        _ => Vec::new(),
+    let mut names: Vec<String> = service::VARIABLES.map(str::to_owned).into();
+    if std::env::var("RAY_LD_PRELOAD_ON_WORKERS").is_ok_and(|value| value == "0") {
+        names.push("LD_PRELOAD".to_owned());
     }
+    names
 }
 
 #[cfg(test)]

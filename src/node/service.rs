@@ -1,0 +1,63 @@
+//! What a service manager is told: that the node is up, that it is alive, that it ends (systemd's notify protocol). Without a
+//! manager, which is the rule, nothing happens.
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+
+use crate::bridge::{core_reports, ToCore};
+
+/// Reports of life in each interval of the watchdog: one may be late.
+const REPORTS_PER_INTERVAL: u32 = 2;
+
+/// Variables by which a service manager speaks to the node, and to none of its children.
+pub const VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+
+/// Tells that the node is up, and begins to report that it is alive where the manager watches. A node is alive while all
+/// its cores answer. Must run inside a `LocalSet`.
+pub fn ready(status: &str, cores: Vec<flume::Sender<ToCore>>) {
+    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    let Some(interval) = sd_notify::watchdog_enabled() else { return };
+    tokio::task::spawn_local(report_life(interval / REPORTS_PER_INTERVAL, cores));
+}
+
+/// Tells that the node ends, which may take a while.
+pub fn stopping() {
+    tell(&[NotifyState::Stopping, NotifyState::Status("ending: workers are told")]);
+}
+
+async fn report_life(pause: Duration, cores: Vec<flume::Sender<ToCore>>) {
+    loop {
+        tokio::time::sleep(pause).await;
+        if all_answer(&cores).await {
+            tell(&[NotifyState::Watchdog]);
+        } else {
+            tracing::error!("a core does not answer: the service manager is not told that the node is alive");
+        }
+    }
+}
+
+async fn all_answer(cores: &[flume::Sender<ToCore>]) -> bool {
+    core_reports(cores, false).await.len() == cores.len()
+}
+
+fn tell(states: &[NotifyState]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "the service manager can't be told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// That all answer is shown by a node that a service manager watches (tests/host.rs).
+    #[test]
+    fn a_core_that_is_gone_does_not_answer() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (sender, inbox) = flume::unbounded();
+        drop(inbox);
+        assert!(!runtime.block_on(all_answer(&[sender])));
+        assert!(runtime.block_on(all_answer(&[])));
+    }
+}

@@ -1,0 +1,260 @@
+//! The commands about the host, as people call them: `topology`, `doctor`, `tune`, and what a service manager hears.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const OURS: &str = env!("CARGO_BIN_EXE_raylet-uring");
+/// Nothing here takes longer on a machine that isn't stuck.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The program with nothing of ours or Ray's in its environment, and nodes of its own.
+fn program(nodes: &Path) -> Command {
+    let mut command = Command::new(OURS);
+    for (variable, _) in std::env::vars_os() {
+        let text = variable.to_string_lossy();
+        if text.starts_with("RAY") || text.starts_with("HWLOC") || text == "XDG_RUNTIME_DIR" {
+            command.env_remove(&variable);
+        }
+    }
+    command.env("RAYLET_URING_RUNTIME_DIR", nodes);
+    command
+}
+
+struct Said {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+fn say(command: &mut Command) -> Said {
+    let output = command.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Said { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
+}
+
+/// The files of a machine with 2 NUMA nodes of 4 cores, a card on node 0 and a disk on node 1.
+fn machine() -> TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let file = |path: &str, text: &str| {
+        let path = root.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, format!("{text}\n")).unwrap();
+    };
+    let link = |path: &str, target: &str| {
+        let path = root.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        symlink(target, path).unwrap();
+    };
+    file("sys/devices/system/cpu/online", "0-6");
+    file("sys/devices/system/cpu/present", "0-7");
+    file("sys/devices/system/node/online", "0-1");
+    for node in 0..2 {
+        let (first, last) = (node * 4, if node == 0 { 3 } else { 6 });
+        file(&format!("sys/devices/system/node/node{node}/cpulist"), &format!("{first}-{last}"));
+        file(&format!("sys/devices/system/node/node{node}/meminfo"), &format!("Node {node} MemTotal: 8388608 kB"));
+        for pu in first..=last {
+            file(&format!("sys/devices/system/cpu/cpu{pu}/topology/core_cpus_list"), &pu.to_string());
+            file(&format!("sys/devices/system/cpu/cpu{pu}/topology/physical_package_id"), &node.to_string());
+        }
+    }
+    for (class, name, node) in [("net", "eth0", 0), ("block", "nvme0n1", 1)] {
+        let device = format!("devices/pci/{name}.0/{class}/{name}");
+        file(&format!("sys/devices/pci/{name}.0/numa_node"), &node.to_string());
+        file(&format!("sys/{device}/operstate"), "up");
+        file(&format!("sys/{device}/dev"), "259:0");
+        file(&format!("sys/{device}/size"), "2097152");
+        link(&format!("sys/{device}/device"), "../..");
+        link(&format!("sys/class/{class}/{name}"), &format!("../../{device}"));
+    }
+    file("proc/self/status", "Name:\tx\nCpus_allowed_list:\t0-7\nMems_allowed_list:\t0-1");
+    file("proc/self/mountinfo", "21 1 259:0 / /spill rw - ext4 /dev/nvme0n1 rw");
+    file("proc/meminfo", "MemTotal: 16777216 kB\nMemAvailable: 12582912 kB");
+    file("proc/swaps", "Filename Type Size Used Priority\n/swap file 8388604 0 -2");
+    file("proc/sys/kernel/osrelease", "6.12.1");
+    file("proc/sys/vm/swappiness", "60");
+    file("proc/sys/kernel/numa_balancing", "1");
+    root
+}
+
+#[test]
+fn topology_draws_a_machine_with_everything_in_its_place() {
+    let (root, nodes) = (machine(), tempfile::tempdir().unwrap());
+    let draw = |more: &[&str]| {
+        let mut command = program(nodes.path());
+        command.arg("topology").arg("--root").arg(root.path());
+        say(command.args(["--cores", "auto:2", "--object-store-memory", "1G", "--spill-dir", "/spill/ray"]).args(more))
+    };
+    let text = draw(&[]);
+    assert_eq!(text.code, Some(0), "{}", text.err);
+    let expected = "\
+machine  2 packages, 2 NUMA nodes, 7 cores, 7 threads (sysfs)
+usable   threads 0-6; no CPU quota; 12.00 GiB left by the machine's available memory
+         threads 7 are offline
+node     a node with these settings: 2 shards, object store of 1.00 GiB
+
+NUMA node 0  package 0, 8.00 GiB of memory
+|- cores    0  1  2  3*
+|- shards  0 on thread 3
+|- arena   0: 512.00 MiB, pages: auto
+`- net     eth0: network card, up; nearest shards 0
+
+NUMA node 1  package 1, 8.00 GiB of memory
+|- cores    4  5  6*
+|- shards  1 on thread 6
+|- arena   1: 512.00 MiB, pages: auto
+`- disk    nvme0n1: NVMe, 1.00 GiB; spill to /spill/ray, nearest shards 1
+";
+    assert_eq!(text.out, expected);
+    let picture: Value = serde_json::from_str(&draw(&["--json"]).out).unwrap();
+    assert_eq!(picture["placed_by"], "settings");
+    assert_eq!(picture["topology"]["offline_pus"], serde_json::json!([7]));
+    assert_eq!(picture["shards"][1], serde_json::json!({"shard": 1, "pu": 6, "numa_node": 1}));
+    assert_eq!(picture["spill"][0]["disk"], "nvme0n1");
+}
+
+#[test]
+fn topology_of_four_nodes_by_hwloc_and_cores_that_are_not_there() {
+    let nodes = tempfile::tempdir().unwrap();
+    let machine = "Package:2 NUMANode:2(memory=8589934592) L3:1(size=16777216) Core:8 PU:2";
+    let draw = |cores: &str| {
+        let mut command = program(nodes.path());
+        say(command.env("HWLOC_SYNTHETIC", machine).args(["topology", "--json", "--cores", cores]))
+    };
+    let drawn = draw("auto:8");
+    let picture: Value = serde_json::from_str(&drawn.out).unwrap_or_else(|e| panic!("{e}: {}", drawn.err));
+    assert_eq!(picture["topology"]["numa_nodes"].as_array().unwrap().len(), 4);
+    let of_shards: Vec<u64> =
+        picture["shards"].as_array().unwrap().iter().map(|shard| shard["numa_node"].as_u64().unwrap()).collect();
+    assert_eq!(of_shards, [0, 0, 1, 1, 2, 2, 3, 3]);
+    assert_eq!(picture["arenas"].as_array().unwrap().len(), 4);
+    let missing = draw("numa:7");
+    assert_eq!((missing.code, missing.out.as_str()), (Some(1), ""));
+    assert!(missing.err.contains("NUMA node 7") && missing.err.contains("0-3"), "{}", missing.err);
+}
+
+#[test]
+fn doctor_judges_and_its_status_is_for_scripts() {
+    let (root, nodes) = (machine(), tempfile::tempdir().unwrap());
+    fs::create_dir(root.path().join("spill")).unwrap();
+    let examine = |more: &[&str]| {
+        let mut command = program(nodes.path());
+        command.arg("doctor").arg("--root").arg(root.path()).args(["--no-disk", "--ports", "0"]);
+        say(command.args(["--spill-dir", "/spill", "--object-store-memory", "64M"]).args(more))
+    };
+    let text = examine(&[]);
+    assert_eq!(text.code, Some(1), "{}{}", text.out, text.err);
+    for line in
+        ["warning  swappiness", "mend:  sysctl -w vm.swappiness=10", "warning  NUMA balancing", "ok       kernel"]
+    {
+        assert!(text.out.contains(line), "{line:?} is missing in\n{}", text.out);
+    }
+    let level = |name: &str| {
+        let checks: Vec<Value> = serde_json::from_str(&examine(&["--json"]).out).unwrap();
+        checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("{name}"))["level"].clone()
+    };
+    assert_eq!((level("swappiness"), level("kernel")), ("warning".into(), "ok".into()));
+    fs::write(root.path().join("proc/sys/kernel/osrelease"), "5.4.0\n").unwrap();
+    assert_eq!(level("kernel"), "error");
+    assert_eq!(examine(&[]).code, Some(2));
+    let wrong = examine(&["--cores", "99"]);
+    assert_eq!((wrong.code, wrong.out.as_str()), (Some(2), ""));
+    assert!(wrong.err.contains("99"), "{}", wrong.err);
+}
+
+#[test]
+fn doctor_looks_at_this_machine() {
+    let nodes = tempfile::tempdir().unwrap();
+    let said = say(program(nodes.path()).args(["doctor", "--json", "--object-store-memory", "64M"]));
+    let checks: Vec<Value> = serde_json::from_str(&said.out).unwrap();
+    let worst = checks.iter().map(|check| match check["level"].as_str().unwrap() {
+        "ok" => 0,
+        "warning" => 1,
+        "error" => 2,
+        other => panic!("{other}"),
+    });
+    assert_eq!(said.code, worst.max());
+    assert!(checks.len() > 20 && checks.iter().any(|check| check["name"] == "spill disk"), "{}", said.out);
+}
+
+#[test]
+fn tune_shows_then_writes_then_takes_back() {
+    let (root, nodes) = (machine(), tempfile::tempdir().unwrap());
+    let tune =
+        |arguments: &[&str]| say(program(nodes.path()).arg("tune").arg("--root").arg(root.path()).args(arguments));
+    let (swappiness, written) =
+        (root.path().join("proc/sys/vm/swappiness"), root.path().join("etc/sysctl.d/90-raylet-uring.conf"));
+    let shown = tune(&[]);
+    assert_eq!(shown.code, Some(1), "{}", shown.err);
+    assert!(shown.out.contains("+vm.swappiness = 10\n") && shown.out.contains("nothing was changed"), "{}", shown.out);
+    assert!(!written.exists());
+    let applied = tune(&["--apply"]);
+    assert_eq!(applied.code, Some(0), "{}{}", applied.out, applied.err);
+    assert!(applied.out.starts_with("--- /dev/null\n+++ /etc/sysctl.d"), "{}", applied.out);
+    assert!(fs::read_to_string(&written).unwrap().contains("vm.swappiness = 10\n"));
+    assert_eq!(fs::read_to_string(&swappiness).unwrap().trim(), "10");
+    let again = tune(&["--apply"]);
+    assert_eq!((again.code, again.out.as_str()), (Some(0), "nothing to do: the machine is set\n"));
+    let undone = tune(&["--undo"]);
+    assert_eq!(undone.code, Some(0), "{}", undone.err);
+    assert!(undone.out.contains("-vm.swappiness = 10\n"), "{}", undone.out);
+    assert!(!written.exists() && fs::read_to_string(&swappiness).unwrap().trim() == "60");
+    assert_eq!(tune(&["--undo"]).code, Some(2));
+    for (wrong, word) in [("2M", "2M=COUNT"), ("thp=3", "2M=COUNT"), ("2M=0", "2M=COUNT"), ("1G=4", "1048576kB")] {
+        let refused = tune(&["--hugepages", wrong]);
+        assert!(refused.code == Some(2) && refused.err.contains(word), "{wrong}: {}", refused.err);
+    }
+    assert_eq!(tune(&["--apply", "--undo"]).code, Some(2));
+}
+
+/// A child that is gone when the test is.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_service_manager_hears_of_readiness_life_and_end_and_topology_shows_the_node() {
+    let nodes = tempfile::tempdir().unwrap();
+    let path = nodes.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let hear = || {
+        let mut bytes = [0; 512];
+        let count = manager.recv(&mut bytes).expect("a message before the patience ends");
+        String::from_utf8_lossy(&bytes[..count]).into_owned()
+    };
+    let mut command = program(&nodes.path().join("nodes"));
+    command.args(["--cores=0", "--object-store-memory=64M", "--warm-reserve=0"]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000").stdout(Stdio::null()).stderr(Stdio::null());
+    let mut node = Running(command.spawn().unwrap());
+    assert!(hear().starts_with("READY=1\n"));
+    let started = Instant::now();
+    assert_eq!((hear(), hear()), ("WATCHDOG=1\n".to_owned(), "WATCHDOG=1\n".to_owned()));
+    assert!(started.elapsed() > Duration::from_millis(150), "reports of life come at half the interval");
+
+    let mut command = program(&nodes.path().join("nodes"));
+    let drawn = say(command.args(["topology", "--json"]));
+    let picture: Value = serde_json::from_str(&drawn.out).unwrap_or_else(|e| panic!("{e}: {}", drawn.err));
+    assert_eq!(picture["placed_by"]["node"], node.0.id());
+    assert_eq!((&picture["shards"][0]["pu"], picture["arenas"][0]["size_bytes"].as_u64()), (&0.into(), Some(64 << 20)));
+
+    let pid = rustix::process::Pid::from_child(&node.0);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let mut last = hear();
+    while last == "WATCHDOG=1\n" {
+        last = hear();
+    }
+    assert!(last.starts_with("STOPPING=1\n"), "{last}");
+    assert_eq!(node.0.wait().unwrap().code(), Some(0));
+}
