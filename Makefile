@@ -11,7 +11,7 @@ PYTEST ?=
 export RAYLET_TEST_PYTHON := $(abspath $(PY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build attach detach run test lint test-rust test-ray test-ray-stock fuzz bench-ray clean
+.PHONY: help setup build attach detach run test lint test-rust test-ray test-ray-stock package test-package fuzz bench-ray clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -31,7 +31,7 @@ detach: ## give the Ray in .venv its own raylet back
 run: attach ## start Ray on raylet-uring, run the programs in tests/programs, print a table
 	@$(PY) scripts/run.py
 
-test: lint test-rust test-ray ## everything that CI runs
+test: lint test-rust test-ray test-package ## everything that CI runs
 
 lint: setup ## formatting and clippy, warnings as errors
 	$(CARGO) fmt --all --check
@@ -47,6 +47,15 @@ test-ray: attach ## the end-to-end suite on raylet-uring
 test-ray-stock: setup ## the same suite on Ray's own raylet: what the suite may ask for
 	@if [ -x $(BIN) ] && $(BIN) attach --status $(PY) >/dev/null 2>&1; then $(BIN) detach $(PY); fi
 	RAYLET_UNDER_TEST=stock $(PY) -m pytest tests/ray $(PYTEST)
+
+# Built apart, with hwloc linked in, so that a package runs where another hwloc or none is installed.
+package: setup ## a Debian package and a wheel, in target/package
+	@./scripts/static_hwloc.sh target/package/hwloc
+	PKG_CONFIG_PATH=$(abspath target/package/hwloc) $(CARGO) build --locked --release --bin raylet-uring --target-dir target/package/build
+	@$(PY) scripts/package/package.py --binary target/package/build/release/raylet-uring --out target/package
+
+test-package: package ## install and remove the packages in clean places, check the unit, completions and man pages
+	$(PY) -m pytest tests/package $(PYTEST)
 
 fuzz: setup ## fuzz the socket protocols, FUZZ_SECONDS each (needs rustup)
 	@./scripts/fuzz_tools.sh
