@@ -47,6 +47,7 @@ pub enum NodeError {
 pub fn run_ray(flags: RayFlags, config: Config, log: LogHandle) -> Result<i32, NodeError> {
     prepare_limits();
     on_control_thread(async move {
+        service::reopen_log_on_hangup(log.clone())?;
         let (door, engine) = Door::open(flags, &config).await?;
         let facts = status::Facts::of(&engine, vec![DoorName::Ray]);
         reports::start(&door.control, &facts);
@@ -80,6 +81,7 @@ pub fn run_ray(flags: RayFlags, config: Config, log: LogHandle) -> Result<i32, N
 pub fn run_native(config: Config, log: LogHandle) -> Result<i32, NodeError> {
     prepare_limits();
     on_control_thread(async move {
+        service::reopen_log_on_hangup(log.clone())?;
         let engine = Engine::start(&native_settings(&config)).map_err(NodeError::Engine)?;
         let admin = AdminServer::bind(&config.runtime_dir)?;
         let facts = status::Facts::of(&engine, vec![DoorName::Native]);

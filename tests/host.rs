@@ -249,7 +249,24 @@ fn a_service_manager_hears_of_readiness_life_and_end_and_topology_shows_the_node
     assert_eq!(picture["placed_by"]["node"], node.0.id());
     assert_eq!((&picture["shards"][0]["pu"], picture["arenas"][0]["size_bytes"].as_u64()), (&0.into(), Some(64 << 20)));
 
+    let log_level = |arguments: &[&str]| say(program(&nodes.path().join("nodes")).arg("log-level").args(arguments));
+    let changed = log_level(&["warn,raylet_uring::node=debug"]);
+    assert!(
+        changed.code == Some(0) && changed.out.ends_with(".sock: warn,raylet_uring::node=debug\n"),
+        "{}",
+        changed.out
+    );
+    assert_eq!(log_level(&[]).out, changed.out, "it holds");
+    let refused = log_level(&["loud"]);
+    assert!(refused.code == Some(4) && refused.err.contains("\"loud\" is no level"), "{}", refused.err);
+    assert_eq!(log_level(&[]).out, changed.out, "a wrong one changes nothing");
+
     let pid = rustix::process::Pid::from_child(&node.0);
+    // Who rotates logs sends this: the node goes on.
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    for _ in 0..3 {
+        assert_eq!(hear(), "WATCHDOG=1\n");
+    }
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let mut last = hear();
     while last == "WATCHDOG=1\n" {
@@ -257,4 +274,30 @@ fn a_service_manager_hears_of_readiness_life_and_end_and_topology_shows_the_node
     }
     assert!(last.starts_with("STOPPING=1\n"), "{last}");
     assert_eq!(node.0.wait().unwrap().code(), Some(0));
+    assert_eq!(say(program(&nodes.path().join("nodes")).arg("log-level")).code, Some(3));
+}
+
+#[test]
+fn the_log_has_the_form_that_was_asked_for() {
+    let nodes = tempfile::tempdir().unwrap();
+    let log = |format: &str| {
+        let mut command = program(&nodes.path().join("nodes"));
+        command.args(["--cores=0", "--object-store-memory=64M", "--warm-reserve=0", "--log-format", format]);
+        let manager = UnixDatagram::bind(nodes.path().join(format)).unwrap();
+        manager.set_read_timeout(Some(PATIENCE)).unwrap();
+        command.env("NOTIFY_SOCKET", nodes.path().join(format)).stdout(Stdio::null()).stderr(Stdio::piped());
+        let node = command.spawn().unwrap();
+        manager.recv(&mut [0; 512]).expect("the node is ready");
+        rustix::process::kill_process(rustix::process::Pid::from_child(&node), rustix::process::Signal::TERM).unwrap();
+        let output = node.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let json = log("json");
+    let messages: Vec<Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(messages.iter().any(|line| line["fields"]["message"] == "shutting down"), "{json}");
+    let journal = log("journal");
+    assert!(journal.lines().any(|line| line == "<6>raylet_uring::node: shutting down"), "{journal}");
+    let refused = say(program(nodes.path()).args(["--log-format", "xml"]));
+    assert!(refused.code == Some(1) && refused.err.contains("auto, text, json or journal"), "{}", refused.err);
 }

@@ -6,6 +6,7 @@ pub mod command_line;
 pub mod doctor;
 pub mod generate;
 pub mod gflags;
+pub mod log_level;
 pub mod own;
 pub mod plan;
 mod ray_flag_table;

@@ -47,6 +47,9 @@ pub struct NodeFlags {
     /// Log level, or directives like `info,raylet_uring::workers=debug` [env: RAYLET_URING_LOG].
     #[arg(long, value_name = "FILTER")]
     pub log_level: Option<String>,
+    /// Form of the log: text, json, journal, or auto: journal where systemd's journal takes it [env: RAYLET_URING_LOG_FORMAT].
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<String>,
     /// Print every setting with its value and where it came from, and exit.
     #[arg(long)]
     pub print_config: bool,
@@ -65,6 +68,7 @@ impl NodeFlags {
             ("runtime_dir", &self.runtime_dir),
             ("config", &self.config),
             ("log", &self.log_level),
+            ("log_format", &self.log_format),
             ("print_config", &print_config),
         ]
         .into_iter()
@@ -80,6 +84,8 @@ pub enum Command {
     ///
     /// Exit status: 0 where at least one node answered and all that were found did, 3 where there is none.
     Status(StatusArgs),
+    /// Change what a running node logs, or tell it where no filter is given.
+    LogLevel(LogLevelArgs),
     /// Make a Ray installation use raylet-uring as its raylet, keeping the original beside it.
     ///
     /// Exit status with --status: 0 ours is in place, 1 Ray's own is, 2 the state can't be told or is broken.
@@ -172,6 +178,16 @@ pub struct StatusArgs {
     /// Nodes of every user, as far as this user may reach them.
     #[arg(long)]
     pub all: bool,
+}
+
+/// Arguments of `log-level`.
+#[derive(Debug, Args)]
+pub struct LogLevelArgs {
+    /// Level, or directives like `info,raylet_uring::workers=debug`; holds until the node ends.
+    pub filter: Option<String>,
+    /// The admin socket of one node [default: every node of this user].
+    #[arg(long, value_name = "PATH")]
+    pub node: Option<PathBuf>,
 }
 
 /// Arguments of `attach`.

@@ -12,7 +12,7 @@ use clap::Parser;
 use super::own::{Cli, Command};
 use super::ray_flags::{self, RayFlags, RayRequest};
 use super::status::RuntimeDir;
-use super::{attach, doctor, generate, is_ray_executable, status, topology, tune};
+use super::{attach, doctor, generate, is_ray_executable, log_level, status, topology, tune};
 use crate::config::{Config, ConfigError};
 use crate::observe::log::{self, LogHandle, LogTarget, Rotation};
 
@@ -48,6 +48,9 @@ pub fn main(node: Node) -> ExitCode {
     match &cli.command {
         None => own_node(node, &cli),
         Some(Command::Status(arguments)) => show_status(arguments),
+        Some(Command::LogLevel(arguments)) => {
+            finish(log_level::run(arguments, &environment(), &mut io::stdout(), &mut io::stderr()), EXIT_ERROR)
+        }
         Some(Command::Attach(arguments)) => finish(attach::attach(arguments, &mut io::stdout()), EXIT_ATTACH_ERROR),
         Some(Command::Detach(arguments)) => finish(attach::detach(arguments, &mut io::stdout()), EXIT_ATTACH_ERROR),
         Some(Command::Topology(arguments)) => {
@@ -95,7 +98,7 @@ fn own_node(node: Node, cli: &Cli) -> ExitCode {
         config.warnings.iter().for_each(|warning| complain(warning));
         return ExitCode::SUCCESS;
     }
-    let log = match log::init(&config.log, LogTarget::Stderr) {
+    let log = match log::init(&config.log, config.log_format, LogTarget::Stderr) {
         Ok(log) => log,
         Err(error) => return finish(Err(error), EXIT_ERROR),
     };
@@ -168,7 +171,7 @@ fn start_ray(node: Node, arguments: &[String], environment: &BTreeMap<String, St
     config.apply_ray_flags(&flags);
     let rotation = Rotation::from_environment(variable);
     let (stdout, stderr) = (flags.stdout_filepath.clone(), flags.stderr_filepath.clone());
-    let log = log::init(&config.log, LogTarget::Files { stdout, stderr, rotation })?;
+    let log = log::init(&config.log, config.log_format, LogTarget::Files { stdout, stderr, rotation })?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         pid = std::process::id(),

@@ -88,10 +88,7 @@ pub(super) fn gather(
     runtime_dir: &RuntimeDir,
     problems: &mut dyn Write,
 ) -> Result<(Vec<NodeStatus>, bool), StatusError> {
-    let sockets = match node {
-        Some(socket) => vec![socket.to_owned()],
-        None => sockets(all, runtime_dir)?,
-    };
+    let sockets = sockets(node, all, runtime_dir)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut nodes: Vec<NodeStatus> = Vec::new();
     let mut failed = false;
@@ -109,7 +106,11 @@ pub(super) fn gather(
     Ok((nodes, failed))
 }
 
-fn sockets(all: bool, runtime_dir: &RuntimeDir) -> Result<Vec<PathBuf>, StatusError> {
+/// The admin sockets to ask; `node`: only this one.
+pub(super) fn sockets(node: Option<&Path>, all: bool, runtime_dir: &RuntimeDir) -> Result<Vec<PathBuf>, StatusError> {
+    if let Some(socket) = node {
+        return Ok(vec![socket.to_owned()]);
+    }
     let mut dirs = vec![runtime_dir.path.clone()];
     if !runtime_dir.is_chosen {
         dirs.push(fallback_runtime_dir());

@@ -20,7 +20,7 @@ use raylet_tuning::pages::PageChoice;
 
 use crate::cli::closest::closest;
 use crate::cli::ray_flags::RayFlags;
-use crate::observe::log::is_filter;
+use crate::observe::log::{is_filter, LogFormat};
 
 /// The default of `warm_reserve_bytes`: enough for the small objects of a busy second, little beside any store.
 pub const WARM_RESERVE_DEFAULT_BYTES: u64 = 256 << 20;
@@ -42,6 +42,8 @@ pub struct Config {
     pub runtime_dir: PathBuf,
     /// The log filter: a level or `tracing` directives ("info,raylet_uring::workers=debug").
     pub log: String,
+    /// The form of the log's lines.
+    pub log_format: LogFormat,
     /// Log the settings and where they came from at start (under Ray; a node of its own prints them and exits).
     pub print_config: bool,
     /// The TOML file that was read.
@@ -138,6 +140,7 @@ impl Config {
             socket: values.take("socket", "a path", parse_path)?,
             runtime_dir: values.take("runtime_dir", "an absolute path", parse_absolute)?.unwrap_or(runtime_dir),
             log: values.take("log", LOG_EXPECTED, parse_log)?.unwrap_or_else(|| "info".to_owned()),
+            log_format: values.take("log_format", LogFormat::EXPECTED, LogFormat::parse)?.unwrap_or(LogFormat::Auto),
             print_config: values.take("print_config", switch, parse_switch)?.unwrap_or(false),
             file: values.file,
             sources: values.sources,
@@ -178,6 +181,7 @@ impl Config {
                 "socket" => path(&self.socket, "in runtime_dir"),
                 "runtime_dir" => self.runtime_dir.display().to_string(),
                 "log" => self.log.clone(),
+                "log_format" => self.log_format.to_string(),
                 "print_config" => self.print_config.to_string(),
                 _ => path(&self.file, "none"),
             };

@@ -48,6 +48,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("socket", "RAYLET_URING_SOCKET", "--socket", "Unix socket of the native door"),
     setting("runtime_dir", "RAYLET_URING_RUNTIME_DIR", "--runtime-dir", "directory of the admin sockets, mode 0700"),
     setting("log", "RAYLET_URING_LOG", "--log-level", "log level, or directives by module"),
+    setting("log_format", "RAYLET_URING_LOG_FORMAT", "--log-format", "form of the log: auto, text, json, journal"),
     setting(
         "print_config",
         "RAYLET_URING_PRINT_CONFIG",

@@ -4,8 +4,11 @@
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+use tokio::signal::unix::{signal, SignalKind};
 
+use super::NodeError;
 use crate::bridge::{core_reports, ToCore};
+use crate::observe::log::LogHandle;
 
 /// Reports of life in each interval of the watchdog: one may be late.
 const REPORTS_PER_INTERVAL: u32 = 2;
@@ -24,6 +27,23 @@ pub fn ready(status: &str, cores: Vec<flume::Sender<ToCore>>) {
 /// Tells that the node ends, which may take a while.
 pub fn stopping() {
     tell(&[NotifyState::Stopping, NotifyState::Status("ending: workers are told")]);
+}
+
+/// Opens the log's files again at each SIGHUP, as programs that rotate logs expect. Must run inside a `LocalSet`.
+///
+/// # Errors
+/// [`NodeError::Io`] where the signal can't be taken.
+pub fn reopen_log_on_hangup(log: LogHandle) -> Result<(), NodeError> {
+    let mut hangup = signal(SignalKind::hangup()).map_err(NodeError::Io)?;
+    tokio::task::spawn_local(async move {
+        while hangup.recv().await.is_some() {
+            match log.reopen() {
+                Ok(()) => tracing::info!("SIGHUP: the log's files are open again"),
+                Err(error) => tracing::error!(%error, "SIGHUP: a file of the log can't be opened again"),
+            }
+        }
+    });
+    Ok(())
 }
 
 async fn report_life(pause: Duration, cores: Vec<flume::Sender<ToCore>>) {

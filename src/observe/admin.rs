@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /status` | the [`NodeStatus`] as JSON |
 //! | `GET /config` | the settings and where they came from, as text |
+//! | `GET /log-level` | the filter in force |
 //! | `POST /log-level` | takes a filter as the body, answers with the filter in force |
 //! | `POST /shutdown` | stops the node, where [`Routes::shutdown`] is given; 403 otherwise |
 //!
@@ -157,6 +158,7 @@ async fn answer(routes: Rc<Routes>, request: Request<Incoming>) -> Result<Answer
             }
         }
         (&Method::GET, "/config") => plain(StatusCode::OK, routes.config.clone()),
+        (&Method::GET, "/log-level") => plain(StatusCode::OK, format!("{}\n", routes.log.filter())),
         (&Method::POST, "/log-level") => set_log_filter(&routes.log, request.into_body()).await,
         (&Method::POST, "/shutdown") => match &routes.shutdown {
             Some(shutdown) => {
@@ -166,7 +168,8 @@ async fn answer(routes: Rc<Routes>, request: Request<Incoming>) -> Result<Answer
             None => plain(StatusCode::FORBIDDEN, "this node doesn't take /shutdown; send it SIGTERM\n"),
         },
         (_, "/status" | "/config") => not_allowed("GET"),
-        (_, "/log-level" | "/shutdown") => not_allowed("POST"),
+        (_, "/log-level") => not_allowed("GET, POST"),
+        (_, "/shutdown") => not_allowed("POST"),
         _ => plain(StatusCode::NOT_FOUND, format!("no {path}; known are /status, /config, /log-level, /shutdown\n")),
     }
 }

@@ -7,7 +7,7 @@ use super::*;
 /// One process has one log, and tests share the process.
 fn test_log() -> LogHandle {
     static LOG: std::sync::OnceLock<LogHandle> = std::sync::OnceLock::new();
-    LOG.get_or_init(|| log::init("info", log::LogTarget::Stderr).unwrap()).clone()
+    LOG.get_or_init(|| log::init("info", log::LogFormat::Text, log::LogTarget::Stderr).unwrap()).clone()
 }
 
 /// Serves, runs the test, and stops serving by dropping everything.
@@ -73,7 +73,7 @@ fn wrong_requests_get_an_error_that_says_what_is_right() {
         let socket = &socket;
         assert_eq!(refused(get(socket, "/nothing").await).0, 404);
         assert_eq!(refused(post(socket, "/status", "").await), (405, "use GET".to_owned()));
-        assert_eq!(refused(get(socket, "/log-level").await), (405, "use POST".to_owned()));
+        assert_eq!(refused(get(socket, "/shutdown").await), (405, "use POST".to_owned()));
         let (code, message) = refused(post(socket, "/shutdown", "").await);
         assert!(code == 403 && message.contains("SIGTERM"), "{message}");
         assert_eq!(refused(post(socket, "/log-level", &"x".repeat(BODY_MAX_BYTES + 1)).await).0, 413);
@@ -89,6 +89,7 @@ fn the_log_filter_changes_at_run_time() {
         assert_eq!(answer, "debug,raylet_uring::cli=off\n");
         assert!(tracing::enabled!(target: "raylet_uring::x", tracing::Level::DEBUG));
         assert!(!tracing::enabled!(target: "raylet_uring::cli", tracing::Level::ERROR));
+        assert_eq!(get(&socket, "/log-level").await.unwrap(), answer);
         post(&socket, "/log-level", "info").await.unwrap();
         assert!(!tracing::enabled!(target: "raylet_uring::x", tracing::Level::DEBUG));
     });

@@ -2,17 +2,22 @@
 //!
 //! A node of its own logs to standard error. Under Ray, `--stdout_filepath` names the file that takes the log and standard
 //! output (`<session>/logs/raylet.out`), `--stderr_filepath` the one for standard error (`raylet.err`). Ray's log monitor
-//! forwards what is in `raylet.err` to drivers, so only what is meant for users may go there.
+//! forwards what is in `raylet.err` to drivers, so only what is meant for users may go there. Where standard error is the
+//! journal's, each line begins with its priority, as sd-daemon(3) says. SIGHUP opens files again that were moved away.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{fmt, reload, Registry};
+use tracing_subscriber::{fmt, reload, Layer, Registry};
 
 /// Rotated files that are kept at most, whatever the environment asks for.
 const BACKUPS_MAX: u32 = 1000;
@@ -50,6 +55,88 @@ impl Rotation {
             max_bytes: number("RAY_ROTATION_MAX_BYTES").filter(|bytes| *bytes > 0),
             backups: number("RAY_ROTATION_BACKUP_COUNT").map_or(1, |n| n.min(u64::from(BACKUPS_MAX)) as u32),
         }
+    }
+}
+
+/// The form of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For the journal where standard error is the journal's, else text.
+    Auto,
+    /// Time, level, module, message, fields.
+    Text,
+    /// One JSON object a line.
+    Json,
+    /// Priority, module, message, fields: the journal adds the time itself.
+    Journal,
+}
+
+impl LogFormat {
+    /// What the setting takes.
+    pub const EXPECTED: &'static str = "auto, text, json or journal";
+
+    /// Reads the setting.
+    pub fn parse(text: &str) -> Option<LogFormat> {
+        match text.to_ascii_lowercase().as_str() {
+            "auto" => Some(LogFormat::Auto),
+            "text" => Some(LogFormat::Text),
+            "json" => Some(LogFormat::Json),
+            "journal" | "journald" => Some(LogFormat::Journal),
+            _ => None,
+        }
+    }
+
+    /// Decides `Auto`. The journal tells in JOURNAL_STREAM the device and inode that it gave as standard error.
+    fn decide(self, to_stderr: bool, journal_stream: Option<&str>) -> LogFormat {
+        if self != LogFormat::Auto {
+            return self;
+        }
+        let is_journal = || {
+            let (device, inode) = journal_stream?.split_once(':')?;
+            let stat = rustix::fs::fstat(io::stderr()).ok()?;
+            Some((device.parse(), inode.parse()) == (Ok(stat.st_dev), Ok(stat.st_ino)))
+        };
+        match to_stderr && is_journal() == Some(true) {
+            true => LogFormat::Journal,
+            false => LogFormat::Text,
+        }
+    }
+}
+
+impl std::fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            LogFormat::Auto => "auto",
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+            LogFormat::Journal => "journal",
+        })
+    }
+}
+
+/// Lines for the journal: the priority of syslog, then the text without a time.
+struct JournalLine<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for JournalLine<F>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &tracing::Event<'_>,
+    ) -> std::fmt::Result {
+        let priority = match *event.metadata().level() {
+            tracing::Level::ERROR => 3,
+            tracing::Level::WARN => 4,
+            tracing::Level::INFO => 6,
+            _ => 7,
+        };
+        write!(writer, "<{priority}>")?;
+        self.0.format_event(context, writer, event)
     }
 }
 
@@ -95,12 +182,28 @@ pub enum LogError {
 pub struct LogHandle {
     reload: reload::Handle<Targets, Registry>,
     current: Arc<Mutex<String>>,
+    file: Option<Arc<LogFile>>,
+    stderr: Option<PathBuf>,
 }
 
 impl LogHandle {
     /// The filter in force.
     pub fn filter(&self) -> String {
         self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Opens the log's files again by their names, after somebody moved them away. Without files nothing is to be done.
+    ///
+    /// # Errors
+    /// [`LogError::File`] or [`LogError::Redirect`]; what could not be opened goes on into the old file.
+    pub fn reopen(&self) -> Result<(), LogError> {
+        if let Some(path) = &self.stderr {
+            redirect_stderr(path)?;
+        }
+        match &self.file {
+            Some(file) => file.lock().reopen(),
+            None => Ok(()),
+        }
     }
 
     /// Puts another filter in force.
@@ -139,34 +242,52 @@ pub fn is_filter(filter: &str) -> bool {
 ///
 /// # Errors
 /// [`LogError`]. After an error nothing is redirected but what was named before the failing file.
-pub fn init(filter: &str, target: LogTarget) -> Result<LogHandle, LogError> {
+pub fn init(filter: &str, format: LogFormat, target: LogTarget) -> Result<LogHandle, LogError> {
     let targets = parse_filter(filter)?;
     let (layer, reload) = reload::Layer::new(targets);
     let registry = tracing_subscriber::registry().with(layer);
-    let file = match target {
-        LogTarget::Stderr => None,
+    let (file, stderr) = match target {
+        LogTarget::Stderr => (None, None),
         LogTarget::Files { stdout, stderr, rotation } => {
-            if let Some(path) = stderr {
-                let file = open(&path)?;
-                rustix::stdio::dup2_stderr(&file).map_err(|e| LogError::Redirect {
-                    stream: "standard error",
-                    path,
-                    source: e.into(),
-                })?;
-            }
-            stdout.map(|path| RotatingFile::open(path, rotation, true)).transpose()?
+            stderr.as_deref().map(redirect_stderr).transpose()?;
+            let file = stdout.map(|path| RotatingFile::open(path, rotation, true)).transpose()?;
+            (file.map(|file| Arc::new(LogFile(Mutex::new(file)))), stderr)
         }
     };
-    let done = match file {
-        Some(file) => registry.with(fmt::layer().with_ansi(false).with_writer(Mutex::new(file))).try_init(),
-        None => {
-            let ansi = io::stderr().is_terminal();
-            registry.with(fmt::layer().with_ansi(ansi).with_writer(io::stderr)).try_init()
-        }
-    };
-    done.map_err(|_| LogError::Twice)?;
+    let format = format.decide(file.is_none(), std::env::var("JOURNAL_STREAM").ok().as_deref());
+    registry.with(lines(format, file.clone())).try_init().map_err(|_| LogError::Twice)?;
     log_panics();
-    Ok(LogHandle { reload, current: Arc::new(Mutex::new(filter.to_owned())) })
+    Ok(LogHandle { reload, current: Arc::new(Mutex::new(filter.to_owned())), file, stderr })
+}
+
+/// What writes lines, into a file or to standard error.
+fn lines<S>(format: LogFormat, file: Option<Arc<LogFile>>) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+{
+    let ansi = file.is_none() && io::stderr().is_terminal();
+    let writer = match file {
+        Some(file) => BoxMakeWriter::new(file),
+        None => BoxMakeWriter::new(io::stderr),
+    };
+    let layer = fmt::layer().with_writer(writer);
+    match format {
+        LogFormat::Json => layer.with_ansi(false).json().boxed(),
+        LogFormat::Journal => {
+            let line = fmt::format().without_time().with_level(false).with_ansi(false);
+            layer.with_ansi(false).event_format(JournalLine(line)).boxed()
+        }
+        LogFormat::Auto | LogFormat::Text => layer.with_ansi(ansi).boxed(),
+    }
+}
+
+fn redirect_stderr(path: &Path) -> Result<(), LogError> {
+    let file = open(path)?;
+    rustix::stdio::dup2_stderr(&file).map_err(|e| LogError::Redirect {
+        stream: "standard error",
+        path: path.to_owned(),
+        source: e.into(),
+    })
 }
 
 /// A panic goes to standard error as ever, and to the log, which may be another file.
@@ -214,6 +335,13 @@ impl RotatingFile {
         })
     }
 
+    /// Begins to write into whatever has the file's name now, or a new file.
+    fn reopen(&mut self) -> Result<(), LogError> {
+        self.file = open(&self.path)?;
+        self.size_bytes = self.file.metadata().map_or(0, |m| m.len());
+        self.redirect()
+    }
+
     /// `raylet.out` to `raylet.3.out`, the names that Ray's C++ log gives and its dashboard knows.
     fn backup(&self, number: u32) -> PathBuf {
         let stem = self.path.file_stem().unwrap_or_default().to_string_lossy();
@@ -238,6 +366,26 @@ impl RotatingFile {
         }
         self.file = OpenOptions::new().create(true).append(true).open(&self.path)?;
         self.redirect().map_err(io::Error::other)
+    }
+}
+
+/// The file that all threads write into, a line at a time.
+#[derive(Debug)]
+struct LogFile(Mutex<RotatingFile>);
+
+impl LogFile {
+    fn lock(&self) -> MutexGuard<'_, RotatingFile> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Write for &LogFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.lock().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.lock().flush()
     }
 }
 
@@ -274,6 +422,61 @@ mod tests {
             let error = parse_filter(bad).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
+    }
+
+    /// What a format makes of an error and a debug message, in a file.
+    fn written(format: LogFormat) -> String {
+        let (_dir, file) = rotated(0);
+        let path = file.path.clone();
+        let file = RotatingFile { rotation: Rotation { max_bytes: None, backups: 0 }, ..file };
+        let subscriber = tracing_subscriber::registry().with(lines(format, Some(Arc::new(LogFile(Mutex::new(file))))));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::error!(worker = 7, "it ended");
+            tracing::debug!("and more");
+        });
+        std::fs::read_to_string(path).unwrap()
+    }
+
+    #[test]
+    fn each_format_has_its_lines() {
+        let text = written(LogFormat::Text);
+        assert!(text.contains("ERROR raylet_uring::observe::log::tests: it ended worker=7\n"), "{text}");
+        let json = written(LogFormat::Json);
+        let lines: Vec<serde_json::Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!((&lines[0]["level"], &lines[0]["fields"]["worker"]), (&"ERROR".into(), &7.into()));
+        assert_eq!(lines.len(), 2);
+        let journal = written(LogFormat::Journal);
+        let expected =
+            "<3>raylet_uring::observe::log::tests: it ended worker=7\n<7>raylet_uring::observe::log::tests: and more\n";
+        assert_eq!(journal, expected);
+    }
+
+    #[test]
+    fn formats_are_read_and_the_journal_is_recognised() {
+        for format in [LogFormat::Auto, LogFormat::Text, LogFormat::Json, LogFormat::Journal] {
+            assert_eq!(LogFormat::parse(&format.to_string()), Some(format));
+        }
+        assert_eq!(LogFormat::parse("xml"), None);
+        let stat = rustix::fs::fstat(io::stderr()).unwrap();
+        let ours = format!("{}:{}", stat.st_dev, stat.st_ino);
+        assert_eq!(LogFormat::Auto.decide(true, Some(&ours)), LogFormat::Journal);
+        assert_eq!(LogFormat::Auto.decide(false, Some(&ours)), LogFormat::Text);
+        assert_eq!(LogFormat::Json.decide(true, Some(&ours)), LogFormat::Json);
+        for other in [None, Some("1:2"), Some("x")] {
+            assert_eq!(LogFormat::Auto.decide(true, other), LogFormat::Text);
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_moved_away_is_begun_anew() {
+        let (dir, mut file) = rotated(1);
+        file.write_all(b"before\n").unwrap();
+        std::fs::rename(dir.path().join("raylet.out"), dir.path().join("moved")).unwrap();
+        file.write_all(b"b\n").unwrap();
+        file.reopen().unwrap();
+        file.write_all(b"after 1\n").unwrap();
+        let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        assert_eq!((read("moved"), read("raylet.out")), ("before\nb\n".to_owned(), "after 1\n".to_owned()));
     }
 
     #[test]
