@@ -7,7 +7,7 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{signal, SignalKind};
 
 use super::NodeError;
-use crate::bridge::{core_reports, ToCore};
+use crate::bridge::{core_reports, CoreHandle};
 use crate::observe::log::LogHandle;
 
 /// Reports of life in each interval of the watchdog: one may be late.
@@ -18,7 +18,7 @@ pub const VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PI
 
 /// Tells that the node is up, and begins to report that it is alive where the manager watches. A node is alive while all
 /// its cores answer. Must run inside a `LocalSet`.
-pub fn ready(status: &str, cores: Vec<flume::Sender<ToCore>>) {
+pub fn ready(status: &str, cores: Vec<CoreHandle>) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
     let Some(interval) = sd_notify::watchdog_enabled() else { return };
     tokio::task::spawn_local(report_life(interval / REPORTS_PER_INTERVAL, cores));
@@ -46,7 +46,7 @@ pub fn reopen_log_on_hangup(log: LogHandle) -> Result<(), NodeError> {
     Ok(())
 }
 
-async fn report_life(pause: Duration, cores: Vec<flume::Sender<ToCore>>) {
+async fn report_life(pause: Duration, cores: Vec<CoreHandle>) {
     loop {
         tokio::time::sleep(pause).await;
         if all_answer(&cores).await {
@@ -57,7 +57,7 @@ async fn report_life(pause: Duration, cores: Vec<flume::Sender<ToCore>>) {
     }
 }
 
-async fn all_answer(cores: &[flume::Sender<ToCore>]) -> bool {
+async fn all_answer(cores: &[CoreHandle]) -> bool {
     core_reports(cores, false).await.len() == cores.len()
 }
 
@@ -69,15 +69,18 @@ fn tell(states: &[NotifyState]) {
 
 #[cfg(test)]
 mod tests {
+    use raylet_transport::uring::Doorbell;
+
     use super::*;
 
     /// That all answer is shown by a node that a service manager watches (tests/host.rs).
     #[test]
     fn a_core_that_is_gone_does_not_answer() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (sender, inbox) = flume::unbounded();
+        let (queue, inbox) = flume::unbounded();
         drop(inbox);
-        assert!(!runtime.block_on(all_answer(&[sender])));
+        let gone = CoreHandle::new(queue, Doorbell::new().unwrap());
+        assert!(!runtime.block_on(all_answer(&[gone])));
         assert!(runtime.block_on(all_answer(&[])));
     }
 }
