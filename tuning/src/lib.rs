@@ -3,13 +3,19 @@
 //!
 //! | module | answers |
 //! |---|---|
+//! | [`host`] | the machine that is looked at: files below a root, answers to system calls ([`probes`]) |
 //! | [`topology`] | packages, NUMA nodes, cores, hardware threads and caches that this process may use |
-//! | [`cores`] | what `--cores 0-15,18` or `--cores auto` means on this machine |
+//! | [`devices`] | network cards and disks, by NUMA node |
+//! | [`cores`] | what `--cores 0-15,18`, `auto:4` or `numa:0` means on this machine |
+//! | [`placement`] | which arenas are made on which node, and the machine with a node in place |
 //! | [`arena`] | [`Segment`]: memory shared with clients through a file descriptor, with the page kind that was got and why |
 //! | [`warm`] | [`Warmer`]: touches pages ahead of demand, at idle priority |
 //! | [`hugepages`] | the kernel's pools of 2 MiB and 1 GiB pages per NUMA node, and reserving from them |
 //! | [`memory`] | how much memory this process can still take, and what limits it |
-//! | [`limits`] | memlock, open files, io_uring, kernel version, cgroups, /dev/shm: each with what to do |
+//! | [`cgroup`] | what control groups allow: CPUs, quota, memory nodes, processes |
+//! | [`limits`] | limits that a node raises for itself, and what it wants |
+//! | [`doctor`] | what of a machine costs a node speed, with the commands that mend it |
+//! | [`tune`] | settings that last: plan, diff, apply, undo |
 //!
 //! Everything here is synchronous and meant for start-up or a helper thread, except [`Segment::ensure_backed`] on a
 //! range that is backed already: that is a few loads and is made for the hot path.
