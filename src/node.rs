@@ -16,6 +16,7 @@ use crate::observe::status::{Door as DoorName, NodeStatus};
 use crate::ray::boot::Door;
 use crate::ray::proto::node_death_info::Reason;
 
+mod advice;
 mod reports;
 pub mod service;
 mod status;
@@ -64,6 +65,7 @@ pub fn run_ray(flags: RayFlags, config: Config, log: LogHandle) -> Result<i32, N
             // Ray works without it; only `raylet-uring status` doesn't.
             Err(error) => tracing::warn!(%error, "no admin socket"),
         }
+        advice::give(&config, &engine);
         service::ready("a node of a Ray cluster", engine.cores.clone());
         let cause = door.until_asked().await;
         service::stopping();
@@ -93,6 +95,7 @@ pub fn run_native(config: Config, log: LogHandle) -> Result<i32, NodeError> {
         };
         let routes = Routes { status: Box::new(provider), config: config.describe(), log, shutdown: None };
         let serving = tokio::task::spawn_local(admin.serve(routes));
+        advice::give(&config, &engine);
         service::ready("a node of its own", engine.cores.clone());
         until_signal().await?;
         tracing::info!("shutting down");

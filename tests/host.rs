@@ -301,3 +301,32 @@ fn the_log_has_the_form_that_was_asked_for() {
     let refused = say(program(nodes.path()).args(["--log-format", "xml"]));
     assert!(refused.code == Some(1) && refused.err.contains("auto, text, json or journal"), "{}", refused.err);
 }
+
+#[test]
+fn a_node_says_at_its_start_what_it_would_gain() {
+    let nodes = tempfile::tempdir().unwrap();
+    let settings = ["--cores=0", "--object-store-memory=64M"];
+    let doctor = say(program(nodes.path()).args(["doctor", "--json", "--no-disk", "--ports", "0"]).args(settings));
+    let checks: Vec<Value> = serde_json::from_str(&doctor.out).unwrap();
+    let of_the_machine = |check: &&Value| check["level"] != "ok" && check["name"] != "spill room";
+    let findings: Vec<&str> =
+        checks.iter().filter(of_the_machine).map(|check| check["name"].as_str().unwrap()).collect();
+    let log = nodes.path().join("log");
+    let mut command = program(&nodes.path().join("nodes"));
+    command.args(settings).arg("--warm-reserve=0").stdout(Stdio::null()).stderr(fs::File::create(&log).unwrap());
+    let _node = Running(command.spawn().unwrap());
+    let started = Instant::now();
+    let said = loop {
+        let text = fs::read_to_string(&log).unwrap();
+        // A machine without findings says nothing, so there only the time tells.
+        let waited = Duration::from_secs(if findings.is_empty() { 2 } else { PATIENCE.as_secs() });
+        if text.contains("`raylet-uring doctor` says how") || started.elapsed() > waited {
+            break text;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(said.contains("could serve the node better"), !findings.is_empty(), "{said}");
+    for name in findings {
+        assert!(said.contains(name), "{name} is missing in {said}");
+    }
+}

@@ -67,7 +67,7 @@ fn bad_values_name_the_setting_its_source_and_what_to_write() {
     };
     assert_eq!(
         message(&[("cores", "3-1")], &[]),
-        "cores (from flag --cores): expected auto, or CPU numbers like 0-3,6, got \"3-1\""
+        "cores (from flag --cores): expected auto, CPU numbers like 0-3,6, auto:COUNT, numa:NODES or numa:NODES:COUNT, got \"3-1\""
     );
     assert_eq!(
         message(&[], &[("RAYLET_URING_WARM_RESERVE_BYTES", "lots")]),

@@ -180,11 +180,7 @@ pub fn banner(facts: &Facts, admin: &Path) -> String {
         let node = report.numa_node.map_or_else(|| "any NUMA node".to_owned(), |node| format!("NUMA node {node}"));
         let fallback =
             report.fallback.map(|reason| format!(" (asked for {}: {reason})", report.asked)).unwrap_or_default();
-        lines.push(format!(
-            "  arena {index}: {} MiB of {} pages on {node}{fallback}",
-            report.size_bytes >> 20,
-            report.pages
-        ));
+        lines.push(format!("  arena {index}: {} MiB of {} on {node}{fallback}", report.size_bytes >> 20, report.pages));
     }
     lines.push(format!("  admin socket: {}", admin.display()));
     lines.push("ready".to_owned());

@@ -141,7 +141,8 @@ fn shards(status: &NodeStatus) -> Rows {
     let head = row(["shard", "core", "connections", "leases", "queued", "objects", "bytes"]);
     let rows = status.shards.iter().map(|s| {
         let counts = [s.connections, s.leases_granted, s.leases_queued, s.objects].map(|n| n.to_string());
-        let mut cells = vec![s.index.to_string(), s.core.to_string()];
+        let core = if s.core == u32::MAX { "any".to_owned() } else { s.core.to_string() };
+        let mut cells = vec![s.index.to_string(), core];
         cells.extend(counts);
         cells.push(format_bytes(s.object_bytes));
         cells
@@ -286,7 +287,7 @@ objects
   in the store  3 (2.00 KiB), 2 sealed, 1 pinned, 3 creates wait for room
 
 arenas
-  segment      size   touched  used  NUMA node                       pages
+  segment      size   touched  used                      NUMA node  pages
   0        1.00 GiB  1.00 MiB   0 B  1 (12 of 512 pages elsewhere)  thp-tmpfs (asked for 2m: the pool is empty)
 
 shards

@@ -57,7 +57,7 @@ pub enum Door {
 pub struct ShardStatus {
     /// The shard's number, from 0.
     pub index: u32,
-    /// The logical CPU to which the shard's thread is pinned.
+    /// The logical CPU to which the shard's thread is pinned; 4294967295 where the kernel chooses.
     pub core: u32,
     /// Connections that the shard owns.
     pub connections: u64,

@@ -146,6 +146,13 @@ fn faults() -> Vec<Fault> {
         fault("memlock", Error, "64 KiB", "--memlock=1048576", |f, _| {
             limits(f, "8388608              unlimited ", "65536 65536 ")
         }),
+        fault(
+            "memlock",
+            Warning,
+            "8192 KiB may be locked, 2 shards with their buffers take 21504",
+            "--memlock=22020096",
+            |f, _| limits(f, "8388608              unlimited ", "8388608 8388608 "),
+        ),
         fault("open files", Warning, "4096", "--nofile=65536", |f, _| limits(f, "1048576 ", "4096 ")),
         fault("processes", Warning, "may have 512", "--nproc=1600", |f, _| {
             limits(f, "unlimited            unlimited            processes", "512 512 processes")
@@ -323,6 +330,11 @@ fn what_costs_nothing_here_is_no_finding() {
         fake.file("/proc/self/status", &format!("{status}\nCpus_allowed_list:\t0-15"));
         assert_eq!(exit_status(&checks(&fake, &USUAL)), 0, "{status}");
     }
+    // Who may lock memory anyway needs no limit for it.
+    let fake = well_set();
+    limits(&fake, "8388608              unlimited ", "8388608 8388608 ");
+    fake.file("/proc/self/status", "CapEff:\t0000000000004000\nCpus_allowed_list:\t0-15");
+    assert_eq!(exit_status(&checks(&fake, &USUAL)), 0);
     // Interrupts don't matter to shards that aren't pinned.
     let fake = well_set();
     fake.file("/proc/irq/40/smp_affinity_list", "0-15");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{Request, TuneError, LIMITS_FILE, SYSCTL_FILE, TMPFILES_FILE, UNIT_DROP_IN, USER_DROP_IN};
 use crate::doctor::{BACKLOG_WANTED, SWAPPINESS_MAX, TCP_BUFFER_WANTED_BYTES};
 use crate::host::Host;
-use crate::limits::{MEMLOCK_PER_CORE_BYTES, OPEN_FILES_WANTED};
+use crate::limits::{MEMLOCK_WITH_BUFFERS_PER_CORE_BYTES, OPEN_FILES_WANTED};
 use crate::pages::{PageChoice, PageKind};
 use crate::sysfs;
 
@@ -202,8 +202,8 @@ fn limits(host: &Host, request: &Request) -> (Vec<Line>, Vec<Line>) {
             "Max locked memory",
             "LimitMEMLOCK",
             "memlock",
-            MEMLOCK_PER_CORE_BYTES * cores,
-            "Rings lock 512 KiB per shard.",
+            MEMLOCK_WITH_BUFFERS_PER_CORE_BYTES * cores,
+            "Rings and their buffers are locked memory.",
         ),
         (
             "Max open files",
