@@ -50,6 +50,7 @@ test-ray-stock: setup ## the same suite on Ray's own raylet: what the suite may 
 
 # Built apart, with hwloc linked in, so that a package runs where another hwloc or none is installed.
 package: setup ## a Debian package and a wheel, in target/package
+	@./scripts/setup.sh package
 	@./scripts/static_hwloc.sh target/package/hwloc
 	PKG_CONFIG_PATH=$(abspath target/package/hwloc) $(CARGO) build --locked --release --bin raylet-uring --target-dir target/package/build
 	@$(PY) scripts/package/package.py --binary target/package/build/release/raylet-uring --out target/package

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Makes a fresh Debian machine ready: system packages, the Rust toolchain's presence, and .venv with Ray.
 # Does only what is missing, so that a second call takes no time. PYTHON chooses the interpreter (default: python3).
+# `setup.sh package` also installs what making and testing packages needs.
 set -eu
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -20,6 +21,12 @@ need libc6-dev test -e /usr/include/stdlib.h
 need pkg-config command -v pkg-config
 need libhwloc-dev pkg-config --exists hwloc
 need util-linux command -v unshare
+if [ "${1:-}" = package ]; then
+    need binutils command -v objcopy
+    need dpkg command -v dpkg-deb
+    need systemd command -v systemd-analyze
+    need strace command -v strace
+fi
 # venv and pip for the interpreter itself: Debian packs them apart.
 if [ ! -x .venv/bin/python ]; then
     need python3-venv "$PYTHON" -c 'import venv, ensurepip'

@@ -3,13 +3,18 @@
 RAYLET_PACKAGES names the directory with the packages (default: target/package).
 """
 
+import base64
 import csv
+import hashlib
 import io
 import os
 import pathlib
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import zipfile
 
 import pytest
@@ -145,6 +150,61 @@ def test_the_unit_is_hardened(installed, tmp_path):
     assert exposure(bare) > 2 * EXPOSURE_MAX, "the measure measures"
 
 
+def allowed_calls(names):
+    """The system calls of systemd's sets, with the sets that they include."""
+    sets, current = {}, None
+    for line in run("systemd-analyze", "syscall-filter", "--no-pager").splitlines():
+        if line.startswith("@"):
+            current = sets.setdefault(line.strip(), [])
+        elif current is not None and line.strip() and not line.strip().startswith("#"):
+            current.append(line.strip())
+    calls = set()
+    for name in names:
+        calls |= allowed_calls_of(sets, name)
+    return calls
+
+
+def allowed_calls_of(sets, name):
+    if not name.startswith("@"):
+        return {name}
+    return set().union(*(allowed_calls_of(sets, member) for member in sets[name]))
+
+
+def test_the_units_filter_lets_through_what_a_node_calls(installed):
+    """A node of an ordinary user, from its start to its end, makes no call that the unit forbids."""
+    unit = (installed.path / UNIT).read_text()
+    allowed = allowed_calls(re.search(r"(?m)^SystemCallFilter=(.*)$", unit)[1].split())
+    assert {"io_uring_enter", "mbind"} <= allowed and "reboot" not in allowed
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o777)
+        binary = shutil.copy(installed.path / "usr/bin/raylet-uring", place)
+        trace = pathlib.Path(place) / "calls"
+        user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+        node = ["--object-store-memory=64M", f"--runtime-dir={place}/nodes"]
+        # strace passes the signal on that ends the node.
+        started = subprocess.Popen(
+            [*user, "strace", "-f", "-c", "-U", "name,calls", "-I", "never", "-o", trace, binary, *node],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        try:
+            lines = []
+            for line in started.stdout:
+                lines.append(line)
+                if line.strip() == "ready":
+                    break
+            pid = re.search(r"raylet-uring \S+ \(pid (\d+)\)", "".join(lines))
+            assert pid, lines
+            os.kill(int(pid[1]), signal.SIGTERM)
+            started.communicate(timeout=30)
+            assert started.returncode == 0
+        finally:
+            started.kill()
+        rows = [line.split() for line in trace.read_text().splitlines()]
+        called = {row[0] for row in rows if len(row) == 2 and row[1].isdigit() and row[0] != "total"}
+    assert {"io_uring_setup", "mmap"} <= called
+    assert called - allowed == set()
+
+
 def test_completions_and_man_pages_are_sound(installed):
     share = installed.path / "usr/share"
     completions = share / "bash-completion/completions/raylet-uring"
@@ -164,9 +224,6 @@ def test_the_wheel_records_what_it_has():
         record = next(name for name in names if name.endswith(".dist-info/RECORD"))
         rows = list(csv.reader(io.StringIO(wheel.read(record).decode())))
         assert sorted(row[0] for row in rows) == sorted(names)
-        import base64
-        import hashlib
-
         for name, digest, size in rows:
             if name != record:
                 content = wheel.read(name)
