@@ -221,7 +221,8 @@ def test_metrics_of_node_and_raylet(node):
 def test_our_status_tells_what_was_done_and_how_long_it_took(node):
     get([Tenant.options(num_cpus=0).remote().pid.remote() for _ in range(2)])
     get([ray.remote(num_cpus=1)(lambda n: -n).remote(n) for n in range(20)])
-    get(ray.put(np.zeros(MIB, dtype=np.uint8)))
+    large = ray.put(np.zeros(MIB, dtype=np.uint8))
+    assert get(ray.remote(num_cpus=1)(lambda refs: ray.get(refs[0]).nbytes).remote([large])) == MIB
     out = subprocess.run([our_binary(), "status", "--json"], capture_output=True, text=True, timeout=60)
     assert out.returncode == 0, out.stderr
     mine = next(status for status in json.loads(out.stdout) if status["pid"] == node.raylet.pid)
