@@ -66,8 +66,8 @@ pub fn run_ray(flags: RayFlags, config: Config, log: LogHandle) -> Result<i32, N
             Err(error) => tracing::warn!(%error, "no admin socket"),
         }
         advice::give(&config, &engine);
-        service::ready("a node of a Ray cluster", engine.cores.clone());
-        let cause = door.until_asked().await;
+        let name = "a node of a Ray cluster";
+        let cause = service::ready_until(door.until_asked(), name, engine.cores.clone(), || {}).await;
         service::stopping();
         let failed = cause.reason == Reason::UnexpectedTermination as i32;
         door.close(cause).await;
@@ -87,7 +87,7 @@ pub fn run_native(config: Config, log: LogHandle) -> Result<i32, NodeError> {
         let engine = Engine::start(&native_settings(&config)).map_err(NodeError::Engine)?;
         let admin = AdminServer::bind(&config.runtime_dir)?;
         let facts = status::Facts::of(&engine, vec![DoorName::Native]);
-        println!("{}", status::banner(&facts, admin.path()));
+        let banner = status::banner(&facts, admin.path());
         let cores = engine.cores.clone();
         let provider = move || -> std::pin::Pin<Box<dyn std::future::Future<Output = NodeStatus>>> {
             let (cores, facts) = (cores.clone(), facts.clone());
@@ -96,8 +96,8 @@ pub fn run_native(config: Config, log: LogHandle) -> Result<i32, NodeError> {
         let routes = Routes { status: Box::new(provider), config: config.describe(), log, shutdown: None };
         let serving = tokio::task::spawn_local(admin.serve(routes));
         advice::give(&config, &engine);
-        service::ready("a node of its own", engine.cores.clone());
-        until_signal().await?;
+        let up = || println!("{banner}");
+        service::ready_until(until_signal(), "a node of its own", engine.cores.clone(), up).await?;
         tracing::info!("shutting down");
         service::stopping();
         serving.abort();

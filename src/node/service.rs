@@ -1,8 +1,11 @@
 //! What a service manager is told: that the node is up, that it is alive, that it ends (systemd's notify protocol). Without a
 //! manager, which is the rule, nothing happens.
 
+use std::future::Future;
+use std::pin::pin;
 use std::time::Duration;
 
+use futures_lite::future::poll_once;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{signal, SignalKind};
 
@@ -16,12 +19,20 @@ const REPORTS_PER_INTERVAL: u32 = 2;
 /// Variables by which a service manager speaks to the node, and to none of its children.
 pub const VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
 
-/// Tells that the node is up, and begins to report that it is alive where the manager watches. A node is alive while all
-/// its cores answer. Must run inside a `LocalSet`.
-pub fn ready(status: &str, cores: Vec<CoreHandle>) {
+/// Tells that the node is up, calls `up`, and reports that the node is alive where the manager watches, until `end` is there:
+/// its output. A node is alive while all its cores answer. Must run inside a `LocalSet`.
+pub async fn ready_until<F: Future>(end: F, status: &str, cores: Vec<CoreHandle>, up: impl FnOnce()) -> F::Output {
+    let mut end = pin!(end);
+    // The first look takes the signals that end a node: whoever hears that it is up may send one.
+    if let Some(output) = poll_once(end.as_mut()).await {
+        return output;
+    }
+    up();
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
-    let Some(interval) = sd_notify::watchdog_enabled() else { return };
-    tokio::task::spawn_local(report_life(interval / REPORTS_PER_INTERVAL, cores));
+    if let Some(interval) = sd_notify::watchdog_enabled() {
+        tokio::task::spawn_local(report_life(interval / REPORTS_PER_INTERVAL, cores));
+    }
+    end.await
 }
 
 /// Tells that the node ends, which may take a while.
