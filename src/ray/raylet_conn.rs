@@ -141,7 +141,12 @@ impl RayletClients {
         timeout_ms: i64,
     ) -> Result<(), ConnectionError> {
         let most = usize::try_from(num_required).unwrap_or(0);
-        let wait = self.begin(core, refs.object_ids, most, Waiting::Wait { conn, most, fetched: false, since: Instant::now() })?;
+        let wait = self.begin(
+            core,
+            refs.object_ids,
+            most,
+            Waiting::Wait { conn, most, fetched: false, since: Instant::now() },
+        )?;
         if most == 0 || !self.waits.borrow().is_complete(wait) {
             let fetched = self.fetch_missing(core, conn, FetchId::Wait(wait.index()), refs, wait);
             if let Some(Waiting::Wait { fetched: f, .. }) = self.waits.borrow_mut().context_mut(wait) {
