@@ -93,7 +93,7 @@ fn more_huge_pages_than_the_pool_has_fall_back_with_the_reason() {
     assert!(!segment.page_kind().is_hugetlb());
     let reason = segment.fallback().unwrap();
     let counts = format!("{} pages of 2 MiB are needed", size_bytes / HUGE_2M_BYTES);
-    assert!(reason.contains(&counts) && reason.contains("vm.nr_hugepages"), "{reason}");
+    assert!(reason.contains(&counts) && reason.contains("tune --apply --hugepages 2M="), "{reason}");
     assert_eq!(segment.report().asked, PageChoice::Huge2M);
     works(&segment);
 }

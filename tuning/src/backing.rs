@@ -107,10 +107,12 @@ fn hugetlb(request: &SegmentRequest, page_bytes: u64) -> Attempt {
         Refused(match pool {
             Some(pool) => format!(
                 "{wanted} pages of {} MiB are needed, {} of {} in the pool are free ({error}); reserve them with \
-                 `sysctl vm.nr_hugepages=N` or let the node do it",
+                 `raylet-uring tune --apply --hugepages {}={wanted}`{}",
                 page_bytes >> 20,
                 pool.unreserved(),
                 pool.total,
+                if page_bytes == HUGE_2M_BYTES { "2M" } else { "1G" },
+                if request.numa_node.is_some() { ", as many for each NUMA node of the object store" } else { "" },
             ),
             None => format!("this kernel has no pool of {} MiB pages ({error})", page_bytes >> 20),
         })
