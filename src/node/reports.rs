@@ -78,6 +78,8 @@ fn replace(path: &Path, text: &str) -> std::io::Result<()> {
 fn text(control: &Control, reports: &[CoreReport], mut status: NodeStatus) -> String {
     // The age of the file says more than a time of which every dump would have another one.
     status.uptime_s = 0.0;
+    // The node's own reports are timed too, so these change while nothing happens; `raylet-uring status` has them.
+    status.operations.clear();
     let mut text = print::render(&status);
     text.push_str("\nclients\n");
     for line in control.describe_clients() {
