@@ -35,7 +35,7 @@ impl Control {
             ToControl::StoreFull => self.collect_garbage_soon(),
             ToControl::Message { conn, message } => self.client_message(conn, message),
             ToControl::Gone { conn, .. } => {
-                self.objects.borrow_mut().client_gone(conn);
+                self.cancel_fetches_of(conn);
                 self.connection_gone(conn);
             }
             ToControl::Failed { shard, error } => {

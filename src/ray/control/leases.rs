@@ -142,7 +142,7 @@ impl Control {
 
     #[allow(clippy::too_many_arguments)]
     fn enqueue(
-        &self,
+        self: &Rc<Self>,
         token: u64,
         lease: LeaseId,
         owner_worker: WorkerId,
@@ -172,7 +172,7 @@ impl Control {
             grant_or_reject,
             deps,
         };
-        self.watch_owners(lease, &spec.dependencies);
+        self.fetch_arguments(lease, &spec.dependencies);
         let mut leases = self.leases.borrow_mut();
         let entry = leases.live.entry(lease).or_insert_with(|| Lease {
             shard,
@@ -250,7 +250,7 @@ impl Control {
                 }
             }
         }
-        self.objects.borrow_mut().lease_settled(lease);
+        self.cancel_fetch_of_lease(lease);
         if matches!(outcome, Outcome::Withdrawn) {
             self.counters.leases_spilled.add_one();
         }
