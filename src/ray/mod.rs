@@ -4,6 +4,7 @@ pub mod agents;
 pub mod boot;
 pub mod classes;
 pub mod control;
+pub mod labels;
 pub mod memory_monitor;
 pub mod messages;
 pub mod metrics;

@@ -69,6 +69,7 @@ impl Control {
             SchedEffect::BundlesPrepared { token, ok } => self.bundles_answered(token, ok),
             SchedEffect::BundlesCommitted { token, unknown } => self.bundles_answered(token, unknown.is_empty()),
             SchedEffect::BundlesReturned { token, .. } => self.bundles_answered(token, true),
+            SchedEffect::GroupForgotten { group, forgotten, .. } => self.group_forgotten(group, forgotten),
             SchedEffect::CancelDone { .. } | SchedEffect::CancelledMany { .. } => {}
             // Carried out on the core.
             SchedEffect::WatchDeps { .. } | SchedEffect::UnwatchDeps { .. } | SchedEffect::ToShard { .. } => {}

@@ -14,6 +14,7 @@ use tonic::Status;
 
 use super::{lease_id, unix_ms, Control};
 use crate::ray::classes::{home_of, runtime_env_hash};
+use crate::ray::labels::elsewhere;
 use crate::ray::proto::request_worker_lease_reply::SchedulingFailureType;
 use crate::ray::proto::{self, RequestWorkerLeaseReply, RequestWorkerLeaseRequest};
 
@@ -195,6 +196,10 @@ impl Control {
     }
 
     fn class_of(&self, spec: &proto::LeaseSpec) -> Result<(ClassId, ShardId), Status> {
+        let mut resources = spec.required_resources.clone();
+        if let Some(name) = elsewhere(spec, &self.labels).map_err(|e| Status::invalid_argument(e.to_string()))? {
+            resources.insert(name, 1.0);
+        }
         let mut classes = self.classes.borrow_mut();
         let worker = WorkerKey {
             language: u8::try_from(spec.language).map_err(|_| Status::invalid_argument("unknown language"))?,
@@ -202,14 +207,16 @@ impl Control {
             dynamic_options: classes.options(&spec.dynamic_worker_options),
         };
         let shards = self.shards();
-        let (class, new) = classes
-            .of(spec.required_resources.clone(), worker, &mut self.names.borrow_mut(), shards)
+        let (id, new) = classes
+            .of(resources, worker, &mut self.names.borrow_mut(), shards)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
-        if new {
-            let def = Box::new(class.def.clone());
-            self.sched(class.shard, SchedEvent::DefineClass { class: class.id, def });
+        let class = classes.get(id).ok_or_else(|| Status::internal("a class is lost"))?;
+        let (shard, settled) = (class.shard, class.defined && class.group.is_none());
+        drop(classes);
+        if !settled {
+            self.define_class(id, new);
         }
-        Ok((class.id, class.shard))
+        Ok((id, shard))
     }
 
     /// Answers a request that this node can't ever serve, as Ray's cluster scheduler does where there is one node.
@@ -378,12 +385,12 @@ impl Control {
     /// The autoscaler knows that no node can hold these shapes.
     pub(super) fn cancel_shapes(&self, request: &proto::CancelLeasesWithResourceShapesRequest) -> Result<(), Status> {
         for shape in &request.resource_shapes {
-            let demand = self
-                .names
-                .borrow_mut()
-                .set(&shape.resource_shape)
-                .map_err(|e| Status::invalid_argument(e.to_string()))?;
-            let classes = self.classes.borrow().with_demand(&demand);
+            let shape = self.names.borrow().known_set(&shape.resource_shape);
+            let shape = shape.map_err(|e| Status::invalid_argument(e.to_string()))?;
+            let Some(shape) = shape else {
+                continue;
+            };
+            let classes = self.classes.borrow().with_shape(&shape, &self.names.borrow());
             let token = self.token();
             self.sched_all(SchedEvent::CancelClasses { token, classes });
         }
@@ -398,12 +405,17 @@ impl Control {
         if self.registry.borrow().get(&owner).is_none() {
             return Ok(());
         }
-        let mut now = Vec::with_capacity(request.backlog_reports.len());
+        let mut sizes: FxHashMap<(ClassId, ShardId), u32> = FxHashMap::default();
         for report in request.backlog_reports {
             let spec = report.lease_spec.unwrap_or_default();
             let (class, shard) = self.class_of(&spec)?;
             let size = u32::try_from(report.backlog_size).unwrap_or(if report.backlog_size < 0 { 0 } else { u32::MAX });
-            now.push((class, shard));
+            // Owners tell functions apart, and the scheduler does not.
+            let sum = sizes.entry((class, shard)).or_default();
+            *sum = sum.saturating_add(size);
+        }
+        let now = sizes.keys().copied().collect();
+        for ((class, shard), size) in sizes {
             self.sched(shard, SchedEvent::Backlog { owner, class, size });
         }
         for (class, shard) in self.objects.borrow_mut().swap_backlog(owner, now) {

@@ -148,8 +148,9 @@ impl Objects {
     }
 
     /// A worker or driver is gone: its reports of what it still has to do are void.
-    pub fn member_gone(&mut self, worker: &WorkerId) {
-        self.backlog.remove(worker);
+    /// Returns the classes that the shards still count it for.
+    pub fn member_gone(&mut self, worker: &WorkerId) -> Vec<(ClassId, ShardId)> {
+        self.backlog.remove(worker).unwrap_or_default()
     }
 
     /// The objects of an owner that somebody wants. Looks at every wish; owners die seldom.
@@ -174,6 +175,7 @@ impl Control {
     ) -> Result<proto::PinObjectIDsReply, Status> {
         self.admit()?;
         check_count(request.object_ids.len())?;
+        self.mark_store_changed();
         let mut answers = Vec::with_capacity(request.object_ids.len());
         for bytes in &request.object_ids {
             let id = object_id(bytes)?;
@@ -193,6 +195,7 @@ impl Control {
     /// The owner's last references are gone.
     pub(super) fn free_local_objects(&self, request: &proto::FreeLocalObjectsRequest) -> Result<(), Status> {
         check_count(request.object_ids.len())?;
+        self.mark_store_changed();
         for bytes in &request.object_ids {
             let id = object_id(bytes)?;
             self.store(&id, StoreEvent::Free { id });
@@ -209,6 +212,7 @@ impl Control {
 
     /// An owner is dead: what it owned here is freed, and whoever waits for an object of its gets an error instead.
     pub(super) fn free_objects_of(&self, owner: &WorkerId) {
+        self.mark_store_changed();
         for shard in 0..self.shards() {
             self.to_core(shard, ToCore::FreeOwnedBy { owner: *owner });
         }
