@@ -47,6 +47,26 @@ pub enum ResourceError {
 /// way may have them.
 const QUARANTINE: usize = 1 << 14;
 
+/// What a lease got, as its owner is told: instances by index, where a resource without instances is instance 0.
+pub fn mapping<S: Into<String>>(
+    allocation: &Allocation,
+    name: impl Fn(ResourceId) -> S,
+) -> Vec<proto::ResourceMapEntry> {
+    let parts = allocation.0.iter().map(|part| {
+        let resource_ids = if part.instances.is_empty() {
+            vec![proto::ResourceId { index: 0, quantity: part.amount.to_f64() }]
+        } else {
+            let instances = part
+                .instances
+                .iter()
+                .map(|(index, amount)| proto::ResourceId { index: i64::from(*index), quantity: amount.to_f64() });
+            instances.collect()
+        };
+        proto::ResourceMapEntry { name: name(part.id).into(), resource_ids }
+    });
+    parts.collect()
+}
+
 /// Names and numbers. A number is used again only after [`Names::forget`], and not at once.
 #[derive(Debug, Default)]
 pub struct Names {
@@ -130,23 +150,6 @@ impl Names {
             }
         }
         (amounts, selectors)
-    }
-
-    /// What a lease got, as its owner is told: instances by index, where a resource without instances is instance 0.
-    pub fn mapping(&self, allocation: &Allocation) -> Vec<proto::ResourceMapEntry> {
-        let parts = allocation.0.iter().map(|part| {
-            let resource_ids = if part.instances.is_empty() {
-                vec![proto::ResourceId { index: 0, quantity: part.amount.to_f64() }]
-            } else {
-                let instances = part
-                    .instances
-                    .iter()
-                    .map(|(index, amount)| proto::ResourceId { index: i64::from(*index), quantity: amount.to_f64() });
-                instances.collect()
-            };
-            proto::ResourceMapEntry { name: self.name(part.id).to_owned(), resource_ids }
-        });
-        parts.collect()
     }
 
     /// A bundle as the scheduler wants it. Each of its resources becomes two: `CPU_group_{index}_{group}` for requests that name

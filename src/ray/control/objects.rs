@@ -9,7 +9,6 @@ use raylet_shard::ids::{ClientId, LeaseId, NodeId, ObjectId, ShardId, TaskId, Wo
 use raylet_shard::sched::ClassId;
 use raylet_shard::store::StoreEvent;
 use rustc_hash::{FxHashMap, FxHashSet};
-use tokio::sync::oneshot;
 use tonic::Status;
 
 use super::Control;
@@ -17,9 +16,6 @@ use crate::bridge::{shard_of_object, ToCore};
 use crate::ray::messages::{FetchId, Owner};
 use crate::ray::proto::{self, ErrorType};
 use crate::ray::rpc::owners::{OwnerEvent, OwnerSubscriber};
-
-/// Objects in one request; more is a mistake of the caller.
-const MAX_OBJECTS: usize = 1 << 20;
 
 /// Wishes at a time whose objects' owners are watched. Beyond it a request for objects waits for the objects alone, and is not told
 /// when they will never come.
@@ -168,41 +164,6 @@ impl Objects {
 }
 
 impl Control {
-    /// The owner wants its objects kept here.
-    pub(super) async fn pin_objects(
-        self: Rc<Self>,
-        request: proto::PinObjectIDsRequest,
-    ) -> Result<proto::PinObjectIDsReply, Status> {
-        self.admit()?;
-        check_count(request.object_ids.len())?;
-        self.mark_store_changed();
-        let mut answers = Vec::with_capacity(request.object_ids.len());
-        for bytes in &request.object_ids {
-            let id = object_id(bytes)?;
-            let token = self.token();
-            let (sender, receiver) = oneshot::channel();
-            self.waiters.borrow_mut().pins.insert(token, sender);
-            self.store(&id, StoreEvent::Pin { token, id });
-            answers.push(receiver);
-        }
-        let mut successes = Vec::with_capacity(answers.len());
-        for answer in answers {
-            successes.push(answer.await.map_err(|_| Status::unavailable("the node is shutting down"))?);
-        }
-        Ok(proto::PinObjectIDsReply { successes })
-    }
-
-    /// The owner's last references are gone.
-    pub(super) fn free_local_objects(&self, request: &proto::FreeLocalObjectsRequest) -> Result<(), Status> {
-        check_count(request.object_ids.len())?;
-        self.mark_store_changed();
-        for bytes in &request.object_ids {
-            let id = object_id(bytes)?;
-            self.store(&id, StoreEvent::Free { id });
-        }
-        Ok(())
-    }
-
     /// The user wants objects out of the store. `local_only` spares copies on other nodes, of which this node knows none.
     pub(super) fn free_objects(&self, objects: &[ObjectId]) {
         for id in objects {
@@ -424,19 +385,6 @@ fn address(owner: Owner) -> proto::Address {
         port: owner.port,
         worker_id: owner.worker.as_bytes().to_vec().into(),
     }
-}
-
-fn object_id(bytes: &[u8]) -> Result<ObjectId, Status> {
-    ObjectId::from_slice(bytes).ok_or_else(|| {
-        Status::invalid_argument(format!("expected an object id of {} bytes, got {}", ObjectId::LEN, bytes.len()))
-    })
-}
-
-fn check_count(count: usize) -> Result<(), Status> {
-    if count > MAX_OBJECTS {
-        return Err(Status::invalid_argument(format!("expected at most {MAX_OBJECTS} objects, got {count}")));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
