@@ -182,6 +182,11 @@ impl Dead {
         }
     }
 
+    /// True for a node that died.
+    pub fn has_node(&self, node: &NodeId) -> bool {
+        self.nodes.contains(node)
+    }
+
     /// True for a worker that died, or whose node did.
     pub fn has(&self, worker: &WorkerId, node: Option<&NodeId>) -> bool {
         self.workers.contains(worker) || node.is_some_and(|node| self.nodes.contains(node))

@@ -34,7 +34,7 @@ impl Control {
             ClientMessage::Blocked => self.block(conn, true),
             ClientMessage::Unblocked => self.block(conn, false),
             ClientMessage::Fetch { id, objects } => self.fetch(conn, id, objects),
-            ClientMessage::CancelFetch { id } => self.objects.borrow_mut().cancel_fetch(conn, id),
+            ClientMessage::CancelFetch { id } => self.cancel_fetch(conn, id),
             ClientMessage::ActorArgsReady { task, attempt } => self.actor_args_ready(conn, task, attempt),
             ClientMessage::PlasmaReady { object } => self.plasma_ready(conn, object),
             ClientMessage::PushError { job, kind, message, timestamp_s } => {

@@ -9,6 +9,7 @@ mod bundles;
 mod clients;
 mod cluster;
 mod dispatch;
+mod groups;
 mod jobs;
 mod leases;
 mod memory;
@@ -19,6 +20,7 @@ mod service;
 mod workers;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -34,6 +36,7 @@ use crate::config::ray::RayConfig;
 use crate::observe::histogram::Recorder;
 use crate::ray::agents::AgentManager;
 use crate::ray::classes::Classes;
+use crate::ray::labels::NODE_ID;
 use crate::ray::metrics::NodeCounters;
 use crate::ray::proto;
 use crate::ray::registry::{Dead, Registry};
@@ -97,8 +100,11 @@ pub struct Control {
     pub(super) commands: WorkerCommands,
     pub(super) runtime_env: RuntimeEnvClient,
     pub(super) core_workers: CoreWorkers,
+    /// The node's labels, with the one that names the node.
+    pub(super) labels: BTreeMap<String, String>,
     pub(super) names: RefCell<Names>,
     pub(super) classes: RefCell<Classes>,
+    pub(super) groups: RefCell<groups::Groups>,
     pub(super) registry: RefCell<Registry>,
     pub(super) leases: RefCell<Leases>,
     pub(super) starting: RefCell<FxHashMap<WorkerId, Starting>>,
@@ -165,6 +171,8 @@ impl Shutdown {
 impl Control {
     /// Puts the control thread's state together.
     pub fn new(parts: ControlParts) -> Rc<Self> {
+        let mut labels = parts.flags.labels.clone();
+        labels.insert(NODE_ID.to_owned(), parts.node_id.to_string());
         Rc::new(Self {
             flags: parts.flags,
             ray_config: parts.ray_config,
@@ -177,8 +185,10 @@ impl Control {
             commands: parts.commands,
             runtime_env: parts.runtime_env,
             core_workers: parts.core_workers,
+            labels,
             names: RefCell::new(parts.names),
             classes: RefCell::default(),
+            groups: RefCell::default(),
             registry: RefCell::default(),
             leases: RefCell::default(),
             starting: RefCell::default(),
@@ -247,6 +257,8 @@ impl Control {
     /// Forgets what expired.
     pub fn expire(&self) {
         self.leases.borrow_mut().expire();
+        self.give_up_unfetchable();
+        self.forget_groups();
     }
 
     /// The request to end.

@@ -150,7 +150,10 @@ impl Control {
         tracing::info!(worker = %member.worker, pid = member.pid, kind = ?exit.kind, detail = exit.detail, "client disconnected");
         self.core_workers.forget(&member.ip_address, member.port);
         self.report_failure(&member, &exit, exception);
-        self.objects.borrow_mut().member_gone(&member.worker);
+        let backlog = self.objects.borrow_mut().member_gone(&member.worker);
+        for (class, shard) in backlog {
+            self.sched(shard, SchedEvent::Backlog { owner: member.worker, class, size: 0 });
+        }
         let lease = member.lease.and_then(|lease| self.leases.borrow_mut().remove(&lease));
         if exit.kind == WorkerExitType::SystemError {
             let name = lease.map(|lease| lease.name).or_else(|| member.broke_in.clone());
