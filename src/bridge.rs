@@ -1,19 +1,22 @@
 //! What crosses between the control thread and the cores, and who is meant by a token.
 //!
-//! A core never waits for the control thread and the control thread never waits for a core: both directions are queues that
-//! are read by one task each. What bounds them is the number of requests let in (see [`MAX_RPCS_IN_FLIGHT`]) and the number
+//! A core never waits for the control thread or for another core, and the control thread never waits for a core: all of these
+//! are queues with one reader each. What bounds them is the number of requests let in (see [`MAX_RPCS_IN_FLIGHT`]) and the number
 //! of connections, because every entry answers one of those.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use raylet_shard::ids::{ClientId, NowNs, ObjectId, ShardId, Token, WorkerId};
 use raylet_shard::sched::{ResourceSet, ResourceUse, SchedEffect, SchedEvent, WorkerCounts};
-use raylet_shard::store::{ObjectInfo, StoreEvent, StoreStats};
+use raylet_shard::store::{BankEvent, ObjectInfo, StoreEffect, StoreEvent, StoreStats};
+use raylet_transport::uring::Doorbell;
 
 use crate::observe::histogram::Snapshot;
 use crate::ray::messages::ClientMessage;
 use crate::ray::metrics::stock::SizeCounts;
+use crate::ray::wire::frame::{PLASMA_MAX_BODY_BYTES, RAYLET_MAX_BODY_BYTES};
 
 /// Most gRPC requests that wait for a core at once; one more is answered RESOURCE_EXHAUSTED.
 pub const MAX_RPCS_IN_FLIGHT: usize = 1 << 17;
@@ -29,6 +32,16 @@ pub enum Requester {
 
 const REQUESTER_SHIFT: u32 = 48;
 const CONTROL: u64 = 0xffff;
+
+impl Socket {
+    /// Longest body of a frame.
+    pub fn limit_bytes(self) -> u64 {
+        match self {
+            Self::Raylet => RAYLET_MAX_BODY_BYTES,
+            Self::Plasma => PLASMA_MAX_BODY_BYTES,
+        }
+    }
+}
 
 impl Requester {
     /// A token, or a client's number, that leads answers back here. `local` is the requester's own 48-bit number.
@@ -79,9 +92,46 @@ pub enum Socket {
     Plasma,
 }
 
-/// From the control thread to a core.
+/// From one core to another.
+#[derive(Debug)]
+pub enum PeerMessage {
+    /// For the peer's object table.
+    Store(StoreEvent),
+    /// An answer of the sender's object table to something that the peer asked.
+    StoreAnswer(StoreEffect),
+    /// For the bank of spans, which lives on shard 0.
+    Bank(BankEvent),
+    /// For the peer's lease queues.
+    Sched(SchedEvent),
+}
+
+/// The way to a core, for the control thread and for the other cores.
+#[derive(Clone, Debug)]
+pub struct CoreHandle {
+    queue: flume::Sender<ToCore>,
+    doorbell: Arc<Doorbell>,
+}
+
+impl CoreHandle {
+    /// The way to the core that reads the other end of `queue` and that `doorbell` wakes.
+    pub fn new(queue: flume::Sender<ToCore>, doorbell: Arc<Doorbell>) -> Self {
+        Self { queue, doorbell }
+    }
+
+    /// Sends, in order with everything sent from this thread before. A core that ended hears nothing: it was stopped, or its
+    /// death is on its way as [`ToControl::Failed`].
+    pub fn send(&self, message: ToCore) {
+        if self.queue.send(message).is_ok() {
+            self.doorbell.ring();
+        }
+    }
+}
+
+/// To a core.
 #[derive(Debug)]
 pub enum ToCore {
+    /// From another core.
+    Peer(PeerMessage),
     /// A connection that the core is to serve.
     Accepted {
         /// Where it came through.
@@ -192,12 +242,11 @@ pub struct CoreReport {
 const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Every core's account of itself, asked for at once. A core that does not answer in time is left out.
-pub async fn core_reports(cores: &[flume::Sender<ToCore>], objects: bool) -> Vec<CoreReport> {
+pub async fn core_reports(cores: &[CoreHandle], objects: bool) -> Vec<CoreReport> {
     let mut waiting = Vec::with_capacity(cores.len());
     for core in cores {
         let (reply, receiver) = flume::bounded(1);
-        // A core that ended has told why, and its account is missing.
-        let _ = core.send(ToCore::Report { objects, reply });
+        core.send(ToCore::Report { objects, reply });
         waiting.push(receiver);
     }
     let mut reports = Vec::with_capacity(waiting.len());

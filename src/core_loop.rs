@@ -1,29 +1,31 @@
 //! One core of the node: feeds events to its shard and carries out the shard's effects.
 //!
-//! Everything on a core runs on one glommio executor. Connections turn frames into events; [`Core::run`] hands an event to
-//! the shard, and each effect becomes a reply on a connection, a message to another core, or one to the control thread. No
-//! step of this waits: what would have to wait (touching fresh memory, a full socket) is a task of its own.
+//! [`core_io::run`](crate::core_io::run) waits for what happens. Connections turn frames into events; [`Core::run`] hands an event
+//! to the shard, and each effect becomes a reply on a connection, a message to another core, or one to the control thread.
+//! No step of this waits: what would have to wait (touching fresh memory, a full socket) is done beside it and comes back as
+//! something that happened.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use glommio::channels::local_channel::LocalSender;
 use raylet_shard::ids::{ClientId, NowNs, ObjectId, ShardId, Token, WorkerId};
 use raylet_shard::sched::{SchedEffect, SchedEvent, Scheduler};
 use raylet_shard::store::{BankEffect, BankEvent, NodeMemory, ObjectSource, Store, StoreEffect, StoreEvent};
 use raylet_tuning::{Segment, Warmer};
 
-use crate::bridge::{shard_of_object, CoreReport, Load, Requester, SchedReport, Socket, ToControl, ToCore};
+use crate::bridge::{
+    shard_of_object, CoreHandle, CoreReport, Load, PeerMessage, Requester, SchedReport, ToControl, ToCore,
+};
+use crate::core_io::Io;
 use crate::deps::LeaseDeps;
 use crate::observe::histogram::Recorder;
 use crate::observe::metrics::Buckets;
 use crate::ray::metrics::stock::SIZE_BOUNDS_BYTES;
-use crate::ray::plasma_conn::{self, PlasmaClients};
-use crate::ray::raylet_conn::{self, RayletClients};
+use crate::ray::plasma_conn::PlasmaClients;
+use crate::ray::raylet_conn::RayletClients;
 
 /// How often deadlines are looked at while something waits for one.
 const TICK: Duration = Duration::from_millis(10);
@@ -36,18 +38,6 @@ const SLOW_TICK: Duration = Duration::from_millis(200);
 
 /// Token of requests whose answer nobody waits for.
 const SILENT: Token = Token::MAX;
-
-/// From one core to another.
-pub enum PeerMessage {
-    /// For the peer's object table.
-    Store(StoreEvent),
-    /// An answer of the sender's object table to something that the peer asked.
-    StoreAnswer(StoreEffect),
-    /// For the bank of spans, which lives on shard 0.
-    Bank(BankEvent),
-    /// For the peer's lease queues.
-    Sched(SchedEvent),
-}
 
 /// What a core is made of.
 pub struct CoreParts {
@@ -65,8 +55,8 @@ pub struct CoreParts {
     pub sched: Scheduler,
     /// To the control thread.
     pub to_control: flume::Sender<ToControl>,
-    /// To each other core, by shard; the one to itself is never used.
-    pub peers: Vec<LocalSender<PeerMessage>>,
+    /// To each core, by shard; the one to itself is never used.
+    pub peers: Vec<CoreHandle>,
     /// The helper that touches memory ahead of demand.
     pub warm: Option<WarmReserve>,
     /// Latencies of this core's operations.
@@ -109,10 +99,12 @@ pub struct Core {
     started: Instant,
     segments: Arc<[Arc<Segment>]>,
     to_control: flume::Sender<ToControl>,
-    peers: Vec<LocalSender<PeerMessage>>,
+    peers: Vec<CoreHandle>,
     warm: Option<WarmReserve>,
     state: RefCell<State>,
     deps: RefCell<LeaseDeps>,
+    /// What it waits for.
+    pub io: Io,
     /// Connections to the plasma socket.
     pub plasma: PlasmaClients,
     /// Connections to the raylet socket.
@@ -188,6 +180,7 @@ impl Core {
                 running: false,
             }),
             deps: RefCell::default(),
+            io: Io::default(),
             plasma: PlasmaClients::default(),
             raylet: RayletClients::default(),
             recorder: RefCell::new(parts.recorder),
@@ -240,12 +233,13 @@ impl Core {
         self.run(Work::Store(StoreEvent::ClientGone { client }));
     }
 
-    /// Takes a message of the control thread. False: stop.
-    pub fn from_control(self: &Rc<Self>, message: ToCore) -> bool {
+    /// Takes a message of the control thread or of another core. False: stop.
+    pub fn message(self: &Rc<Self>, message: ToCore) -> bool {
         match message {
+            ToCore::Peer(message) => self.from_peer(message),
             ToCore::Store(event) => self.run(Work::Store(event)),
             ToCore::Sched(event) => self.run(Work::Sched(event)),
-            ToCore::Accepted { socket, stream } => self.serve(socket, stream),
+            ToCore::Accepted { socket, stream } => self.io.serve(self, socket, stream),
             ToCore::FreeOwnedBy { owner } => self.free_owned_by(owner),
             ToCore::PutError { id, metadata } => self.plasma.put_error(self, id, metadata),
             ToCore::Send { conn, frame } => self.raylet.send(self, conn, &frame),
@@ -259,8 +253,7 @@ impl Core {
         true
     }
 
-    /// Takes a message of another core.
-    pub fn from_peer(self: &Rc<Self>, message: PeerMessage) {
+    fn from_peer(self: &Rc<Self>, message: PeerMessage) {
         self.run(match message {
             PeerMessage::Store(event) => Work::Store(event),
             PeerMessage::StoreAnswer(effect) => Work::StoreAnswer(effect),
@@ -270,8 +263,7 @@ impl Core {
     }
 
     fn send_peer(&self, shard: ShardId, message: PeerMessage) {
-        // The channel ends with the peer's executor, which is at shutdown.
-        let _ = self.peers[usize::from(shard)].try_send(message);
+        self.peers[usize::from(shard)].send(ToCore::Peer(message));
     }
 
     /// Does a piece of work and all that follows from it. What an effect asks for while this runs is queued, so the shard is
@@ -342,15 +334,6 @@ impl Core {
         self.state.borrow_mut().sched_effects = effects;
     }
 
-    /// Serves a new connection on this core.
-    fn serve(self: &Rc<Self>, socket: Socket, stream: OwnedFd) {
-        let core = self.clone();
-        match socket {
-            Socket::Raylet => glommio::spawn_local(raylet_conn::serve(core, stream)).detach(),
-            Socket::Plasma => glommio::spawn_local(plasma_conn::serve(core, stream)).detach(),
-        };
-    }
-
     fn free_owned_by(self: &Rc<Self>, owner: WorkerId) {
         let owned: Vec<ObjectId> = {
             let state = self.state.borrow();
@@ -416,30 +399,28 @@ impl Core {
         format!("shard {}: {stats:#?}", self.shard)
     }
 
-    /// Lets time pass for deadlines, until the core ends.
-    pub async fn tick(self: Rc<Self>) {
-        loop {
-            glommio::timer::sleep(self.pause()).await;
-            let now = self.now();
-            let (store, sched) = {
-                let state = self.state.borrow();
-                (state.memory.next_deadline().is_some_and(|at| at <= now), state.sched.wants_tick())
-            };
-            let slow = now - self.sched_told_at.get() >= SLOW_TICK.as_nanos() as NowNs;
-            if let (Some(warm), Memory::Home(memory)) = (&self.warm, &self.state.borrow().memory) {
-                warm.follow(memory);
-            }
-            if store {
-                self.run(Work::Store(StoreEvent::Tick));
-                if self.shard == 0 {
-                    self.run(Work::Bank(BankEvent::Tick));
-                }
-            }
-            if sched || slow {
-                self.sched_told_at.set(now);
-                self.run(Work::Sched(SchedEvent::Tick));
+    /// Lets time pass for deadlines, now and until the core ends.
+    pub fn tick(self: &Rc<Self>) {
+        let now = self.now();
+        let (store, sched) = {
+            let state = self.state.borrow();
+            (state.memory.next_deadline().is_some_and(|at| at <= now), state.sched.wants_tick())
+        };
+        let slow = now - self.sched_told_at.get() >= SLOW_TICK.as_nanos() as NowNs;
+        if let (Some(warm), Memory::Home(memory)) = (&self.warm, &self.state.borrow().memory) {
+            warm.follow(memory);
+        }
+        if store {
+            self.run(Work::Store(StoreEvent::Tick));
+            if self.shard == 0 {
+                self.run(Work::Bank(BankEvent::Tick));
             }
         }
+        if sched || slow {
+            self.sched_told_at.set(now);
+            self.run(Work::Sched(SchedEvent::Tick));
+        }
+        self.io.after(self.pause(), Self::tick);
     }
 
     /// Time until the next tick. A wake-up costs as much as a put; on a node where nothing waits they would be all it does.

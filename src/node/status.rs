@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use raylet_tuning::Segment;
 
-use crate::bridge::{core_reports, CoreReport, ToCore};
+use crate::bridge::{core_reports, CoreHandle, CoreReport};
 use crate::engine::Engine;
 use crate::observe::histogram::Snapshot;
 use crate::observe::status::{
@@ -64,7 +64,7 @@ pub async fn with_reports(control: &Rc<Control>, facts: &Facts) -> (Vec<CoreRepo
 }
 
 /// The status of a node of its own.
-pub async fn of_cores(cores: &[flume::Sender<ToCore>], facts: &Facts) -> NodeStatus {
+pub async fn of_cores(cores: &[CoreHandle], facts: &Facts) -> NodeStatus {
     assemble(facts, &core_reports(cores, false).await)
 }
 

@@ -25,7 +25,7 @@ use super::rpc::health::Health;
 use super::rpc::pubsub::{GcsEvent, GcsSubscriber};
 use super::rpc::server::{bind, Router, Server, ServerConfig};
 use super::rpc::syncer::Syncer;
-use crate::bridge::{Socket, ToCore};
+use crate::bridge::{CoreHandle, Socket, ToCore};
 use crate::cli::ray_flags::RayFlags;
 use crate::config::ray::RayConfig;
 use crate::config::Config;
@@ -380,15 +380,14 @@ fn serve(router: Router, auth: &Auth, listener: TcpListener, mut stopped: watch:
 }
 
 /// Hands the connections of a socket to the cores, in turn.
-fn accept(listener: UnixListener, socket: Socket, cores: Vec<flume::Sender<ToCore>>) {
+fn accept(listener: UnixListener, socket: Socket, cores: Vec<CoreHandle>) {
     tokio::task::spawn_local(async move {
         for turn in 0.. {
             let accepted = listener.accept().await.and_then(|(stream, _)| stream.into_std());
             match accepted {
                 Ok(stream) => {
                     let stream = stream.into();
-                    // A core that ended has told why.
-                    let _ = cores[turn % cores.len()].send(ToCore::Accepted { socket, stream });
+                    cores[turn % cores.len()].send(ToCore::Accepted { socket, stream });
                 }
                 Err(error) => {
                     tracing::warn!(%error, ?socket, "a connection could not be accepted");

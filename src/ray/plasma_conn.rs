@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,15 +12,16 @@ use raylet_shard::waits::{Finished, WaitId, Waits};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::bridge::Requester;
+use crate::core_io::Io;
 use crate::core_loop::Core;
-use crate::ray::wire::frame::{HEADER_BYTES, PLASMA_MAX_BODY_BYTES};
+use crate::ray::wire::frame::Frame;
 use crate::ray::wire::plasma::{
     decode, encode_abort_reply, encode_connect_reply, encode_contains_reply, encode_create_error, encode_create_reply,
     encode_create_retry_later, encode_debug_string_reply, encode_delete_reply, encode_get_reply, encode_release_reply,
     encode_seal_reply, CreateRequest, GetReply, ObjectSpec, PlasmaError, Request,
 };
 use crate::ray::wire::{Encoder, List};
-use crate::socket::{split, ConnectionError, FrameReader, Writer};
+use crate::socket::{ConnectionError, Writer};
 
 /// How long a create may take before its client is told to come again. Ray's client library holds a lock while it waits for the
 /// answer, so a create that waits for memory must not keep it: the release that frees the memory may need the lock.
@@ -79,36 +80,22 @@ struct State {
     specs: Vec<ObjectSpec>,
 }
 
-/// Serves a connection until it ends.
-pub async fn serve(core: Rc<Core>, stream: OwnedFd) {
-    let client = core.new_client();
-    let ended = match split(stream) {
-        Ok((reader, writer)) => {
-            core.plasma.add(client, writer);
-            read_frames(&core, client, reader).await
-        }
-        Err(e) => Err(e.into()),
-    };
+/// A frame of a client. False: it leaves.
+///
+/// # Errors
+/// A message that is none: the connection can't be trusted any more.
+pub fn frame(core: &Rc<Core>, client: ClientId, frame: Frame<'_>) -> Result<bool, ConnectionError> {
+    let request = decode(frame.message_type, frame.body).map_err(|e| ConnectionError::Frame(e.to_string()))?;
+    core.plasma.request(core, client, &request)
+}
+
+/// A connection ended.
+pub fn ended(core: &Rc<Core>, client: ClientId, ended: Result<(), ConnectionError>) {
     if let Err(error) = ended {
         tracing::warn!(client, %error, "a connection to the plasma socket is closed");
     }
     core.plasma.ended(client);
     core.client_gone(client);
-}
-
-async fn read_frames(core: &Rc<Core>, client: ClientId, mut reader: FrameReader) -> Result<(), ConnectionError> {
-    while let Some((header, frame_bytes)) = reader.next_frame(PLASMA_MAX_BODY_BYTES).await? {
-        let Some(frame) = reader.fill(frame_bytes).await? else {
-            break;
-        };
-        let request =
-            decode(header.message_type, &frame[HEADER_BYTES..]).map_err(|e| ConnectionError::Frame(e.to_string()))?;
-        if !core.plasma.request(core, client, &request)? {
-            break;
-        }
-        reader.consume(frame_bytes);
-    }
-    Ok(())
 }
 
 impl PlasmaClients {
@@ -122,7 +109,8 @@ impl PlasmaClients {
         self.len() == 0
     }
 
-    fn add(&self, client: ClientId, writer: Writer) {
+    /// A client is there.
+    pub fn add(&self, client: ClientId, writer: Writer) {
         let entry = Client { writer, known_segments: 0, creates: FxHashMap::default(), deletes: None };
         self.state.borrow_mut().clients.insert(client, entry);
     }
@@ -225,12 +213,7 @@ impl PlasmaClients {
             },
         );
         if self.is_waiting(client, &id, request) {
-            let core = core.clone();
-            glommio::spawn_local(async move {
-                glommio::timer::sleep(CREATE_ANSWER_LIMIT).await;
-                core.plasma.tell_to_retry(client, id, request);
-            })
-            .detach();
+            core.io.after(CREATE_ANSWER_LIMIT, move |core| core.plasma.tell_to_retry(client, id, request));
         }
     }
 
@@ -307,8 +290,9 @@ impl PlasmaClients {
                 }
             }
         } else {
-            let core = core.clone();
-            glommio::spawn_local(async move {
+            let guest = core.clone();
+            Io::guest(core, async move {
+                let core = guest;
                 let backed = back_in_background(&core, place.segment, range).await;
                 match backed {
                     Ok(()) => core.plasma.hand_out(&core, client, id, &place),
@@ -317,8 +301,7 @@ impl PlasmaClients {
                         core.plasma.not_backed(&core, client, id);
                     }
                 }
-            })
-            .detach();
+            });
         }
     }
 
@@ -383,12 +366,8 @@ impl PlasmaClients {
         }
         let waits = !self.state.borrow().gets.objects(wait).is_empty();
         if waits && timeout_ms > 0 {
-            let core = core.clone();
-            glommio::spawn_local(async move {
-                glommio::timer::sleep(Duration::from_millis(timeout_ms as u64)).await;
-                core.plasma.finish_get(&core, wait);
-            })
-            .detach();
+            let timeout = Duration::from_millis(timeout_ms as u64);
+            core.io.after(timeout, move |core| core.plasma.finish_get(core, wait));
         }
         Ok(())
     }

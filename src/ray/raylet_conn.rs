@@ -4,7 +4,6 @@
 //! Everything else goes to the control thread, which knows workers, jobs and leases.
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,10 +15,10 @@ use rustc_hash::FxHashMap;
 use crate::bridge::{Requester, ToControl};
 use crate::core_loop::Core;
 use crate::ray::messages::{ClientMessage, FetchId, Owner, Register};
-use crate::ray::wire::frame::{HEADER_BYTES, RAYLET_MAX_BODY_BYTES};
+use crate::ray::wire::frame::Frame;
 use crate::ray::wire::raylet::{decode, encode_wait_reply, ObjectRefs, OwnerAddress, Request, WaitReply};
 use crate::ray::wire::{Encoder, List};
-use crate::socket::{split, ConnectionError, FrameReader, Writer};
+use crate::socket::{ConnectionError, Writer};
 
 /// What a wait for objects is for.
 #[derive(Debug)]
@@ -50,34 +49,24 @@ pub struct RayletClients {
     beginning: Cell<bool>,
 }
 
-/// Serves a connection until it ends.
-pub async fn serve(core: Rc<Core>, stream: OwnedFd) {
-    let conn = core.new_client();
-    let error = match split(stream) {
-        Ok((reader, writer)) => {
-            core.raylet.writers.borrow_mut().insert(conn, writer);
-            read_frames(&core, conn, reader).await.err().map(|e| e.to_string())
-        }
-        Err(e) => Some(e.to_string()),
-    };
+/// A frame of a connection. The control thread decides when one is closed, so the answer is always true.
+///
+/// # Errors
+/// A message that is none: the connection can't be trusted any more.
+pub fn frame(core: &Rc<Core>, conn: ClientId, frame: Frame<'_>) -> Result<bool, ConnectionError> {
+    let request = decode(frame.message_type, frame.body).map_err(|e| ConnectionError::Frame(e.to_string()))?;
+    core.raylet.request(core, conn, &request)?;
+    Ok(true)
+}
+
+/// A connection ended.
+pub fn ended(core: &Rc<Core>, conn: ClientId, ended: Result<(), ConnectionError>) {
+    let error = ended.err().map(|e| e.to_string());
     if let Some(error) = &error {
         tracing::warn!(conn, error, "a connection to the raylet socket is closed");
     }
-    core.raylet.ended(&core, conn);
+    core.raylet.ended(core, conn);
     core.tell_control(ToControl::Gone { conn, error });
-}
-
-async fn read_frames(core: &Rc<Core>, conn: ClientId, mut reader: FrameReader) -> Result<(), ConnectionError> {
-    while let Some((header, frame_bytes)) = reader.next_frame(RAYLET_MAX_BODY_BYTES).await? {
-        let Some(frame) = reader.fill(frame_bytes).await? else {
-            break;
-        };
-        let request =
-            decode(header.message_type, &frame[HEADER_BYTES..]).map_err(|e| ConnectionError::Frame(e.to_string()))?;
-        core.raylet.request(core, conn, &request)?;
-        reader.consume(frame_bytes);
-    }
-    Ok(())
 }
 
 impl RayletClients {
@@ -89,6 +78,11 @@ impl RayletClients {
     /// True without connections.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// A connection is there.
+    pub fn add(&self, conn: ClientId, writer: Writer) {
+        self.writers.borrow_mut().insert(conn, writer);
     }
 
     /// Sends a frame to a connection, if it is still there.
@@ -156,12 +150,8 @@ impl RayletClients {
         if timeout_ms == 0 {
             self.finish(core, wait, true);
         } else if !self.settle(core, wait) && timeout_ms > 0 {
-            let core = core.clone();
-            glommio::spawn_local(async move {
-                glommio::timer::sleep(Duration::from_millis(timeout_ms as u64)).await;
-                core.raylet.finish(&core, wait, true);
-            })
-            .detach();
+            let timeout = Duration::from_millis(timeout_ms as u64);
+            core.io.after(timeout, move |core| core.raylet.finish(core, wait, true));
         }
         Ok(())
     }

@@ -1,3 +1,6 @@
-//! How bytes move: rkyv messages of the native door, peer streams and the bulk ring of each core come to live here.
+//! How bytes move: the ring that a core waits on, and what comes through it.
 //!
-//! Empty until the native door is built; the Ray door has its own codecs in the node.
+//! rkyv messages of the native door, peer streams and spill files come to live here; the Ray door has its own codecs in the
+//! node.
+
+pub mod uring;

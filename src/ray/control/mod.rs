@@ -30,7 +30,7 @@ use raylet_shard::store::StoreEvent;
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::{oneshot, Notify, Semaphore};
 
-use crate::bridge::{shard_of_object, Requester, ToCore, MAX_RPCS_IN_FLIGHT};
+use crate::bridge::{shard_of_object, CoreHandle, Requester, ToCore, MAX_RPCS_IN_FLIGHT};
 use crate::cli::ray_flags::RayFlags;
 use crate::config::ray::RayConfig;
 use crate::ray::agents::AgentManager;
@@ -68,7 +68,7 @@ pub struct ControlParts {
     /// TCP port of NodeManagerService.
     pub port: u16,
     /// To the cores.
-    pub cores: Vec<flume::Sender<ToCore>>,
+    pub cores: Vec<CoreHandle>,
     /// The cluster's control store.
     pub gcs: GcsClient,
     /// Worker processes.
@@ -97,7 +97,7 @@ pub struct Control {
     /// The node's id.
     pub node_id: NodeId,
     pub(super) port: u16,
-    pub(super) cores: Vec<flume::Sender<ToCore>>,
+    pub(super) cores: Vec<CoreHandle>,
     pub(super) gcs: GcsClient,
     pub(super) processes: ProcessTable,
     pub(super) commands: WorkerCommands,
@@ -307,8 +307,7 @@ impl Control {
     }
 
     fn to_core(&self, shard: ShardId, message: ToCore) {
-        // A core that ended was stopped, or its death is on its way as `ToControl::Failed`.
-        let _ = self.cores[usize::from(shard)].send(message);
+        self.cores[usize::from(shard)].send(message);
     }
 
     pub(super) fn sched(&self, shard: ShardId, event: SchedEvent) {
