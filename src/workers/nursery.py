@@ -86,7 +86,7 @@ def make_own():
 
 
 def become_worker(code, comm, argv):
-    """Runs a worker's script in this forked process. Does not return."""
+    """Makes this forked process what a worker is when its script begins; returns the script's code and its globals."""
     make_own()
     # What `ps` shows until the worker is registered and takes a title of its own. There is room: the nursery was started with
     # the arguments of a worker.
@@ -103,7 +103,7 @@ def become_worker(code, comm, argv):
     main.__annotations__ = {}
     main.__builtins__ = __builtins__
     sys.modules["__main__"] = main
-    exec(code, main.__dict__)
+    return code, main.__dict__
 
 
 class Nursery:
@@ -225,4 +225,5 @@ def serve(script):
 
 
 if __name__ == "__main__":
-    become_worker(*serve(sys.argv[1]))
+    # Run by the text that has run this one, so that a worker has one frame more than a plain one, not three.
+    worker = become_worker(*serve(sys.argv[1]))

@@ -386,7 +386,7 @@ fn same_start(nursery: &CommandLine, worker: &CommandLine) -> bool {
 fn nursery_spec(worker: &CommandLine) -> SpawnSpec {
     let read = format!(
         "import socket; s = socket.socket(fileno=0); p = s.recv({}, socket.MSG_WAITALL); s.detach(); \
-         exec(compile(p, 'nursery.py', 'exec'))",
+         exec(compile(p, 'nursery.py', 'exec')); exec(*worker)",
         PROGRAM.len()
     );
     let mut argv = vec![worker.argv[0].clone(), "-c".into(), read];

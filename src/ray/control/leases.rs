@@ -341,7 +341,7 @@ impl Control {
         if let Some(member) = entry.worker.and_then(|worker| {
             self.registry.borrow_mut().get_mut(&worker).map(|m| {
                 m.lease = None;
-                m.broke_in = (fate == WorkerFate::Disconnect).then_some(entry.name);
+                m.broke_in = (fate == WorkerFate::Disconnect).then_some((lease, entry.name));
                 m.worker
             })
         }) {
