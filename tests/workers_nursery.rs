@@ -256,7 +256,8 @@ fn a_nursery_that_cannot_be_forked_or_lacks_ray_is_not_used() {
     let threaded = "import threading, time\nthreading.Thread(target=time.sleep, args=(30,), daemon=True).start()";
     let without = "import sys\nif sys.argv[:1] == ['-c']: sys.modules['ray._common.usage.usage_lib'] = None";
     // Ray's generator of ids is seeded at its first use, and never again.
-    let drawn = "import sys\nif 'default_worker.py' in str(sys.orig_argv):\n    import ray\n    ray.WorkerID.from_random()";
+    let drawn =
+        "import sys\nif 'default_worker.py' in str(sys.orig_argv):\n    import ray\n    ray.WorkerID.from_random()";
     for site in [threaded, without, drawn] {
         run(true, &python(), site, async |stage| {
             assert_eq!(stage.parent_of_next().await, this);

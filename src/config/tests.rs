@@ -30,8 +30,12 @@ fn nothing_set_gives_the_defaults() {
 #[test]
 fn flags_win_over_environment_over_file() {
     let (_dir, path) = file("cores = [0, 1]\nhugepages = \"1G\"\nwarm_reserve_bytes = 4096\nlog = \"debug\"\n");
-    let environment =
-        [("RAYLET_URING_CONFIG", path.as_str()), ("RAYLET_URING_CORES", "2-3"), ("RAYLET_URING_HUGEPAGES", "1"), ("RAYLET_URING_WORKER_NURSERY", "0")];
+    let environment = [
+        ("RAYLET_URING_CONFIG", path.as_str()),
+        ("RAYLET_URING_CORES", "2-3"),
+        ("RAYLET_URING_HUGEPAGES", "1"),
+        ("RAYLET_URING_WORKER_NURSERY", "0"),
+    ];
     let config = load(&[("cores", "5,4")], &environment).unwrap();
     assert_eq!(config.cores, CoreChoice::List(vec![4, 5]));
     assert_eq!(config.source("cores"), Source::Flag("--cores"));

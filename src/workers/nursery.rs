@@ -161,7 +161,8 @@ impl Nursery {
     /// Forks a worker, which is in the table then. `None` where it doesn't fit or the nursery doesn't work: it is to be
     /// started plainly. Waits for a nursery that is importing Ray, because a plain start would have to import it too.
     pub async fn fork(&self, spec: &SpawnSpec) -> Option<Started> {
-        let plain_streams = spec.stdin == Stdin::Null && spec.stdout == Output::Inherit && spec.stderr == Output::Inherit;
+        let plain_streams =
+            spec.stdin == Stdin::Null && spec.stdout == Output::Inherit && spec.stderr == Output::Inherit;
         if !self.is_enabled() || !plain_streams || !spec.own_group || !fits(&spec.command) {
             return None;
         }

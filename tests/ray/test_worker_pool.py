@@ -3,12 +3,14 @@
 Ours forks plain workers from a process that has imported Ray, its nursery; the stock raylet starts a Python for each.
 """
 
+import contextlib
 import os
 import re
 import stat
 import sys
 import time
 
+import psutil
 import pytest
 import ray
 
@@ -52,7 +54,12 @@ def test_workers_are_started_ahead(node):
 
 def nurseries_of(raylet):
     """Our nursery; empty for the stock raylet and where there is none."""
-    return [process for process in descendants(raylet) if "worker nursery" in " ".join(process.cmdline())]
+    found = []
+    for process in descendants(raylet):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if "worker nursery" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 @ray.remote(num_cpus=0)
@@ -133,8 +140,9 @@ def test_a_forked_worker_looks_like_a_started_one(node):
 
 
 def test_workers_can_use_multiprocessing(node):
+    """Not by the method "fork": a Ray worker has threads, and a forked copy of it may hang, on stock as well."""
     [actor] = newcomers(1)
-    for method in ("fork", "spawn", "forkserver"):
+    for method in ("spawn", "forkserver"):
         assert get(actor.pool.remote(method)) == [1, 2]
 
 
@@ -148,7 +156,7 @@ def test_a_killed_nursery_is_replaced(node):
     assert_all_gone(nurseries, "the nursery is gone")
     [after] = newcomers(1)
     assert get(after.parent.remote()) == node.raylet.pid
-    assert get(before.pool.remote("fork")) == [1, 2]
+    assert get(before.pool.remote("spawn")) == [1, 2]
 
     def forked_again():
         [actor] = newcomers(1)

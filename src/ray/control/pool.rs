@@ -122,8 +122,7 @@ impl Control {
             // The agent keeps the environment until the process that it was built for ends.
             self.runtime_env.held_by(started.key, &info.serialized_runtime_env);
         }
-        let entry =
-            Starting { start, key, job, process: started.key, pid: started.pid, since: Instant::now(), place };
+        let entry = Starting { start, key, job, process: started.key, pid: started.pid, since: Instant::now(), place };
         self.counters.processes_started.add_one();
         self.starting.borrow_mut().insert(worker, entry);
         self.watch_registration(worker);
