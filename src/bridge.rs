@@ -8,14 +8,20 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use raylet_shard::ids::{ClientId, NowNs, ObjectId, ShardId, Token, WorkerId};
+use bytes::Bytes;
+use raylet_shard::ids::{ClientId, LeaseId, NowNs, ObjectId, ShardId, Token, WorkerId};
 use raylet_shard::sched::{ResourceSet, ResourceUse, SchedEffect, SchedEvent, WorkerCounts};
 use raylet_shard::store::{BankEvent, ObjectInfo, StoreEffect, StoreEvent, StoreStats};
 use raylet_transport::uring::Doorbell;
 
+use tonic::Status;
+
 use crate::observe::histogram::Snapshot;
+use crate::ray::core_rpc::desk::{Card, Lesson};
+use crate::ray::core_rpc::RpcSettings;
 use crate::ray::messages::ClientMessage;
 use crate::ray::metrics::stock::SizeCounts;
+use crate::ray::proto;
 use crate::ray::wire::frame::{PLASMA_MAX_BODY_BYTES, RAYLET_MAX_BODY_BYTES};
 
 /// Most gRPC requests that wait for a core at once; one more is answered RESOURCE_EXHAUSTED.
@@ -39,6 +45,8 @@ impl Socket {
         match self {
             Self::Raylet => RAYLET_MAX_BODY_BYTES,
             Self::Plasma => PLASMA_MAX_BODY_BYTES,
+            // HTTP/2 has frames and limits of its own.
+            Self::Rpc => 0,
         }
     }
 }
@@ -83,13 +91,15 @@ pub fn shard_of_object(id: &ObjectId, shards: ShardId) -> ShardId {
     ((hash >> 32) % u64::from(shards)) as ShardId
 }
 
-/// Which of Ray's sockets a connection came through.
+/// Where a connection of Ray came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Socket {
     /// Workers and drivers.
     Raylet,
     /// The object store.
     Plasma,
+    /// The node manager's port.
+    Rpc,
 }
 
 /// From one core to another.
@@ -103,6 +113,13 @@ pub enum PeerMessage {
     Bank(BankEvent),
     /// For the peer's lease queues.
     Sched(SchedEvent),
+    /// What the sender's lease queues decided of a request that came through the peer's desk.
+    SchedAnswer {
+        /// The sender.
+        from: ShardId,
+        /// The decision.
+        effect: SchedEffect,
+    },
 }
 
 /// The way to a core, for the control thread and for the other cores.
@@ -155,6 +172,34 @@ pub enum ToCore {
         /// The owner.
         owner: WorkerId,
     },
+    /// Open the node manager's port.
+    OpenRpc(Arc<RpcSettings>),
+    /// The reply to a call that this core passed on.
+    Answered {
+        /// The core's number of the call.
+        call: u64,
+        /// A frame, or an error.
+        reply: Result<Bytes, Status>,
+    },
+    /// A scheduling class, for the core's desk.
+    Learn(Box<Lesson>),
+    /// A worker that can be leased, for the core's desk.
+    WorkerReady {
+        /// The worker.
+        worker: WorkerId,
+        /// What an owner is told of it.
+        card: Box<Card>,
+    },
+    /// A lease was cancelled that nobody has asked for yet.
+    CancelledAhead {
+        /// The lease.
+        lease: LeaseId,
+    },
+    /// Tell everything that was to be told later, and then [`ToControl::CaughtUp`].
+    Flush {
+        /// For the answer.
+        token: Token,
+    },
     /// Send a frame to a connection of this core's raylet socket.
     Send {
         /// The connection.
@@ -183,12 +228,53 @@ pub enum ToCore {
 pub enum ToControl {
     /// What the lease queues decided.
     Sched(SchedEffect),
-    /// A pin that the control thread asked for.
-    Pinned {
+    /// A call of the node manager's port that the core does not answer itself.
+    Call {
+        /// The core.
+        from: ShardId,
+        /// The core's number of the call.
+        call: u64,
+        /// The method.
+        path: &'static str,
+        /// The request.
+        message: Bytes,
+    },
+    /// A call was answered on a core.
+    Served {
+        /// The method.
+        path: &'static str,
+        /// Whether with a reply.
+        ok: bool,
+        /// From the call to its answer.
+        took: Duration,
+    },
+    /// A core's desk let a request for a lease through.
+    Asked {
+        /// The lease.
+        lease: LeaseId,
+        /// The shard that queues it.
+        shard: ShardId,
+        /// What was asked for.
+        spec: Box<proto::LeaseSpec>,
+    },
+    /// A request that came through a core's desk was granted.
+    Granted {
+        /// The lease.
+        lease: LeaseId,
+        /// Its worker.
+        worker: WorkerId,
+    },
+    /// A lease was given back at a core's desk.
+    Returned {
+        /// The lease.
+        lease: LeaseId,
+    },
+    /// Several messages, in order.
+    Batch(Vec<ToControl>),
+    /// Everything that a core had to tell when it was asked to has been told.
+    CaughtUp {
         /// The control thread's token.
         token: Token,
-        /// Whether the object was there.
-        ok: bool,
     },
     /// The store is full and creates wait: workers should drop references.
     StoreFull,

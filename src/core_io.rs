@@ -14,6 +14,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use async_executor::LocalExecutor;
 use futures_lite::future;
 use glommio::io::BufferedFile;
 use raylet_shard::ids::ClientId;
@@ -22,10 +23,12 @@ use rustc_hash::FxHashMap;
 
 use crate::bridge::{Requester, Socket, ToCore};
 use crate::core_loop::Core;
+use crate::ray::rpc::ring_stream::Pipe;
+use crate::ray::rpc::server::MAX_CONNECTIONS;
 use crate::ray::{plasma_conn, raylet_conn};
 use crate::socket::{ConnectionError, Inbound, Writer};
 
-/// Messages of other threads taken before connections and timers get their turn again.
+/// Messages of other threads, or steps of tasks, taken before connections and timers get their turn again.
 const BATCH: usize = 256;
 
 /// Longest wait in glommio for what only the loop itself can see to.
@@ -71,6 +74,8 @@ struct Connection {
     socket: Socket,
     inbound: RefCell<Inbound>,
     writer: Writer,
+    /// hyper's side of a gRPC connection.
+    pipe: Option<Rc<Pipe>>,
 }
 
 type Action = Box<dyn FnOnce(&Rc<Core>)>;
@@ -111,7 +116,6 @@ impl Ord for Timer {
 }
 
 /// What a core waits for.
-#[derive(Default)]
 pub struct Io {
     connections: RefCell<FxHashMap<u64, Rc<Connection>>>,
     wishes: Rc<Wishes>,
@@ -119,6 +123,38 @@ pub struct Io {
     timers: RefCell<BinaryHeap<Timer>>,
     timers_set: Cell<u64>,
     guests: Cell<usize>,
+    /// What hyper runs for the gRPC connections; `None` once the core has ended.
+    tasks: RefCell<Option<Rc<LocalExecutor<'static>>>>,
+}
+
+/// Runs hyper's tasks on a core, in its loop.
+#[derive(Clone)]
+pub struct CoreExec(pub Rc<Core>);
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for CoreExec {
+    fn execute(&self, task: F) {
+        let tasks = self.0.io.tasks.borrow().clone();
+        if let Some(tasks) = tasks {
+            tasks
+                .spawn(async move {
+                    task.await;
+                })
+                .detach();
+        }
+    }
+}
+
+impl Default for Io {
+    fn default() -> Self {
+        Self {
+            connections: RefCell::default(),
+            wishes: Rc::default(),
+            timers: RefCell::default(),
+            timers_set: Cell::new(0),
+            guests: Cell::new(0),
+            tasks: RefCell::new(Some(Rc::default())),
+        }
+    }
 }
 
 impl Io {
@@ -148,11 +184,16 @@ impl Io {
         let client = core.new_client();
         let (key, stream) = (Requester::local(client), Rc::new(stream));
         let writer = Writer::new(stream.clone(), key, self.wishes.clone());
+        let mut pipe = None;
         match socket {
             Socket::Raylet => core.raylet.add(client, writer.clone()),
             Socket::Plasma => core.plasma.add(client, writer.clone()),
+            Socket::Rpc if self.connections.borrow().len() >= MAX_CONNECTIONS => {
+                return tracing::warn!(MAX_CONNECTIONS, "too many connections: closing a new one");
+            }
+            Socket::Rpc => core.rpc.connect(core, &stream, pipe.insert(Pipe::new(writer.clone())).clone()),
         }
-        let connection = Connection { client, socket, inbound: RefCell::default(), writer };
+        let connection = Connection { client, socket, inbound: RefCell::default(), writer, pipe };
         self.connections.borrow_mut().insert(key, Rc::new(connection));
         self.wishes.0.borrow_mut().push(Wish::Receive(key, stream));
     }
@@ -168,6 +209,7 @@ impl Io {
             Completion::Writable { key } => {
                 if let Some(connection) = self.connection(key) {
                     connection.writer.writable();
+                    connection.pipe.iter().for_each(|pipe| pipe.writable());
                 }
             }
         }
@@ -182,12 +224,16 @@ impl Io {
         let Some(connection) = self.connection(key) else {
             return;
         };
+        if let Some(pipe) = &connection.pipe {
+            return pipe.received(bytes);
+        }
         let client = connection.client;
         let fed =
             connection.inbound.borrow_mut().feed(bytes, connection.socket.limit_bytes(), |frame| {
                 match connection.socket {
                     Socket::Raylet => raylet_conn::frame(core, client, frame),
                     Socket::Plasma => plasma_conn::frame(core, client, frame),
+                    Socket::Rpc => unreachable!("a gRPC connection has a pipe"),
                 }
             });
         match fed {
@@ -203,10 +249,34 @@ impl Io {
             return;
         };
         connection.writer.shut();
+        connection.pipe.iter().for_each(|pipe| pipe.ended());
         match connection.socket {
             Socket::Raylet => raylet_conn::ended(core, connection.client, ended),
             Socket::Plasma => plasma_conn::ended(core, connection.client, ended),
+            Socket::Rpc => {}
         }
+    }
+
+    /// Runs tasks until none can go on, or for a while. True: there may be more.
+    fn run_tasks(&self) -> bool {
+        let Some(tasks) = self.tasks.borrow().clone() else {
+            return false;
+        };
+        for _ in 0..BATCH {
+            if !tasks.try_tick() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Ends everything that is still going on here.
+    fn close(&self) {
+        self.run_tasks();
+        self.connections.borrow_mut().clear();
+        self.timers.borrow_mut().clear();
+        let tasks = self.tasks.borrow_mut().take();
+        drop(tasks);
     }
 
     /// Does what is due; returns when the next is.
@@ -236,10 +306,14 @@ pub async fn run(core: &Rc<Core>, mut ring: CoreRing, inbox: flume::Receiver<ToC
     loop {
         for message in inbox.try_iter().take(BATCH) {
             if !core.message(message) {
+                core.io.close();
                 return Ok(());
             }
         }
-        let until = core.io.run_timers(core);
+        let mut until = core.io.run_timers(core);
+        if core.io.run_tasks() {
+            until = Some(Instant::now());
+        }
         core.io.wishes.begin(&mut ring);
         let waited = match core.io.guests.get() {
             0 => ring.wait(until, || !inbox.is_empty()),

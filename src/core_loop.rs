@@ -23,6 +23,7 @@ use crate::core_io::Io;
 use crate::deps::LeaseDeps;
 use crate::observe::histogram::Recorder;
 use crate::observe::metrics::Buckets;
+use crate::ray::core_rpc::{desk, CoreRpc};
 use crate::ray::metrics::stock::SIZE_BOUNDS_BYTES;
 use crate::ray::plasma_conn::PlasmaClients;
 use crate::ray::raylet_conn::RayletClients;
@@ -35,6 +36,12 @@ const IDLE_TICK: Duration = Duration::from_millis(50);
 
 /// The scheduler is told of the time this often when it does not ask for more.
 const SLOW_TICK: Duration = Duration::from_millis(200);
+
+/// How late the control thread may hear of what it need not act upon.
+const TELL_LATER: Duration = Duration::from_millis(20);
+
+/// Most messages kept for that long.
+const TELL_LATER_MAX: usize = 512;
 
 /// Token of requests whose answer nobody waits for.
 const SILENT: Token = Token::MAX;
@@ -105,6 +112,9 @@ pub struct Core {
     deps: RefCell<LeaseDeps>,
     /// What it waits for.
     pub io: Io,
+    /// Connections to the node manager's port.
+    pub rpc: CoreRpc,
+    later: RefCell<Vec<ToControl>>,
     /// Connections to the plasma socket.
     pub plasma: PlasmaClients,
     /// Connections to the raylet socket.
@@ -181,6 +191,8 @@ impl Core {
             }),
             deps: RefCell::default(),
             io: Io::default(),
+            rpc: CoreRpc::default(),
+            later: RefCell::default(),
             plasma: PlasmaClients::default(),
             raylet: RayletClients::default(),
             recorder: RefCell::new(parts.recorder),
@@ -209,8 +221,45 @@ impl Core {
 
     /// Tells the control thread. Nothing is lost: the queue has no bound of its own (see [`crate::bridge`]).
     pub fn tell_control(&self, message: ToControl) {
+        self.tell_what_is_late();
         // The control thread outlives the cores; at shutdown nobody listens and nothing needs to be heard.
         let _ = self.to_control.send(message);
+    }
+
+    /// Tells the control thread what it only has to know: before anything that it has to act upon, and within
+    /// [`TELL_LATER`] otherwise, so that what is done here costs no wake-up there. Where there are several cores it is told at
+    /// once, because what two cores tell has no order.
+    pub fn tell_control_later(&self, message: ToControl) {
+        if self.shards > 1 {
+            return self.tell_control(message);
+        }
+        let waiting = {
+            let mut later = self.later.borrow_mut();
+            later.push(message);
+            later.len()
+        };
+        match waiting {
+            1 => self.io.after(TELL_LATER, |core| core.tell_what_is_late()),
+            TELL_LATER_MAX => self.tell_what_is_late(),
+            _ => {}
+        }
+    }
+
+    fn tell_what_is_late(&self) {
+        let late = std::mem::take(&mut *self.later.borrow_mut());
+        if !late.is_empty() {
+            // As in `tell_control`.
+            let _ = self.to_control.send(ToControl::Batch(late));
+        }
+    }
+
+    /// Hands an event to the lease queues of a shard.
+    pub fn sched_on(self: &Rc<Self>, shard: ShardId, event: SchedEvent) {
+        if shard == self.shard {
+            self.run(Work::Sched(event));
+        } else {
+            self.send_peer(shard, PeerMessage::Sched(event));
+        }
     }
 
     /// Hands an event about one object to the shard that has the object, and carries out what follows.
@@ -238,7 +287,16 @@ impl Core {
         match message {
             ToCore::Peer(message) => self.from_peer(message),
             ToCore::Store(event) => self.run(Work::Store(event)),
-            ToCore::Sched(event) => self.run(Work::Sched(event)),
+            ToCore::Sched(event) => {
+                self.tell_desk(&event);
+                self.run(Work::Sched(event));
+            }
+            ToCore::OpenRpc(settings) => self.rpc.open(&settings),
+            ToCore::Answered { call, reply } => self.rpc.answered(call, reply),
+            ToCore::Learn(lesson) => self.rpc.desk.borrow_mut().learn(*lesson),
+            ToCore::WorkerReady { worker, card } => self.rpc.desk.borrow_mut().worker_ready(worker, *card),
+            ToCore::CancelledAhead { lease } => self.rpc.desk.borrow_mut().cancelled_ahead(lease),
+            ToCore::Flush { token } => self.tell_control(ToControl::CaughtUp { token }),
             ToCore::Accepted { socket, stream } => self.io.serve(self, socket, stream),
             ToCore::FreeOwnedBy { owner } => self.free_owned_by(owner),
             ToCore::PutError { id, metadata } => self.plasma.put_error(self, id, metadata),
@@ -253,8 +311,20 @@ impl Core {
         true
     }
 
+    /// What the lease queues are told concerns the desk too.
+    fn tell_desk(&self, event: &SchedEvent) {
+        let mut desk = self.rpc.desk.borrow_mut();
+        match event {
+            SchedEvent::OwnerGone { owner } => desk.owner_gone(*owner),
+            SchedEvent::OwnerNodeGone { node } => desk.node_gone(*node),
+            SchedEvent::ForgetClass { class } => desk.forget(*class),
+            _ => {}
+        }
+    }
+
     fn from_peer(self: &Rc<Self>, message: PeerMessage) {
         self.run(match message {
+            PeerMessage::SchedAnswer { from, effect } => return desk::settle(self, from, effect),
             PeerMessage::Store(event) => Work::Store(event),
             PeerMessage::StoreAnswer(effect) => Work::StoreAnswer(effect),
             PeerMessage::Bank(event) => Work::Bank(event),
@@ -448,7 +518,14 @@ impl Core {
                 }
                 _ => self.plasma.answer(self, effect),
             },
-            StoreEffect::Pinned { token, ok, .. } => self.tell_control(ToControl::Pinned { token, ok }),
+            StoreEffect::Pinned { token, ok, .. } => match Requester::of(token) {
+                Requester::Shard(shard) if shard != self.shard => {
+                    self.send_peer(shard, PeerMessage::StoreAnswer(effect));
+                }
+                Requester::Shard(_) => self.rpc.pinned(token, ok),
+                // The control thread pins nothing.
+                Requester::Control => {}
+            },
             StoreEffect::Watched { token, id } | StoreEffect::WatchRefused { token, id } => {
                 self.watched(token, id, effect)
             }
@@ -512,6 +589,22 @@ impl Core {
                 for (token, object) in ended {
                     self.store(&object, StoreEvent::Unwatch { token, id: object });
                 }
+            }
+            SchedEffect::Granted { token, .. }
+            | SchedEffect::Rejected { token, .. }
+            | SchedEffect::Cancelled { token, .. }
+            | SchedEffect::Failed { token, .. }
+            | SchedEffect::Withdrawn { token, .. } => match Requester::of(token) {
+                Requester::Control => self.tell_control(ToControl::Sched(effect)),
+                Requester::Shard(shard) if shard == self.shard => desk::settle(self, shard, effect),
+                Requester::Shard(shard) => {
+                    let from = self.shard;
+                    self.send_peer(shard, PeerMessage::SchedAnswer { from, effect });
+                }
+            },
+            SchedEffect::LeaseLost { lease, .. } => {
+                self.rpc.desk.borrow_mut().lease_lost(&lease);
+                self.tell_control(ToControl::Sched(effect));
             }
             effect => self.tell_control(ToControl::Sched(effect)),
         }

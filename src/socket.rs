@@ -216,6 +216,11 @@ impl Writer {
         Ok(())
     }
 
+    /// True while the socket takes nothing more.
+    pub fn is_blocked(&self) -> bool {
+        self.0.unsent.borrow().blocked
+    }
+
     /// Closes the connection in both directions once what was sent is out.
     pub fn close(&self) {
         let mut unsent = self.0.unsent.borrow_mut();

@@ -7,7 +7,8 @@ use raylet_shard::ids::{ClientId, JobId, ShardId, WorkerId};
 use raylet_shard::sched::{SchedEvent, WorkerKey};
 
 use super::{unix_ms, Control};
-use crate::bridge::Requester;
+use crate::bridge::{Requester, ToCore};
+use crate::ray::core_rpc::desk::Card;
 use crate::ray::messages::{ClientMessage, Register};
 use crate::ray::metrics::REGISTER_BOUNDS_MS;
 use crate::ray::proto::{self, WorkerExitType, WorkerType};
@@ -123,6 +124,8 @@ impl Control {
         if member.is_driver() {
             return self.announce_driver(member, entrypoint);
         }
+        let card = Card { address: member.address(self.node_id.as_bytes()), pid: member.pid };
+        self.to_cores(|| ToCore::WorkerReady { worker: member.worker, card: Box::new(card.clone()) });
         self.sched(
             member.shard,
             SchedEvent::WorkerReady {

@@ -19,7 +19,6 @@ mod service;
 mod workers;
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -27,7 +26,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use raylet_shard::ids::{ClientId, LeaseId, NodeId, ShardId, Token, WorkerId};
 use raylet_shard::sched::SchedEvent;
 use raylet_shard::store::StoreEvent;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 use tokio::sync::{oneshot, Notify, Semaphore};
 
 use crate::bridge::{shard_of_object, CoreHandle, Requester, ToCore, MAX_RPCS_IN_FLIGHT};
@@ -37,7 +36,7 @@ use crate::ray::agents::AgentManager;
 use crate::ray::classes::Classes;
 use crate::ray::metrics::NodeCounters;
 use crate::ray::proto;
-use crate::ray::registry::Registry;
+use crate::ray::registry::{Dead, Registry};
 use crate::ray::resources::Names;
 use crate::ray::rpc::core_worker::CoreWorkers;
 use crate::ray::rpc::gcs::GcsClient;
@@ -47,13 +46,13 @@ use crate::workers::command::WorkerCommands;
 use crate::workers::nursery::Nursery;
 use crate::workers::process::ProcessTable;
 
-pub use leases::Leases;
+pub use leases::{died_as_granted, Leases};
 pub use objects::Objects;
 pub use pool::Starting;
 pub use service::routes;
 
-/// Most workers and nodes remembered as dead, so that late requests on their behalf are refused.
-const MAX_REMEMBERED_DEAD: usize = 100_000;
+/// Longest wait for a core to tell what it has to tell.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the control thread is given at start.
 pub struct ControlParts {
@@ -132,7 +131,7 @@ pub struct Control {
 struct Waiters {
     next: u64,
     leases: FxHashMap<Token, oneshot::Sender<leases::Outcome>>,
-    pins: FxHashMap<Token, oneshot::Sender<bool>>,
+    caught_up: FxHashMap<Token, oneshot::Sender<()>>,
     bundles: FxHashMap<Token, oneshot::Sender<bool>>,
 }
 
@@ -168,40 +167,6 @@ impl Shutdown {
             }
             self.notify.notified().await;
         }
-    }
-}
-
-/// Workers and nodes that died: their requests come too late.
-#[derive(Default)]
-pub struct Dead {
-    workers: FxHashSet<WorkerId>,
-    nodes: FxHashSet<NodeId>,
-    order: VecDeque<WorkerId>,
-}
-
-impl Dead {
-    /// Remembers a worker.
-    pub fn add_worker(&mut self, worker: WorkerId) {
-        if self.workers.insert(worker) {
-            self.order.push_back(worker);
-            if self.order.len() > MAX_REMEMBERED_DEAD {
-                if let Some(oldest) = self.order.pop_front() {
-                    self.workers.remove(&oldest);
-                }
-            }
-        }
-    }
-
-    /// Remembers a node.
-    pub fn add_node(&mut self, node: NodeId) {
-        if self.nodes.len() < MAX_REMEMBERED_DEAD {
-            self.nodes.insert(node);
-        }
-    }
-
-    /// True for a worker that died, or whose node did.
-    pub fn has(&self, worker: &WorkerId, node: Option<&NodeId>) -> bool {
-        self.workers.contains(worker) || node.is_some_and(|node| self.nodes.contains(node))
     }
 }
 
@@ -310,6 +275,26 @@ impl Control {
         self.cores[usize::from(shard)].send(message);
     }
 
+    pub(super) fn to_cores(&self, message: impl Fn() -> ToCore) {
+        self.cores.iter().for_each(|core| core.send(message()));
+    }
+
+    /// Waits until everything that the cores had to tell has been heard: they tell of leases a few milliseconds late.
+    pub async fn catch_up(&self) {
+        let mut waiting = Vec::with_capacity(self.cores.len());
+        for shard in 0..self.shards() {
+            let token = self.token();
+            let (sender, receiver) = oneshot::channel();
+            self.waiters.borrow_mut().caught_up.insert(token, sender);
+            self.to_core(shard, ToCore::Flush { token });
+            waiting.push(receiver);
+        }
+        for receiver in waiting {
+            // A core that does not answer has died, which is told elsewhere.
+            let _ = tokio::time::timeout(CATCH_UP_TIMEOUT, receiver).await;
+        }
+    }
+
     pub(super) fn sched(&self, shard: ShardId, event: SchedEvent) {
         // A returned lease frees resources without an answer.
         self.mark_resources_changed();
@@ -341,7 +326,7 @@ impl Control {
     /// Refuses a request where too many wait already.
     pub(super) fn admit(&self) -> Result<(), tonic::Status> {
         let waiters = self.waiters.borrow();
-        let waiting = waiters.leases.len() + waiters.pins.len() + waiters.bundles.len();
+        let waiting = waiters.leases.len() + waiters.bundles.len();
         if waiting >= MAX_RPCS_IN_FLIGHT {
             return Err(tonic::Status::resource_exhausted(format!(
                 "{waiting} requests wait on this node, which is its limit: retry later"
