@@ -43,6 +43,9 @@ const TELL_LATER: Duration = Duration::from_millis(20);
 /// Most messages kept for that long.
 const TELL_LATER_MAX: usize = 512;
 
+/// Pause before an object is watched that could not be, because too many were.
+const WATCH_RETRY: Duration = Duration::from_millis(100);
+
 /// Token of requests whose answer nobody waits for.
 const SILENT: Token = Token::MAX;
 
@@ -526,9 +529,8 @@ impl Core {
                 // The control thread pins nothing.
                 Requester::Control => {}
             },
-            StoreEffect::Watched { token, id } | StoreEffect::WatchRefused { token, id } => {
-                self.watched(token, id, effect)
-            }
+            StoreEffect::Watched { token, id } => self.watched(token, id, effect),
+            StoreEffect::WatchRefused { token, id } => self.watch_refused(token, id, effect),
             StoreEffect::ObjectSealed { data_bytes, metadata_bytes, source, .. } => {
                 let size_bytes = (data_bytes + metadata_bytes) as f64;
                 self.sealed_sizes[source as usize].record(&SIZE_BOUNDS_BYTES, size_bytes);
@@ -569,6 +571,21 @@ impl Core {
             Requester::Shard(_) => self.raylet.watched(self, token),
             // The control thread watches nothing.
             Requester::Control => {}
+        }
+    }
+
+    /// Too many requests wait for objects. A lease goes on, because its worker waits for its arguments itself; a wait of a client
+    /// asks again until it has ended.
+    fn watch_refused(self: &Rc<Self>, token: Token, id: ObjectId, effect: StoreEffect) {
+        match Requester::of(token) {
+            Requester::Shard(shard) if shard == self.shard && !LeaseDeps::is_dependency(token) => {
+                self.io.after(WATCH_RETRY, move |core| {
+                    if core.raylet.still_waits(token) {
+                        core.store(&id, StoreEvent::Watch { token, id });
+                    }
+                });
+            }
+            _ => self.watched(token, id, effect),
         }
     }
 

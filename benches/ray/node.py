@@ -185,6 +185,15 @@ class Node:
         share = (self.clock.seconds() - spent) / (time.perf_counter() - at)
         return {"cpu_percent": share * 100, **self.memory()}
 
+    def measure_floor(self) -> dict:
+        """What the least possible answer on a Unix socket costs now, with this node idle: no raylet can be below it."""
+        ran = subprocess.run([self.settings["load_generator"], "floor", f"--seconds={self.settings['seconds']}"],
+                             capture_output=True, text=True, timeout=self.settings["seconds"] + 30)
+        if ran.returncode != 0:
+            raise RuntimeError(ran.stderr.strip() or f"the load generator ended with {ran.returncode}")
+        report = json.loads(ran.stdout)
+        return {"cpu_us": report["server_cpu_us_per_answer"], "p50_us": report["answer"]["p50_us"]}
+
     def measure_puts(self) -> dict:
         data = bytes(1024)
         return Burst(self.clock, self.settings["seconds"]).run(lambda: ray.put(data))

@@ -4,11 +4,13 @@
 //! |---|---|
 //! | [`lease_load`] | `RequestWorkerLease` and `ReturnWorkerLease` over gRPC, a chosen number in flight, one or many resource shapes |
 //! | [`plasma_load`] | create, seal, release, get, contains and delete on the store's socket |
+//! | [`floor`] | the least work that is an answer, on a Unix socket, without a raylet |
 //!
-//! Both print one JSON object. Where they are told the raylet's process id they also say what CPU it spent
+//! Each prints one JSON object. Where they are told the raylet's process id they also say what CPU it spent
 //! ([`cpu_clock`]).
 
 pub mod cpu_clock;
+pub mod floor;
 pub mod hex;
 pub mod latency;
 pub mod lease_load;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use prost::Message;
-use raylet_bench::{hex, lease_load, plasma_load, LoadError};
+use raylet_bench::{floor, hex, lease_load, plasma_load, LoadError};
 use raylet_uring::ray::proto;
 use raylet_uring::ray::rpc::auth::{Auth, Token};
 
@@ -24,6 +24,17 @@ enum Generator {
     LeaseLoad(LeaseLoad),
     /// Makes or reads objects, over the store's socket.
     PlasmaLoad(PlasmaLoad),
+    /// Measures the machine: an empty answer on a Unix socket.
+    Floor(Floor),
+}
+
+#[derive(clap::Args)]
+struct Floor {
+    /// Microseconds that the client works between two requests.
+    #[arg(long, default_value_t = 50)]
+    pause_us: u64,
+    #[command(flatten)]
+    window: Window,
 }
 
 #[derive(clap::Args)]
@@ -165,6 +176,15 @@ fn plasma_load(arguments: &PlasmaLoad) -> Result<String, LoadError> {
     Ok(json(&plasma_load::run(&settings)?))
 }
 
+fn measure_floor(arguments: &Floor) -> Result<String, LoadError> {
+    let settings = floor::Settings {
+        warm_up: seconds("--warm-up", arguments.window.warm_up)?,
+        window: seconds("--seconds", arguments.window.seconds)?,
+        pause: Duration::from_micros(arguments.pause_us),
+    };
+    Ok(json(&floor::run(&settings)?))
+}
+
 fn json<T: serde::Serialize>(report: &T) -> String {
     serde_json::to_string(report).expect("a report of numbers has a JSON form")
 }
@@ -173,6 +193,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().generator {
         Generator::LeaseLoad(arguments) => lease_load(&arguments),
         Generator::PlasmaLoad(arguments) => plasma_load(&arguments),
+        Generator::Floor(arguments) => measure_floor(&arguments),
     };
     match outcome {
         Ok(report) => {

@@ -5,7 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use raylet_shard::ids::{ClientId, ObjectId, TaskId, Token};
 use raylet_shard::store::StoreEvent;
@@ -14,6 +14,7 @@ use rustc_hash::FxHashMap;
 
 use crate::bridge::{Requester, ToControl};
 use crate::core_loop::Core;
+use crate::observe::histogram::Operation;
 use crate::ray::messages::{ClientMessage, FetchId, Owner, Register};
 use crate::ray::wire::frame::Frame;
 use crate::ray::wire::raylet::{decode, encode_wait_reply, ObjectRefs, OwnerAddress, Request, WaitReply};
@@ -24,7 +25,7 @@ use crate::socket::{ConnectionError, Writer};
 #[derive(Debug)]
 enum Waiting {
     /// `ray.wait`: answer on the connection.
-    Wait { conn: ClientId, most: usize, fetched: bool },
+    Wait { conn: ClientId, most: usize, fetched: bool, since: Instant },
     /// The plasma arguments of an actor call.
     ActorArgs { conn: ClientId, task: TaskId, attempt: i32 },
     /// One object that a coroutine of the worker awaits.
@@ -140,7 +141,12 @@ impl RayletClients {
         timeout_ms: i64,
     ) -> Result<(), ConnectionError> {
         let most = usize::try_from(num_required).unwrap_or(0);
-        let wait = self.begin(core, refs.object_ids, most, Waiting::Wait { conn, most, fetched: false })?;
+        let wait = self.begin(
+            core,
+            refs.object_ids,
+            most,
+            Waiting::Wait { conn, most, fetched: false, since: Instant::now() },
+        )?;
         if most == 0 || !self.waits.borrow().is_complete(wait) {
             let fetched = self.fetch_missing(core, conn, FetchId::Wait(wait.index()), refs, wait);
             if let Some(Waiting::Wait { fetched: f, .. }) = self.waits.borrow_mut().context_mut(wait) {
@@ -211,6 +217,12 @@ impl RayletClients {
         true
     }
 
+    /// True until the wait that a watch is for has ended.
+    pub fn still_waits(&self, token: Token) -> bool {
+        let (wait, _) = WaitId::from_token(Requester::local(token));
+        self.waits.borrow_mut().context_mut(wait).is_some()
+    }
+
     /// An object that a wait watches is sealed.
     pub fn watched(&self, core: &Rc<Core>, token: Token) {
         let (wait, position) = WaitId::from_token(Requester::local(token));
@@ -249,7 +261,10 @@ impl RayletClients {
             return;
         }
         match finished.context {
-            Waiting::Wait { conn, most, .. } => self.answer_wait(core, conn, most, &finished),
+            Waiting::Wait { conn, most, since, .. } => {
+                self.answer_wait(core, conn, most, &finished);
+                core.recorder.borrow_mut().record_since(Operation::ObjectWait, since);
+            }
             Waiting::ActorArgs { conn, task, attempt } => {
                 let message = ClientMessage::ActorArgsReady { task, attempt };
                 core.tell_control(ToControl::Message { conn, message });

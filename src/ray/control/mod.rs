@@ -32,6 +32,7 @@ use tokio::sync::{oneshot, Notify, Semaphore};
 use crate::bridge::{shard_of_object, CoreHandle, Requester, ToCore, MAX_RPCS_IN_FLIGHT};
 use crate::cli::ray_flags::RayFlags;
 use crate::config::ray::RayConfig;
+use crate::observe::histogram::Recorder;
 use crate::ray::agents::AgentManager;
 use crate::ray::classes::Classes;
 use crate::ray::metrics::NodeCounters;
@@ -124,6 +125,8 @@ pub struct Control {
     pub(super) gc: RefCell<reports::GcState>,
     /// What is counted for reports.
     pub counters: NodeCounters,
+    /// Latencies of what this thread does.
+    pub recorder: RefCell<Recorder>,
 }
 
 /// Answers that are on their way, by token.
@@ -205,6 +208,7 @@ impl Control {
             draining: RefCell::default(),
             gc: RefCell::default(),
             counters: NodeCounters::default(),
+            recorder: RefCell::default(),
         })
     }
 

@@ -83,19 +83,31 @@ impl Method {
         }
     }
 
-    fn operation(self) -> Option<Operation> {
+    fn operation(self, path: &str) -> Option<Operation> {
         match self {
             Self::Pin => Some(Operation::ObjectPin),
             Self::Lease => Some(Operation::LeaseGrant),
             Self::Return => Some(Operation::LeaseReturn),
-            Self::Free | Self::Forward => None,
+            Self::Free => None,
+            Self::Forward if path.ends_with("/PrepareBundleResources") => Some(Operation::BundlePrepare),
+            Self::Forward if path.ends_with("/CommitBundleResources") => Some(Operation::BundleCommit),
+            Self::Forward => None,
         }
     }
 }
 
+/// A method that the port serves.
+#[derive(Clone, Copy)]
+struct Entry {
+    path: &'static str,
+    method: Method,
+    operation: Option<Operation>,
+    needs_auth: bool,
+}
+
 struct Port {
     auth: Auth,
-    methods: FxHashMap<&'static str, (&'static str, Method, bool)>,
+    methods: FxHashMap<&'static str, Entry>,
 }
 
 /// The port's state on one core.
@@ -125,7 +137,10 @@ impl Calls {
 impl CoreRpc {
     /// Opens the port on this core.
     pub fn open(&self, settings: &Arc<RpcSettings>) {
-        let methods = settings.methods.iter().map(|(path, auth)| (*path, (*path, Method::of(path), *auth)));
+        let methods = settings.methods.iter().map(|(path, needs_auth)| {
+            let method = Method::of(path);
+            (*path, Entry { path, method, operation: method.operation(path), needs_auth: *needs_auth })
+        });
         *self.port.borrow_mut() = Some(Rc::new(Port { auth: settings.auth.clone(), methods: methods.collect() }));
         self.desk.borrow_mut().open(settings.node_id);
     }
@@ -217,37 +232,44 @@ impl Service<Request<Incoming>> for PortService {
 
 async fn serve(core: &Rc<Core>, port: &Port, request: Request<Incoming>) -> Result<Bytes, Status> {
     let start = Instant::now();
-    let Some((path, method, needs_auth)) = port.methods.get(request.uri().path()).copied() else {
+    let Some(entry) = port.methods.get(request.uri().path()).copied() else {
         let text = format!("this server has no method {}", request.uri().path());
         return Err(Status::new(Code::Unimplemented, text));
     };
-    if needs_auth {
+    if entry.needs_auth {
         port.auth.check(request.headers())?;
     }
     let message = FrameReader::new(request.into_body()).only().await?;
     core.rpc.admit()?;
-    let answered = match method {
-        Method::Forward => return forward(core, path, message).await,
+    let answered = match entry.method {
+        Method::Forward => None,
         Method::Pin => Some(pin(core, &message).await),
         Method::Free => Some(free(core, &message)),
         Method::Lease => desk::request(core, &message).await,
         Method::Return => desk::give_back(core, &message),
     };
-    let Some(reply) = answered else {
-        return forward(core, path, message).await;
+    let path = entry.path;
+    let (reply, here) = match answered {
+        Some(reply) => (reply, true),
+        None => (forward(core, path, message).await, false),
     };
     let took = start.elapsed();
-    if let Some(operation) = method.operation() {
+    if let Some(operation) = entry.operation {
         core.recorder.borrow_mut().record(operation, took);
     }
-    core.tell_control_later(ToControl::Served { path, ok: reply.is_ok(), took });
+    if here {
+        core.tell_control_later(ToControl::Served { path, ok: reply.is_ok(), took });
+    }
     reply
 }
 
 async fn forward(core: &Rc<Core>, path: &'static str, message: Bytes) -> Result<Bytes, Status> {
     let (call, reply) = core.rpc.wait_for_reply();
+    let start = Instant::now();
     core.tell_control(ToControl::Call { from: core.shard, call, path, message });
-    reply.await.map_err(|_| Status::unavailable("the node is shutting down"))?
+    let reply = reply.await.map_err(|_| Status::unavailable("the node is shutting down"))?;
+    core.recorder.borrow_mut().record_since(Operation::ControlRoundTrip, start);
+    reply
 }
 
 /// The owner wants its objects kept here.
