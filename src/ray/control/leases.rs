@@ -374,7 +374,7 @@ impl Control {
         if let Some(member) = entry.worker.and_then(|worker| {
             self.registry.borrow_mut().get_mut(&worker).map(|m| {
                 m.lease = None;
-                m.broke_in = (fate == WorkerFate::Disconnect).then_some(entry.name);
+                m.broke_in = (fate == WorkerFate::Disconnect).then_some((lease, entry.name));
                 m.worker
             })
         }) {
@@ -455,7 +455,8 @@ impl Control {
     pub fn prestart_at_boot(&self) {
         let key = WorkerKey { language: proto::Language::Python as u8, ..WorkerKey::default() };
         let shards = u32::from(self.shards());
-        let count = self.flags.num_prestart_python_workers;
+        // Stock starts them all at once and drops what is more than may start at the same time.
+        let count = self.flags.num_prestart_python_workers.min(self.startup_concurrency);
         for shard in 0..self.shards() {
             let share = (count + shards - 1 - u32::from(shard)) / shards;
             if share > 0 {

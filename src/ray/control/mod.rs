@@ -22,13 +22,14 @@ mod workers;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use raylet_shard::ids::{ClientId, LeaseId, NodeId, ShardId, Token, WorkerId};
 use raylet_shard::sched::SchedEvent;
 use raylet_shard::store::StoreEvent;
 use rustc_hash::FxHashMap;
-use tokio::sync::{oneshot, Notify};
+use tokio::sync::{oneshot, Notify, Semaphore};
 
 use crate::bridge::{shard_of_object, CoreHandle, Requester, ToCore, MAX_RPCS_IN_FLIGHT};
 use crate::cli::ray_flags::RayFlags;
@@ -46,6 +47,7 @@ use crate::ray::rpc::gcs::GcsClient;
 use crate::ray::rpc::pubsub::GcsSubscriber;
 use crate::ray::runtime_env::RuntimeEnvClient;
 use crate::workers::command::WorkerCommands;
+use crate::workers::nursery::Nursery;
 use crate::workers::process::ProcessTable;
 
 pub use leases::{died_as_granted, Leases};
@@ -76,6 +78,10 @@ pub struct ControlParts {
     pub processes: ProcessTable,
     /// What workers are started with.
     pub commands: WorkerCommands,
+    /// Forks those that start alike.
+    pub nursery: Nursery,
+    /// How many processes of the node start at the same time.
+    pub startup_concurrency: u32,
     /// The agent that builds runtime environments.
     pub runtime_env: RuntimeEnvClient,
     /// Clients of workers.
@@ -98,6 +104,9 @@ pub struct Control {
     pub(super) gcs: GcsClient,
     pub(super) processes: ProcessTable,
     pub(super) commands: WorkerCommands,
+    pub(super) nursery: Nursery,
+    pub(super) startup_concurrency: u32,
+    pub(super) start_places: Arc<Semaphore>,
     pub(super) runtime_env: RuntimeEnvClient,
     pub(super) core_workers: CoreWorkers,
     /// The node's labels, with the one that names the node.
@@ -108,6 +117,8 @@ pub struct Control {
     pub(super) registry: RefCell<Registry>,
     pub(super) leases: RefCell<Leases>,
     pub(super) starting: RefCell<FxHashMap<WorkerId, Starting>>,
+    /// Workers that are being forked; closed when they are in `starting`, or not coming.
+    pub(super) forking: RefCell<FxHashMap<WorkerId, Rc<Semaphore>>>,
     pub(super) objects: RefCell<Objects>,
     pub(super) jobs: RefCell<jobs::Jobs>,
     pub(super) dead: RefCell<Dead>,
@@ -183,6 +194,9 @@ impl Control {
             gcs: parts.gcs,
             processes: parts.processes,
             commands: parts.commands,
+            nursery: parts.nursery,
+            startup_concurrency: parts.startup_concurrency,
+            start_places: Arc::new(Semaphore::new(parts.startup_concurrency as usize)),
             runtime_env: parts.runtime_env,
             core_workers: parts.core_workers,
             labels,
@@ -192,6 +206,7 @@ impl Control {
             registry: RefCell::default(),
             leases: RefCell::default(),
             starting: RefCell::default(),
+            forking: RefCell::default(),
             objects: RefCell::default(),
             jobs: RefCell::default(),
             dead: RefCell::default(),
