@@ -1,5 +1,8 @@
 //! Messages into bytes, in buffers that are used again.
 
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+
 use rkyv::rancor::Error;
 use rkyv::ser::allocator::Arena;
 use rkyv::ser::Serializer;
@@ -14,7 +17,26 @@ pub struct Encoder {
     sent: usize,
     arena: Arena,
     limit_bytes: u32,
+    /// Frames with descriptors: where they start and end in the buffer.
+    attached: VecDeque<Attached>,
 }
+
+struct Attached {
+    start: usize,
+    end: usize,
+    descriptors: Vec<OwnedFd>,
+}
+
+/// What is to be sent next: bytes, and the descriptors to attach to the first of them.
+pub struct Unsent<'a> {
+    /// The bytes; empty: nothing is to be sent.
+    pub bytes: &'a [u8],
+    /// The descriptors.
+    pub descriptors: &'a [OwnedFd],
+}
+
+/// Bytes at the front that are sent already are dropped once there are so many.
+const COMPACT_BYTES: usize = 64 << 10;
 
 /// A buffer that grew beyond this for one long message is given back once it is empty.
 const KEPT_BYTES: usize = 256 << 10;
@@ -22,7 +44,7 @@ const KEPT_BYTES: usize = 256 << 10;
 impl Encoder {
     /// An encoder for bodies of at most `limit_bytes`.
     pub fn new(limit_bytes: u32) -> Self {
-        Self { buffer: AlignedVec::new(), sent: 0, arena: Arena::new(), limit_bytes }
+        Self { buffer: AlignedVec::new(), sent: 0, arena: Arena::new(), limit_bytes, attached: VecDeque::new() }
     }
 
     /// Another limit, from here on.
@@ -35,6 +57,7 @@ impl Encoder {
     /// # Errors
     /// [`FrameError::Long`] for a message above the limit; nothing is appended.
     pub fn frame<M: Message>(&mut self, head: Head, message: &M) -> Result<(), FrameError> {
+        self.compact();
         let start = self.buffer.len();
         self.buffer.extend_from_slice(&[0; LEAD_BYTES]);
         if let Err(error) = write_body(&mut self.buffer, &mut self.arena, message) {
@@ -54,14 +77,47 @@ impl Encoder {
         Ok(())
     }
 
-    /// What has to be sent.
-    pub fn unsent(&self) -> &[u8] {
-        &self.buffer[self.sent..]
+    /// Appends a frame with descriptors, at most [`DESCRIPTORS_MAX`](super::DESCRIPTORS_MAX).
+    ///
+    /// # Errors
+    /// As [`frame`](Self::frame).
+    pub fn frame_with<M: Message>(
+        &mut self,
+        head: Head,
+        message: &M,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(), FrameError> {
+        self.compact();
+        let start = self.buffer.len();
+        self.frame(head.with_descriptors(descriptors.len()), message)?;
+        if !descriptors.is_empty() {
+            self.attached.push_back(Attached { start, end: self.buffer.len(), descriptors });
+        }
+        Ok(())
     }
 
-    /// So many bytes of [`unsent`](Self::unsent) are sent.
+    /// What has to be sent next. A frame with descriptors goes by itself, so that they are attached to its own bytes.
+    pub fn unsent(&self) -> Unsent<'_> {
+        match self.attached.front() {
+            Some(next) if next.start <= self.sent => {
+                Unsent { bytes: &self.buffer[self.sent..next.end], descriptors: &next.descriptors }
+            }
+            Some(next) => Unsent { bytes: &self.buffer[self.sent..next.start], descriptors: &[] },
+            None => Unsent { bytes: &self.buffer[self.sent..], descriptors: &[] },
+        }
+    }
+
+    /// Bytes that are not sent yet.
+    pub fn unsent_bytes(&self) -> usize {
+        self.buffer.len() - self.sent
+    }
+
+    /// So many bytes of [`unsent`](Self::unsent) are sent, and with the first of them its descriptors.
     pub fn sent(&mut self, bytes: usize) {
         self.sent = (self.sent + bytes).min(self.buffer.len());
+        if bytes > 0 && self.attached.front().is_some_and(|next| next.start < self.sent) {
+            self.attached.pop_front();
+        }
         if self.sent < self.buffer.len() {
             return;
         }
@@ -70,6 +126,39 @@ impl Encoder {
             true => self.buffer = AlignedVec::new(),
             false => self.buffer.clear(),
         }
+    }
+
+    /// Sends what a socket takes now. `true`: everything is sent.
+    ///
+    /// # Errors
+    /// Where the peer is gone.
+    pub fn flush(&mut self, socket: impl std::os::fd::AsFd) -> std::io::Result<bool> {
+        use std::os::fd::AsFd;
+        loop {
+            let unsent = self.unsent();
+            if unsent.bytes.is_empty() {
+                return Ok(true);
+            }
+            let descriptors: Vec<_> = unsent.descriptors.iter().map(AsFd::as_fd).collect();
+            match crate::fds::send(&socket, unsent.bytes, &descriptors)? {
+                Some(bytes) => self.sent(bytes),
+                None => return Ok(false),
+            }
+        }
+    }
+
+    fn compact(&mut self) {
+        if self.sent < COMPACT_BYTES {
+            return;
+        }
+        let left = self.buffer.len() - self.sent;
+        self.buffer.copy_within(self.sent.., 0);
+        self.buffer.resize(left, 0);
+        for attached in &mut self.attached {
+            // One whose first bytes are sent keeps no descriptors.
+            (attached.start, attached.end) = (attached.start - self.sent, attached.end - self.sent);
+        }
+        self.sent = 0;
     }
 }
 

@@ -22,7 +22,7 @@ mod decoder;
 mod encoder;
 
 pub use decoder::{Decoder, Frame};
-pub use encoder::{BodyWriter, Encoder};
+pub use encoder::{BodyWriter, Encoder, Unsent};
 
 use crate::messages::VERSION;
 

@@ -21,7 +21,7 @@ pub use objects::*;
 pub use refusal::{Refusal, RefusalCode};
 pub use workers::*;
 
-use rkyv::api::low::{LowSerializer, LowValidator};
+use rkyv::api::low::{deserialize, LowSerializer, LowValidator};
 use rkyv::bytecheck::CheckBytes;
 use rkyv::rancor::Error;
 use rkyv::ser::allocator::ArenaHandle;
@@ -94,7 +94,7 @@ use {messages, wire_structs};
 
 /// Declares the messages of one direction as an enum of checked views.
 macro_rules! direction {
-    ($(#[$doc:meta])* $view:ident, $layouts:ident: $($name:ident)*) => {
+    ($(#[$doc:meta])* $view:ident, $owned:ident, $layouts:ident: $($name:ident)*) => {
         $(#[$doc])*
         #[derive(Debug)]
         #[allow(missing_docs)] // Each variant is the message of its name, documented there.
@@ -121,6 +121,45 @@ macro_rules! direction {
                     $(Self::$name(_) => stringify!($name),)*
                 }
             }
+
+            /// A copy of its own.
+            ///
+            /// # Errors
+            /// [`FrameError::Malformed`] where rkyv can't make it; no message of this crate does that.
+            pub fn to_owned(&self) -> Result<$owned, FrameError> {
+                let failed = |name| move |e: Error| FrameError::Malformed { name, got_bytes: 0, why: e.to_string() };
+                Ok(match self {
+                    $(Self::$name(view) => $owned::$name(deserialize(*view).map_err(failed(stringify!($name)))?),)*
+                })
+            }
+        }
+
+        /// The same as values.
+        #[derive(Clone, Debug, PartialEq)]
+        #[allow(missing_docs)] // Each variant is the message of its name, documented there.
+        pub enum $owned {
+            $($name($name),)*
+        }
+
+        impl $owned {
+            /// The message's name.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$name(_) => stringify!($name),)*
+                }
+            }
+
+            /// Writes it as a frame, with what `head` says besides the type.
+            ///
+            /// # Errors
+            /// As [`Encoder::frame`](crate::frame::Encoder::frame).
+            pub fn encode(&self, encoder: &mut crate::frame::Encoder, head: Head) -> Result<(), FrameError> {
+                match self {
+                    $(Self::$name(message) => {
+                        encoder.frame(Head { message_type: <$name as Message>::TYPE, ..head }, message)
+                    })*
+                }
+            }
         }
 
         /// Number and layout of each of them.
@@ -130,7 +169,7 @@ macro_rules! direction {
 
 direction! {
     /// A checked message to the node.
-    Request, REQUEST_LAYOUTS:
+    Request, OwnedRequest, REQUEST_LAYOUTS:
     Hello OpenRing NewPutTask
     Create Seal Abort Get Release Wait Delete Contains List RequestCredit Publish ReturnCredit Pin Unpin
     DefineClass RequestLease ReturnLease CancelLease KeepLease
@@ -140,7 +179,7 @@ direction! {
 
 direction! {
     /// A checked message from the node: an answer or an event.
-    Reply, REPLY_LAYOUTS:
+    Reply, OwnedReply, REPLY_LAYOUTS:
     Welcome RingOpened PutTask SegmentAdded SocketHint Done Refused
     Created Found Waited Contained Listed CreditGranted Pinned
     ClassDefined Granted CancelDone LeaseDone LeaseLost

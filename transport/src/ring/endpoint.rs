@@ -23,6 +23,20 @@ pub enum Side {
     Client,
 }
 
+/// What to be woken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wake {
+    /// There is a record to read.
+    pub for_data: bool,
+    /// There is room to write a record with a body of so many bytes.
+    pub for_space: Option<usize>,
+}
+
+impl Wake {
+    /// A record to read, and nothing else.
+    pub const DATA: Self = Self { for_data: true, for_space: None };
+}
+
 /// One side of a pair of rings. Once it has found the other side lying it refuses to go on, with the same error again.
 pub struct Endpoint {
     memory: Arc<Memory>,
@@ -120,20 +134,20 @@ impl Endpoint {
         announced.swap(0, Ordering::AcqRel) & news != 0
     }
 
-    /// Announces sleep, to be woken by a record or, if `for_space`, by room for `for_space` bytes. `true`: sleep now, until the doorbell
-    /// rings or something else happens, then say [`awake`](Self::awake). `false`: there is something to do already.
+    /// Announces sleep, and what to be woken for. `true`: sleep now, until the doorbell rings or something else happens, then say
+    /// [`awake`](Self::awake). `false`: there is something to do already.
     ///
     /// # Errors
     /// [`RingError`]: the other side lies.
-    pub fn announce_sleep(&mut self, for_space: Option<usize>) -> Result<bool, RingError> {
+    pub fn announce_sleep(&mut self, wake: Wake) -> Result<bool, RingError> {
         if let Some(error) = &self.condemned {
             return Err(error.clone());
         }
-        let bits = sleep::DATA | if for_space.is_some() { sleep::SPACE } else { 0 };
+        let bits = if wake.for_data { sleep::DATA } else { 0 } | if wake.for_space.is_some() { sleep::SPACE } else { 0 };
         self.memory.lines()[self.own_sleep][0].store(bits, Ordering::Relaxed);
         // The announcement is visible before the last look; see the module.
         fence(Ordering::SeqCst);
-        let found = self.look(for_space);
+        let found = self.look(wake);
         match found {
             Ok(false) => return Ok(true),
             Ok(true) => self.awake(),
@@ -151,14 +165,19 @@ impl Endpoint {
     }
 
     /// Is there a record, or the room that is waited for?
-    fn look(&mut self, for_space: Option<usize>) -> Result<bool, RingError> {
-        if self.receiver.peek()?.is_some() {
+    fn look(&mut self, wake: Wake) -> Result<bool, RingError> {
+        if wake.for_data && self.receiver.peek()?.is_some() {
             return Ok(true);
         }
-        match for_space {
+        match wake.for_space {
             Some(bytes) => self.sender.has_room(super::layout::lines_of(bytes.min(self.body_max_bytes()))),
             None => Ok(false),
         }
+    }
+
+    /// Is there room for a record with a body of so many bytes? `false` also where the ring is of no more use.
+    pub fn has_room(&mut self, body_bytes: usize) -> bool {
+        self.sender.has_room(super::layout::lines_of(body_bytes)).unwrap_or(false)
     }
 
     /// Why the ring is of no more use.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use loom::sync::{Condvar, Mutex};
 use loom::thread;
 
-use super::{Endpoint, Memory, PushError, Record, Side};
+use super::{Endpoint, Memory, PushError, Record, Side, Wake};
 use crate::frame::Head;
 
 /// As an eventfd: remembers that it rang.
@@ -51,7 +51,7 @@ fn head(n: u32) -> Head {
 /// Pops one record, sleeping where there is none.
 fn pop_or_sleep(end: &mut Endpoint, record: &mut Record, bell: &Bell) {
     while !end.pop(record).unwrap() {
-        if end.announce_sleep(None).unwrap() {
+        if end.announce_sleep(Wake::DATA).unwrap() {
             bell.wait();
             end.awake();
         }
@@ -144,7 +144,7 @@ fn loom_no_wake_up_for_room_is_lost() {
         });
         while let Err(error) = client.push(head(3), &[]) {
             assert_eq!(error, PushError::Full);
-            if client.announce_sleep(Some(0)).unwrap() {
+            if client.announce_sleep(Wake { for_data: true, for_space: Some(0) }).unwrap() {
                 bell.wait();
                 client.awake();
             }

@@ -20,7 +20,7 @@ mod sender;
 mod sync;
 
 pub use doorbell::{Doorbell, Rings, SetupError};
-pub use endpoint::{Endpoint, Side};
+pub use endpoint::{Endpoint, Side, Wake};
 pub use memory::Memory;
 pub use receiver::{Receiver, Record};
 pub use sender::Sender;

@@ -74,10 +74,10 @@ fn only_who_sleeps_is_woken_and_only_once() {
     let (_, mut client, mut node) = pair(64);
     client.push(Head::new(1, 1), &[]).unwrap();
     assert!(!client.must_wake(), "the node is awake");
-    assert_eq!(node.announce_sleep(None), Ok(false), "there is a record");
+    assert_eq!(node.announce_sleep(Wake::DATA), Ok(false), "there is a record");
     let mut record = Record::default();
     assert_eq!(node.pop(&mut record), Ok(true));
-    assert_eq!(node.announce_sleep(None), Ok(true));
+    assert_eq!(node.announce_sleep(Wake::DATA), Ok(true));
     assert!(!client.must_wake(), "nothing was written");
     client.push(Head::new(1, 2), &[]).unwrap();
     assert!(client.must_wake());
@@ -91,15 +91,15 @@ fn who_waits_for_room_is_woken_by_reading_and_not_for_less() {
     for n in 0..64 {
         client.push(Head::new(1, n), &[]).unwrap();
     }
-    assert_eq!(client.announce_sleep(None), Ok(true));
+    assert_eq!(client.announce_sleep(Wake::DATA), Ok(true));
     let mut record = Record::default();
     assert_eq!(node.pop(&mut record), Ok(true));
     assert!(!node.must_wake(), "it waits for a record, not for room");
     client.push(Head::new(1, 64), &[]).unwrap();
-    assert_eq!(client.announce_sleep(Some(0)), Ok(true));
+    assert_eq!(client.announce_sleep(Wake { for_data: true, for_space: Some(0) }), Ok(true));
     assert_eq!(node.pop(&mut record), Ok(true));
     assert!(node.must_wake());
-    assert_eq!(client.announce_sleep(Some(0)), Ok(false), "there is room");
+    assert_eq!(client.announce_sleep(Wake { for_data: true, for_space: Some(0) }), Ok(false), "there is room");
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn a_wrong_stamp_condemns_the_ring() {
     memory.lines()[layout::RINGS_LINE + 1][0].store(0, Ordering::Relaxed);
     assert_eq!(node.pop(&mut record), Err(error.clone()), "it stays so");
     assert_eq!(node.push(Head::new(1, 1), &[]), Err(PushError::Ring(error.clone())));
-    assert_eq!(node.announce_sleep(None), Err(error));
+    assert_eq!(node.announce_sleep(Wake::DATA), Err(error));
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn two_threads_that_sleep_wake_each_other() {
     let mut client = Rings::open(64, descriptors).unwrap();
     let wait = |rings: &mut Rings, record: &mut Record| {
         while !rings.endpoint.pop(record).unwrap() {
-            if rings.endpoint.announce_sleep(None).unwrap() {
+            if rings.endpoint.announce_sleep(Wake::DATA).unwrap() {
                 let limit = Timespec { tv_sec: 10, tv_nsec: 0 };
                 let mut fds = [PollFd::from_borrowed_fd(rings.own_bell.as_fd(), PollFlags::IN)];
                 assert_eq!(poll(&mut fds, Some(&limit)), Ok(1), "a wake-up got lost");
@@ -337,7 +337,7 @@ proptest! {
                     prop_assert!(record.body().len() <= body_max_bytes(64));
                 }
                 let _ = end.push(Head::new(1, 1), &[]);
-                let _ = end.announce_sleep(Some(10));
+                let _ = end.announce_sleep(Wake { for_data: true, for_space: Some(10) });
                 end.must_wake();
             }
         }
