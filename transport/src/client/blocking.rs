@@ -157,6 +157,12 @@ impl Client {
         Ok(Self { shared })
     }
 
+    /// Closes the connection. All that is held is given back by the node; every handle and every thread that waits gets
+    /// [`ClientError::Closed`].
+    pub fn close(&self) {
+        self.shared.lock().link.close();
+    }
+
     /// The node's id.
     pub fn node(&self) -> NodeId {
         self.shared.about.node

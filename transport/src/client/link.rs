@@ -146,6 +146,13 @@ impl Link {
         error
     }
 
+    /// Ends the connection from this side.
+    pub(crate) fn close(&mut self) {
+        // The node may have closed before.
+        let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Both);
+        self.die(ClientError::Closed);
+    }
+
     /// Wakes whoever waits for anything but an answer.
     fn wake_waiting(&mut self) {
         self.wakers.drain(..).for_each(Waker::wake);

@@ -114,7 +114,8 @@ impl Encoder {
 
     /// So many bytes of [`unsent`](Self::unsent) are sent, and with the first of them its descriptors.
     pub fn sent(&mut self, bytes: usize) {
-        self.sent = (self.sent + bytes).min(self.buffer.len());
+        let bytes = bytes.min(self.unsent().bytes.len());
+        self.sent += bytes;
         if bytes > 0 && self.attached.front().is_some_and(|next| next.start < self.sent) {
             self.attached.pop_front();
         }
@@ -145,6 +146,11 @@ impl Encoder {
                 None => return Ok(false),
             }
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn capacity_bytes(&self) -> usize {
+        self.buffer.capacity()
     }
 
     fn compact(&mut self) {

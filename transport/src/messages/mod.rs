@@ -136,6 +136,7 @@ macro_rules! direction {
 
         /// The same as values.
         #[derive(Clone, Debug, PartialEq)]
+        #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
         #[allow(missing_docs)] // Each variant is the message of its name, documented there.
         pub enum $owned {
             $($name($name),)*
