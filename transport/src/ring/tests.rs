@@ -187,7 +187,7 @@ fn a_reader_that_is_ahead_of_the_writer_or_goes_back_condemns_the_ring() {
 /// Two threads, each writing and checking as many records as it reads, in rings that are full most of the time.
 #[test]
 fn two_threads_see_each_others_records_whole_and_in_order() {
-    const RECORDS: u32 = if cfg!(miri) { 200 } else { 200_000 };
+    const RECORDS: u32 = if cfg!(miri) { 200 } else { 10_000 };
     let (_, client, node) = pair(64);
     let run = |mut end: Endpoint| {
         move || {
@@ -225,7 +225,7 @@ fn two_threads_see_each_others_records_whole_and_in_order() {
 fn two_threads_that_sleep_wake_each_other() {
     use rustix::event::{poll, PollFd, PollFlags, Timespec};
     use std::os::fd::AsFd;
-    const ROUNDS: u32 = 20_000;
+    const ROUNDS: u32 = 5_000;
     let (mut node, descriptors) = Rings::create(64).unwrap();
     let mut client = Rings::open(64, descriptors).unwrap();
     let wait = |rings: &mut Rings, record: &mut Record| {
