@@ -1,19 +1,28 @@
 //! What crosses between the control thread and the cores, and who is meant by a token.
 //!
-//! A core never waits for the control thread and the control thread never waits for a core: both directions are queues that
-//! are read by one task each. What bounds them is the number of requests let in (see [`MAX_RPCS_IN_FLIGHT`]) and the number
+//! A core never waits for the control thread or for another core, and the control thread never waits for a core: all of these
+//! are queues with one reader each. What bounds them is the number of requests let in (see [`MAX_RPCS_IN_FLIGHT`]) and the number
 //! of connections, because every entry answers one of those.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
-use raylet_shard::ids::{ClientId, NowNs, ObjectId, ShardId, Token, WorkerId};
+use bytes::Bytes;
+use raylet_shard::ids::{ClientId, LeaseId, NowNs, ObjectId, ShardId, Token, WorkerId};
 use raylet_shard::sched::{ResourceSet, ResourceUse, SchedEffect, SchedEvent, WorkerCounts};
-use raylet_shard::store::{ObjectInfo, StoreEvent, StoreStats};
+use raylet_shard::store::{BankEvent, ObjectInfo, StoreEffect, StoreEvent, StoreStats};
+use raylet_transport::uring::Doorbell;
+
+use tonic::Status;
 
 use crate::observe::histogram::Snapshot;
+use crate::ray::core_rpc::desk::{Card, Lesson};
+use crate::ray::core_rpc::RpcSettings;
 use crate::ray::messages::ClientMessage;
 use crate::ray::metrics::stock::SizeCounts;
+use crate::ray::proto;
+use crate::ray::wire::frame::{PLASMA_MAX_BODY_BYTES, RAYLET_MAX_BODY_BYTES};
 
 /// Most gRPC requests that wait for a core at once; one more is answered RESOURCE_EXHAUSTED.
 pub const MAX_RPCS_IN_FLIGHT: usize = 1 << 17;
@@ -29,6 +38,18 @@ pub enum Requester {
 
 const REQUESTER_SHIFT: u32 = 48;
 const CONTROL: u64 = 0xffff;
+
+impl Socket {
+    /// Longest body of a frame.
+    pub fn limit_bytes(self) -> u64 {
+        match self {
+            Self::Raylet => RAYLET_MAX_BODY_BYTES,
+            Self::Plasma => PLASMA_MAX_BODY_BYTES,
+            // HTTP/2 has frames and limits of its own.
+            Self::Rpc => 0,
+        }
+    }
+}
 
 impl Requester {
     /// A token, or a client's number, that leads answers back here. `local` is the requester's own 48-bit number.
@@ -70,18 +91,64 @@ pub fn shard_of_object(id: &ObjectId, shards: ShardId) -> ShardId {
     ((hash >> 32) % u64::from(shards)) as ShardId
 }
 
-/// Which of Ray's sockets a connection came through.
+/// Where a connection of Ray came through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Socket {
     /// Workers and drivers.
     Raylet,
     /// The object store.
     Plasma,
+    /// The node manager's port.
+    Rpc,
 }
 
-/// From the control thread to a core.
+/// From one core to another.
+#[derive(Debug)]
+pub enum PeerMessage {
+    /// For the peer's object table.
+    Store(StoreEvent),
+    /// An answer of the sender's object table to something that the peer asked.
+    StoreAnswer(StoreEffect),
+    /// For the bank of spans, which lives on shard 0.
+    Bank(BankEvent),
+    /// For the peer's lease queues.
+    Sched(SchedEvent),
+    /// What the sender's lease queues decided of a request that came through the peer's desk.
+    SchedAnswer {
+        /// The sender.
+        from: ShardId,
+        /// The decision.
+        effect: SchedEffect,
+    },
+}
+
+/// The way to a core, for the control thread and for the other cores.
+#[derive(Clone, Debug)]
+pub struct CoreHandle {
+    queue: flume::Sender<ToCore>,
+    doorbell: Arc<Doorbell>,
+}
+
+impl CoreHandle {
+    /// The way to the core that reads the other end of `queue` and that `doorbell` wakes.
+    pub fn new(queue: flume::Sender<ToCore>, doorbell: Arc<Doorbell>) -> Self {
+        Self { queue, doorbell }
+    }
+
+    /// Sends, in order with everything sent from this thread before. A core that ended hears nothing: it was stopped, or its
+    /// death is on its way as [`ToControl::Failed`].
+    pub fn send(&self, message: ToCore) {
+        if self.queue.send(message).is_ok() {
+            self.doorbell.ring();
+        }
+    }
+}
+
+/// To a core.
 #[derive(Debug)]
 pub enum ToCore {
+    /// From another core.
+    Peer(PeerMessage),
     /// A connection that the core is to serve.
     Accepted {
         /// Where it came through.
@@ -104,6 +171,34 @@ pub enum ToCore {
     FreeOwnedBy {
         /// The owner.
         owner: WorkerId,
+    },
+    /// Open the node manager's port.
+    OpenRpc(Arc<RpcSettings>),
+    /// The reply to a call that this core passed on.
+    Answered {
+        /// The core's number of the call.
+        call: u64,
+        /// A frame, or an error.
+        reply: Result<Bytes, Status>,
+    },
+    /// A scheduling class, for the core's desk.
+    Learn(Box<Lesson>),
+    /// A worker that can be leased, for the core's desk.
+    WorkerReady {
+        /// The worker.
+        worker: WorkerId,
+        /// What an owner is told of it.
+        card: Box<Card>,
+    },
+    /// A lease was cancelled that nobody has asked for yet.
+    CancelledAhead {
+        /// The lease.
+        lease: LeaseId,
+    },
+    /// Tell everything that was to be told later, and then [`ToControl::CaughtUp`].
+    Flush {
+        /// For the answer.
+        token: Token,
     },
     /// Send a frame to a connection of this core's raylet socket.
     Send {
@@ -133,12 +228,53 @@ pub enum ToCore {
 pub enum ToControl {
     /// What the lease queues decided.
     Sched(SchedEffect),
-    /// A pin that the control thread asked for.
-    Pinned {
+    /// A call of the node manager's port that the core does not answer itself.
+    Call {
+        /// The core.
+        from: ShardId,
+        /// The core's number of the call.
+        call: u64,
+        /// The method.
+        path: &'static str,
+        /// The request.
+        message: Bytes,
+    },
+    /// A call was answered on a core.
+    Served {
+        /// The method.
+        path: &'static str,
+        /// Whether with a reply.
+        ok: bool,
+        /// From the call to its answer.
+        took: Duration,
+    },
+    /// A core's desk let a request for a lease through.
+    Asked {
+        /// The lease.
+        lease: LeaseId,
+        /// The shard that queues it.
+        shard: ShardId,
+        /// What was asked for.
+        spec: Box<proto::LeaseSpec>,
+    },
+    /// A request that came through a core's desk was granted.
+    Granted {
+        /// The lease.
+        lease: LeaseId,
+        /// Its worker.
+        worker: WorkerId,
+    },
+    /// A lease was given back at a core's desk.
+    Returned {
+        /// The lease.
+        lease: LeaseId,
+    },
+    /// Several messages, in order.
+    Batch(Vec<ToControl>),
+    /// Everything that a core had to tell when it was asked to has been told.
+    CaughtUp {
         /// The control thread's token.
         token: Token,
-        /// Whether the object was there.
-        ok: bool,
     },
     /// The store is full and creates wait: workers should drop references.
     StoreFull,
@@ -192,12 +328,11 @@ pub struct CoreReport {
 const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Every core's account of itself, asked for at once. A core that does not answer in time is left out.
-pub async fn core_reports(cores: &[flume::Sender<ToCore>], objects: bool) -> Vec<CoreReport> {
+pub async fn core_reports(cores: &[CoreHandle], objects: bool) -> Vec<CoreReport> {
     let mut waiting = Vec::with_capacity(cores.len());
     for core in cores {
         let (reply, receiver) = flume::bounded(1);
-        // A core that ended has told why, and its account is missing.
-        let _ = core.send(ToCore::Report { objects, reply });
+        core.send(ToCore::Report { objects, reply });
         waiting.push(receiver);
     }
     let mut reports = Vec::with_capacity(waiting.len());

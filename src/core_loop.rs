@@ -1,29 +1,32 @@
 //! One core of the node: feeds events to its shard and carries out the shard's effects.
 //!
-//! Everything on a core runs on one glommio executor. Connections turn frames into events; [`Core::run`] hands an event to
-//! the shard, and each effect becomes a reply on a connection, a message to another core, or one to the control thread. No
-//! step of this waits: what would have to wait (touching fresh memory, a full socket) is a task of its own.
+//! [`core_io::run`](crate::core_io::run) waits for what happens. Connections turn frames into events; [`Core::run`] hands an event
+//! to the shard, and each effect becomes a reply on a connection, a message to another core, or one to the control thread.
+//! No step of this waits: what would have to wait (touching fresh memory, a full socket) is done beside it and comes back as
+//! something that happened.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use glommio::channels::local_channel::LocalSender;
 use raylet_shard::ids::{ClientId, NowNs, ObjectId, ShardId, Token, WorkerId};
 use raylet_shard::sched::{SchedEffect, SchedEvent, Scheduler};
 use raylet_shard::store::{BankEffect, BankEvent, NodeMemory, ObjectSource, Store, StoreEffect, StoreEvent};
 use raylet_tuning::{Segment, Warmer};
 
-use crate::bridge::{shard_of_object, CoreReport, Load, Requester, SchedReport, Socket, ToControl, ToCore};
+use crate::bridge::{
+    shard_of_object, CoreHandle, CoreReport, Load, PeerMessage, Requester, SchedReport, ToControl, ToCore,
+};
+use crate::core_io::Io;
 use crate::deps::LeaseDeps;
 use crate::observe::histogram::Recorder;
 use crate::observe::metrics::Buckets;
+use crate::ray::core_rpc::{desk, CoreRpc};
 use crate::ray::metrics::stock::SIZE_BOUNDS_BYTES;
-use crate::ray::plasma_conn::{self, PlasmaClients};
-use crate::ray::raylet_conn::{self, RayletClients};
+use crate::ray::plasma_conn::PlasmaClients;
+use crate::ray::raylet_conn::RayletClients;
 
 /// How often deadlines are looked at while something waits for one.
 const TICK: Duration = Duration::from_millis(10);
@@ -34,20 +37,17 @@ const IDLE_TICK: Duration = Duration::from_millis(50);
 /// The scheduler is told of the time this often when it does not ask for more.
 const SLOW_TICK: Duration = Duration::from_millis(200);
 
+/// How late the control thread may hear of what it need not act upon.
+const TELL_LATER: Duration = Duration::from_millis(20);
+
+/// Most messages kept for that long.
+const TELL_LATER_MAX: usize = 512;
+
+/// Pause before an object is watched that could not be, because too many were.
+const WATCH_RETRY: Duration = Duration::from_millis(100);
+
 /// Token of requests whose answer nobody waits for.
 const SILENT: Token = Token::MAX;
-
-/// From one core to another.
-pub enum PeerMessage {
-    /// For the peer's object table.
-    Store(StoreEvent),
-    /// An answer of the sender's object table to something that the peer asked.
-    StoreAnswer(StoreEffect),
-    /// For the bank of spans, which lives on shard 0.
-    Bank(BankEvent),
-    /// For the peer's lease queues.
-    Sched(SchedEvent),
-}
 
 /// What a core is made of.
 pub struct CoreParts {
@@ -65,8 +65,8 @@ pub struct CoreParts {
     pub sched: Scheduler,
     /// To the control thread.
     pub to_control: flume::Sender<ToControl>,
-    /// To each other core, by shard; the one to itself is never used.
-    pub peers: Vec<LocalSender<PeerMessage>>,
+    /// To each core, by shard; the one to itself is never used.
+    pub peers: Vec<CoreHandle>,
     /// The helper that touches memory ahead of demand.
     pub warm: Option<WarmReserve>,
     /// Latencies of this core's operations.
@@ -109,10 +109,15 @@ pub struct Core {
     started: Instant,
     segments: Arc<[Arc<Segment>]>,
     to_control: flume::Sender<ToControl>,
-    peers: Vec<LocalSender<PeerMessage>>,
+    peers: Vec<CoreHandle>,
     warm: Option<WarmReserve>,
     state: RefCell<State>,
     deps: RefCell<LeaseDeps>,
+    /// What it waits for.
+    pub io: Io,
+    /// Connections to the node manager's port.
+    pub rpc: CoreRpc,
+    later: RefCell<Vec<ToControl>>,
     /// Connections to the plasma socket.
     pub plasma: PlasmaClients,
     /// Connections to the raylet socket.
@@ -188,6 +193,9 @@ impl Core {
                 running: false,
             }),
             deps: RefCell::default(),
+            io: Io::default(),
+            rpc: CoreRpc::default(),
+            later: RefCell::default(),
             plasma: PlasmaClients::default(),
             raylet: RayletClients::default(),
             recorder: RefCell::new(parts.recorder),
@@ -216,8 +224,45 @@ impl Core {
 
     /// Tells the control thread. Nothing is lost: the queue has no bound of its own (see [`crate::bridge`]).
     pub fn tell_control(&self, message: ToControl) {
+        self.tell_what_is_late();
         // The control thread outlives the cores; at shutdown nobody listens and nothing needs to be heard.
         let _ = self.to_control.send(message);
+    }
+
+    /// Tells the control thread what it only has to know: before anything that it has to act upon, and within
+    /// [`TELL_LATER`] otherwise, so that what is done here costs no wake-up there. Where there are several cores it is told at
+    /// once, because what two cores tell has no order.
+    pub fn tell_control_later(&self, message: ToControl) {
+        if self.shards > 1 {
+            return self.tell_control(message);
+        }
+        let waiting = {
+            let mut later = self.later.borrow_mut();
+            later.push(message);
+            later.len()
+        };
+        match waiting {
+            1 => self.io.after(TELL_LATER, |core| core.tell_what_is_late()),
+            TELL_LATER_MAX => self.tell_what_is_late(),
+            _ => {}
+        }
+    }
+
+    fn tell_what_is_late(&self) {
+        let late = std::mem::take(&mut *self.later.borrow_mut());
+        if !late.is_empty() {
+            // As in `tell_control`.
+            let _ = self.to_control.send(ToControl::Batch(late));
+        }
+    }
+
+    /// Hands an event to the lease queues of a shard.
+    pub fn sched_on(self: &Rc<Self>, shard: ShardId, event: SchedEvent) {
+        if shard == self.shard {
+            self.run(Work::Sched(event));
+        } else {
+            self.send_peer(shard, PeerMessage::Sched(event));
+        }
     }
 
     /// Hands an event about one object to the shard that has the object, and carries out what follows.
@@ -240,12 +285,22 @@ impl Core {
         self.run(Work::Store(StoreEvent::ClientGone { client }));
     }
 
-    /// Takes a message of the control thread. False: stop.
-    pub fn from_control(self: &Rc<Self>, message: ToCore) -> bool {
+    /// Takes a message of the control thread or of another core. False: stop.
+    pub fn message(self: &Rc<Self>, message: ToCore) -> bool {
         match message {
+            ToCore::Peer(message) => self.from_peer(message),
             ToCore::Store(event) => self.run(Work::Store(event)),
-            ToCore::Sched(event) => self.run(Work::Sched(event)),
-            ToCore::Accepted { socket, stream } => self.serve(socket, stream),
+            ToCore::Sched(event) => {
+                self.tell_desk(&event);
+                self.run(Work::Sched(event));
+            }
+            ToCore::OpenRpc(settings) => self.rpc.open(&settings),
+            ToCore::Answered { call, reply } => self.rpc.answered(call, reply),
+            ToCore::Learn(lesson) => self.rpc.desk.borrow_mut().learn(*lesson),
+            ToCore::WorkerReady { worker, card } => self.rpc.desk.borrow_mut().worker_ready(worker, *card),
+            ToCore::CancelledAhead { lease } => self.rpc.desk.borrow_mut().cancelled_ahead(lease),
+            ToCore::Flush { token } => self.tell_control(ToControl::CaughtUp { token }),
+            ToCore::Accepted { socket, stream } => self.io.serve(self, socket, stream),
             ToCore::FreeOwnedBy { owner } => self.free_owned_by(owner),
             ToCore::PutError { id, metadata } => self.plasma.put_error(self, id, metadata),
             ToCore::Send { conn, frame } => self.raylet.send(self, conn, &frame),
@@ -259,9 +314,20 @@ impl Core {
         true
     }
 
-    /// Takes a message of another core.
-    pub fn from_peer(self: &Rc<Self>, message: PeerMessage) {
+    /// What the lease queues are told concerns the desk too.
+    fn tell_desk(&self, event: &SchedEvent) {
+        let mut desk = self.rpc.desk.borrow_mut();
+        match event {
+            SchedEvent::OwnerGone { owner } => desk.owner_gone(*owner),
+            SchedEvent::OwnerNodeGone { node } => desk.node_gone(*node),
+            SchedEvent::ForgetClass { class } => desk.forget(*class),
+            _ => {}
+        }
+    }
+
+    fn from_peer(self: &Rc<Self>, message: PeerMessage) {
         self.run(match message {
+            PeerMessage::SchedAnswer { from, effect } => return desk::settle(self, from, effect),
             PeerMessage::Store(event) => Work::Store(event),
             PeerMessage::StoreAnswer(effect) => Work::StoreAnswer(effect),
             PeerMessage::Bank(event) => Work::Bank(event),
@@ -270,8 +336,7 @@ impl Core {
     }
 
     fn send_peer(&self, shard: ShardId, message: PeerMessage) {
-        // The channel ends with the peer's executor, which is at shutdown.
-        let _ = self.peers[usize::from(shard)].try_send(message);
+        self.peers[usize::from(shard)].send(ToCore::Peer(message));
     }
 
     /// Does a piece of work and all that follows from it. What an effect asks for while this runs is queued, so the shard is
@@ -342,15 +407,6 @@ impl Core {
         self.state.borrow_mut().sched_effects = effects;
     }
 
-    /// Serves a new connection on this core.
-    fn serve(self: &Rc<Self>, socket: Socket, stream: OwnedFd) {
-        let core = self.clone();
-        match socket {
-            Socket::Raylet => glommio::spawn_local(raylet_conn::serve(core, stream)).detach(),
-            Socket::Plasma => glommio::spawn_local(plasma_conn::serve(core, stream)).detach(),
-        };
-    }
-
     fn free_owned_by(self: &Rc<Self>, owner: WorkerId) {
         let owned: Vec<ObjectId> = {
             let state = self.state.borrow();
@@ -416,30 +472,28 @@ impl Core {
         format!("shard {}: {stats:#?}", self.shard)
     }
 
-    /// Lets time pass for deadlines, until the core ends.
-    pub async fn tick(self: Rc<Self>) {
-        loop {
-            glommio::timer::sleep(self.pause()).await;
-            let now = self.now();
-            let (store, sched) = {
-                let state = self.state.borrow();
-                (state.memory.next_deadline().is_some_and(|at| at <= now), state.sched.wants_tick())
-            };
-            let slow = now - self.sched_told_at.get() >= SLOW_TICK.as_nanos() as NowNs;
-            if let (Some(warm), Memory::Home(memory)) = (&self.warm, &self.state.borrow().memory) {
-                warm.follow(memory);
-            }
-            if store {
-                self.run(Work::Store(StoreEvent::Tick));
-                if self.shard == 0 {
-                    self.run(Work::Bank(BankEvent::Tick));
-                }
-            }
-            if sched || slow {
-                self.sched_told_at.set(now);
-                self.run(Work::Sched(SchedEvent::Tick));
+    /// Lets time pass for deadlines, now and until the core ends.
+    pub fn tick(self: &Rc<Self>) {
+        let now = self.now();
+        let (store, sched) = {
+            let state = self.state.borrow();
+            (state.memory.next_deadline().is_some_and(|at| at <= now), state.sched.wants_tick())
+        };
+        let slow = now - self.sched_told_at.get() >= SLOW_TICK.as_nanos() as NowNs;
+        if let (Some(warm), Memory::Home(memory)) = (&self.warm, &self.state.borrow().memory) {
+            warm.follow(memory);
+        }
+        if store {
+            self.run(Work::Store(StoreEvent::Tick));
+            if self.shard == 0 {
+                self.run(Work::Bank(BankEvent::Tick));
             }
         }
+        if sched || slow {
+            self.sched_told_at.set(now);
+            self.run(Work::Sched(SchedEvent::Tick));
+        }
+        self.io.after(self.pause(), Self::tick);
     }
 
     /// Time until the next tick. A wake-up costs as much as a put; on a node where nothing waits they would be all it does.
@@ -467,10 +521,16 @@ impl Core {
                 }
                 _ => self.plasma.answer(self, effect),
             },
-            StoreEffect::Pinned { token, ok, .. } => self.tell_control(ToControl::Pinned { token, ok }),
-            StoreEffect::Watched { token, id } | StoreEffect::WatchRefused { token, id } => {
-                self.watched(token, id, effect)
-            }
+            StoreEffect::Pinned { token, ok, .. } => match Requester::of(token) {
+                Requester::Shard(shard) if shard != self.shard => {
+                    self.send_peer(shard, PeerMessage::StoreAnswer(effect));
+                }
+                Requester::Shard(_) => self.rpc.pinned(token, ok),
+                // The control thread pins nothing.
+                Requester::Control => {}
+            },
+            StoreEffect::Watched { token, id } => self.watched(token, id, effect),
+            StoreEffect::WatchRefused { token, id } => self.watch_refused(token, id, effect),
             StoreEffect::ObjectSealed { data_bytes, metadata_bytes, source, .. } => {
                 let size_bytes = (data_bytes + metadata_bytes) as f64;
                 self.sealed_sizes[source as usize].record(&SIZE_BOUNDS_BYTES, size_bytes);
@@ -514,6 +574,21 @@ impl Core {
         }
     }
 
+    /// Too many requests wait for objects. A lease goes on, because its worker waits for its arguments itself; a wait of a client
+    /// asks again until it has ended.
+    fn watch_refused(self: &Rc<Self>, token: Token, id: ObjectId, effect: StoreEffect) {
+        match Requester::of(token) {
+            Requester::Shard(shard) if shard == self.shard && !LeaseDeps::is_dependency(token) => {
+                self.io.after(WATCH_RETRY, move |core| {
+                    if core.raylet.still_waits(token) {
+                        core.store(&id, StoreEvent::Watch { token, id });
+                    }
+                });
+            }
+            _ => self.watched(token, id, effect),
+        }
+    }
+
     fn carry_out_sched(self: &Rc<Self>, effect: SchedEffect) {
         match effect {
             SchedEffect::ToShard { to, msg } => {
@@ -531,6 +606,22 @@ impl Core {
                 for (token, object) in ended {
                     self.store(&object, StoreEvent::Unwatch { token, id: object });
                 }
+            }
+            SchedEffect::Granted { token, .. }
+            | SchedEffect::Rejected { token, .. }
+            | SchedEffect::Cancelled { token, .. }
+            | SchedEffect::Failed { token, .. }
+            | SchedEffect::Withdrawn { token, .. } => match Requester::of(token) {
+                Requester::Control => self.tell_control(ToControl::Sched(effect)),
+                Requester::Shard(shard) if shard == self.shard => desk::settle(self, shard, effect),
+                Requester::Shard(shard) => {
+                    let from = self.shard;
+                    self.send_peer(shard, PeerMessage::SchedAnswer { from, effect });
+                }
+            },
+            SchedEffect::LeaseLost { lease, .. } => {
+                self.rpc.desk.borrow_mut().lease_lost(&lease);
+                self.tell_control(ToControl::Sched(effect));
             }
             effect => self.tell_control(ToControl::Sched(effect)),
         }

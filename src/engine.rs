@@ -1,26 +1,21 @@
 //! The part of a node that both doors share: memory segments, and a core thread per shard.
 
 use std::io;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use glommio::channels::channel_mesh::{FullMesh, MeshBuilder};
-use glommio::channels::local_channel;
-use glommio::channels::shared_channel::ConnectedReceiver;
 use glommio::{LocalExecutorBuilder, Placement};
 use raylet_shard::ids::ShardId;
 use raylet_shard::sched::{SchedConfig, SchedEvent, Scheduler};
 use raylet_shard::store::{BankConfig, Layout, NodeMemory, SegmentSpec, SpanBank, Store, StoreConfig};
+use raylet_transport::uring::{CoreRing, Doorbell, RingError};
 use raylet_tuning::{CoreChoice, PageChoice, Segment, SegmentRequest, Topology, Warmer};
 
-use crate::bridge::{ToControl, ToCore};
-use crate::core_loop::{Core, CoreParts, Memory, PeerMessage, WarmReserve};
+use crate::bridge::{CoreHandle, ToControl, ToCore};
+use crate::core_io;
+use crate::core_loop::{Core, CoreParts, Memory, WarmReserve};
 use crate::observe::histogram::Recorder;
-
-/// Messages between two cores that may be on their way; more wait in the sender's memory, bounded by its connections.
-const PEER_CHANNEL: usize = 4096;
 
 /// On machines of up to this many usable cores the threads of `--cores auto` are not pinned: there the node shares every core
 /// with workers, and the kernel places it better than a fixed choice does.
@@ -88,6 +83,9 @@ pub enum EngineError {
         /// Why.
         reason: String,
     },
+    /// A core can't wait for anything.
+    #[error(transparent)]
+    Ring(RingError),
     /// A helper thread can't start.
     #[error("the helper thread of the warm reserve can't start: {0}")]
     Warmer(io::Error),
@@ -96,7 +94,7 @@ pub enum EngineError {
 /// A running engine.
 pub struct Engine {
     /// To each core.
-    pub cores: Vec<flume::Sender<ToCore>>,
+    pub cores: Vec<CoreHandle>,
     /// From all cores.
     pub from_cores: flume::Receiver<ToControl>,
     /// The hardware thread of each shard; `None` where the kernel chooses.
@@ -129,10 +127,17 @@ impl Engine {
             .map_err(EngineError::Warmer)?
             .map(Arc::new);
         let (to_control, from_cores) = flume::unbounded();
-        let mesh = (shards > 1).then(|| MeshBuilder::full(cores.len(), PEER_CHANNEL));
         let started = Instant::now();
+        let mut inboxes = Vec::new();
+        let mut handles = Vec::new();
+        for _ in &cores {
+            let (sender, inbox) = flume::unbounded();
+            let doorbell = Doorbell::new().map_err(EngineError::Ring)?;
+            handles.push(CoreHandle::new(sender, doorbell.clone()));
+            inboxes.push((inbox, doorbell));
+        }
         let mut engine = Engine {
-            cores: Vec::new(),
+            cores: handles,
             from_cores,
             placed: cores.iter().map(|core| pinned.then_some(*core)).collect(),
             capacity_bytes: layout.capacity_bytes(),
@@ -143,8 +148,7 @@ impl Engine {
         };
         let home: Vec<u32> = cores.iter().map(|core| home_segment(&topology, &segments, *core)).collect();
         let mut ready = Vec::new();
-        for (shard, core) in cores.iter().enumerate() {
-            let (sender, inbox) = flume::unbounded();
+        for (shard, (core, (inbox, doorbell))) in cores.iter().zip(inboxes).enumerate() {
             let (ready_sender, ready_receiver) = flume::bounded(1);
             let seed = CoreSeed {
                 shard: shard as ShardId,
@@ -157,7 +161,8 @@ impl Engine {
                 to_control: to_control.clone(),
                 warm: warmer.clone().map(|warmer| WarmReserve::new(warmer, settings.warm_reserve_bytes)),
                 inbox,
-                mesh: mesh.clone(),
+                doorbell,
+                peers: engine.cores.clone(),
                 ready: ready_sender,
             };
             let placement = if pinned { Placement::Fixed(*core as usize) } else { Placement::Unbound };
@@ -165,7 +170,6 @@ impl Engine {
                 .name(format!("core-{shard}"))
                 .spawn(move || run_core(placement, seed))
                 .map_err(|e| EngineError::Core { core: *core, reason: e.to_string() })?;
-            engine.cores.push(sender);
             engine.threads.push(thread);
             ready.push((*core, ready_receiver));
         }
@@ -179,15 +183,14 @@ impl Engine {
     /// Tells every core.
     pub fn tell_all(&self, event: &SchedEvent) {
         for core in &self.cores {
-            // A core that ended has told why.
-            let _ = core.send(ToCore::Sched(event.clone()));
+            core.send(ToCore::Sched(event.clone()));
         }
     }
 
     /// Ends the cores and waits for them.
     pub fn stop(self) {
         for core in &self.cores {
-            let _ = core.send(ToCore::Stop);
+            core.send(ToCore::Stop);
         }
         for thread in self.threads {
             if thread.join().is_err() {
@@ -258,7 +261,8 @@ struct CoreSeed {
     to_control: flume::Sender<ToControl>,
     warm: Option<WarmReserve>,
     inbox: flume::Receiver<ToCore>,
-    mesh: Option<FullMesh<PeerMessage>>,
+    doorbell: Arc<Doorbell>,
+    peers: Vec<CoreHandle>,
     ready: flume::Sender<Result<(), String>>,
 }
 
@@ -281,26 +285,7 @@ fn run_core(placement: Placement, seed: CoreSeed) {
 }
 
 async fn core_main(seed: CoreSeed) -> Result<(), String> {
-    let mut peers = Vec::new();
-    let mut receivers = Vec::new();
-    if let Some(mesh) = seed.mesh {
-        let (senders, mut from_peers) = mesh.join().await.map_err(|e| e.to_string())?;
-        let senders = Rc::new(senders);
-        for peer in 0..seed.shards {
-            let (sender, queue) = local_channel::new_unbounded::<PeerMessage>();
-            let senders = senders.clone();
-            glommio::spawn_local(async move {
-                while let Some(message) = queue.recv().await {
-                    if senders.send_to(usize::from(peer), message).await.is_err() {
-                        return;
-                    }
-                }
-            })
-            .detach();
-            peers.push(sender);
-        }
-        receivers = from_peers.streams();
-    }
+    let ring = CoreRing::new(seed.doorbell).map_err(|e| e.to_string())?;
     let store = Store::new(seed.store.clone());
     let memory = match seed.shard {
         0 => {
@@ -319,30 +304,11 @@ async fn core_main(seed: CoreSeed) -> Result<(), String> {
         sched: Scheduler::new(seed.sched),
         to_control: seed.to_control,
         warm: seed.warm,
-        peers,
+        peers: seed.peers,
         recorder: Recorder::new(),
     });
-    for (_, receiver) in receivers {
-        glommio::spawn_local(from_peer(core.clone(), receiver)).detach();
-    }
-    glommio::spawn_local(core.clone().tick()).detach();
+    core.tick();
     // Whoever started the core waits for this.
     let _ = seed.ready.send(Ok(()));
-    while let Ok(message) = seed.inbox.recv_async().await {
-        if !core.from_control(message) {
-            break;
-        }
-        for message in seed.inbox.try_iter() {
-            if !core.from_control(message) {
-                return Ok(());
-            }
-        }
-    }
-    Ok(())
-}
-
-async fn from_peer(core: Rc<Core>, receiver: ConnectedReceiver<PeerMessage>) {
-    while let Some(message) = receiver.recv().await {
-        core.from_peer(message);
-    }
+    core_io::run(&core, ring, seed.inbox).await
 }

@@ -6,6 +6,7 @@ pub mod attach;
 pub mod bridge;
 pub mod cli;
 pub mod config;
+pub mod core_io;
 pub mod core_loop;
 pub mod deps;
 pub mod engine;

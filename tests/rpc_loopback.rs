@@ -15,7 +15,8 @@ use raylet_uring::ray::rpc::auth::{Auth, Token, INVALID_TOKEN_MESSAGE};
 use raylet_uring::ray::rpc::chaos::Chaos;
 use raylet_uring::ray::rpc::client::{Channel, ClientConfig, ClientContext, Retry};
 use raylet_uring::ray::rpc::health::Health;
-use raylet_uring::ray::rpc::server::{bind, Router, Server, ServerConfig};
+use raylet_uring::ray::rpc::router::Router;
+use raylet_uring::ray::rpc::server::{bind, Server, ServerConfig};
 use tokio::sync::oneshot;
 use tonic::{Code, Status};
 

@@ -11,15 +11,20 @@ const LINES_MAX: usize = 900;
 const UNSAFE_FILES: &[&str] = &[
     "benches/src/cpu_clock.rs",
     "src/ray/wire/plasma/types.rs",
-    "src/socket.rs",
+    "src/core_io.rs",
     "src/workers/process.rs",
+    "transport/src/client/reactor.rs",
+    "transport/src/client/segments.rs",
+    "transport/src/ring/memory.rs",
+    "transport/src/uring/buffers.rs",
+    "transport/src/uring/mod.rs",
     "tuning/src/privatefs.rs",
     "tuning/src/sys.rs",
 ];
 
 /// The libraries that the design rests on: each is a dependency and in use.
 const DESIGN_CRATES: &[&str] =
-    &["glommio", "hwloc2", "tonic", "hyper", "tokio", "flume", "libc", "clap", "hdrhistogram"];
+    &["glommio", "io-uring", "hwloc2", "tonic", "hyper", "tokio", "flume", "libc", "clap", "hdrhistogram", "rkyv", "memmap2"];
 
 /// Directories that are made, not written.
 const MADE: &[&str] =

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use raylet_tuning::Segment;
 
-use crate::bridge::{core_reports, CoreReport, ToCore};
+use crate::bridge::{core_reports, CoreHandle, CoreReport};
 use crate::engine::Engine;
 use crate::observe::histogram::Snapshot;
 use crate::observe::status::{
@@ -48,7 +48,7 @@ pub async fn of_ray(control: &Rc<Control>, facts: &Facts) -> NodeStatus {
 /// The same, with the accounts of the cores that it was made from.
 pub async fn with_reports(control: &Rc<Control>, facts: &Facts) -> (Vec<CoreReport>, NodeStatus) {
     let reports = control.core_reports(false).await;
-    let mut status = assemble(facts, &reports);
+    let mut status = assemble(facts, &reports, control.recorder.borrow().snapshot());
     status.node_id = control.node_id.to_string();
     let (total, available) = control.named(&Control::resources_of(&reports));
     status.resources = total
@@ -64,12 +64,12 @@ pub async fn with_reports(control: &Rc<Control>, facts: &Facts) -> (Vec<CoreRepo
 }
 
 /// The status of a node of its own.
-pub async fn of_cores(cores: &[flume::Sender<ToCore>], facts: &Facts) -> NodeStatus {
-    assemble(facts, &core_reports(cores, false).await)
+pub async fn of_cores(cores: &[CoreHandle], facts: &Facts) -> NodeStatus {
+    assemble(facts, &core_reports(cores, false).await, Snapshot::default())
 }
 
-fn assemble(facts: &Facts, reports: &[CoreReport]) -> NodeStatus {
-    let mut latencies = Snapshot::default();
+/// `latencies` are those of the control thread, to which the cores' are added.
+fn assemble(facts: &Facts, reports: &[CoreReport], mut latencies: Snapshot) -> NodeStatus {
     for report in reports {
         latencies.merge(report.latencies.clone());
     }

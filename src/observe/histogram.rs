@@ -63,7 +63,7 @@ operations! {
     BundlePrepare = "bundle.prepare",
     /// A bundle committed, until its reply.
     BundleCommit = "bundle.commit",
-    /// A message from the control thread to a shard and its answer back.
+    /// A call that a core passed on to the control thread, until the answer.
     ControlRoundTrip = "control.roundtrip",
 }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use raylet_shard::ids::{JobId, NodeId, WorkerId};
@@ -15,6 +16,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
 use super::control::{routes, Control, ControlParts};
+use super::core_rpc::{hand_over, RpcSettings, OWN_METHODS};
 use super::resources::{kind_of, Names};
 use super::rpc::auth::Auth;
 use super::rpc::chaos::Chaos;
@@ -23,9 +25,10 @@ use super::rpc::core_worker::CoreWorkers;
 use super::rpc::gcs::{GcsClient, GcsConfig};
 use super::rpc::health::Health;
 use super::rpc::pubsub::{GcsEvent, GcsSubscriber};
-use super::rpc::server::{bind, Router, Server, ServerConfig};
+use super::rpc::router::Router;
+use super::rpc::server::{bind, Server, ServerConfig};
 use super::rpc::syncer::Syncer;
-use crate::bridge::{Socket, ToCore};
+use crate::bridge::{CoreHandle, Socket, ToCore};
 use crate::cli::ray_flags::RayFlags;
 use crate::config::ray::RayConfig;
 use crate::config::Config;
@@ -129,14 +132,11 @@ impl Door {
         let health = Health::new();
         health.set(&node_id.to_string(), true);
         let (stop_servers, stopped) = watch::channel(false);
-        for listener in listeners {
-            serve(
-                health.serve_on(routes(&control)).measured(&control.counters.meters),
-                &auth,
-                listener,
-                stopped.clone(),
-            );
-        }
+        let router = health.serve_on(routes(&control)).measured(&control.counters.meters);
+        let own = OWN_METHODS.iter().map(|path| (*path, true));
+        let methods = router.unary_methods().chain(own).collect();
+        let rpc = Arc::new(RpcSettings { auth: auth.clone(), node_id, methods });
+        engine.cores.iter().for_each(|core| core.send(ToCore::OpenRpc(rpc.clone())));
         let transfers = listen(control.flags().node_ip_address, control.flags().object_manager_port).await?;
         let object_manager_port = transfers[0].local_addr().map_err(NodeError::Io)?.port();
         for listener in transfers {
@@ -144,10 +144,13 @@ impl Door {
         }
         accept(raylet_socket, Socket::Raylet, engine.cores.clone());
         accept(plasma_socket, Socket::Plasma, engine.cores.clone());
+        for listener in listeners {
+            accept_rpc(listener, engine.cores.clone(), stopped.clone());
+        }
         let driver_ready = control.driver_ready();
         agents.start_when(port, async move { driver_ready.notified().await });
         let door = Self { control, gcs, agents, processes, health, stop_servers, sockets };
-        tokio::task::spawn_local(door.control.clone().run(engine.from_cores.clone()));
+        tokio::task::spawn_local(door.control.clone().run(engine.from_cores.clone(), router));
         door.watch_processes(process_exits);
         door.watch_agents(failures);
         door.register(port, object_manager_port).await?;
@@ -163,6 +166,8 @@ impl Door {
         let control = self.control.clone();
         tokio::task::spawn_local(async move {
             while let Ok(exit) = exits.recv_async().await {
+                // What became of the process depends on the lease that it served.
+                control.catch_up().await;
                 control.process_ended(&exit);
             }
         });
@@ -368,18 +373,37 @@ fn serve(router: Router, auth: &Auth, listener: TcpListener, mut stopped: watch:
 }
 
 /// Hands the connections of a socket to the cores, in turn.
-fn accept(listener: UnixListener, socket: Socket, cores: Vec<flume::Sender<ToCore>>) {
+fn accept(listener: UnixListener, socket: Socket, cores: Vec<CoreHandle>) {
     tokio::task::spawn_local(async move {
         for turn in 0.. {
             let accepted = listener.accept().await.and_then(|(stream, _)| stream.into_std());
             match accepted {
                 Ok(stream) => {
                     let stream = stream.into();
-                    // A core that ended has told why.
-                    let _ = cores[turn % cores.len()].send(ToCore::Accepted { socket, stream });
+                    cores[turn % cores.len()].send(ToCore::Accepted { socket, stream });
                 }
                 Err(error) => {
                     tracing::warn!(%error, ?socket, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
+            }
+        }
+    });
+}
+
+/// Hands the connections of the node manager's port to the cores, in turn, until the node ends.
+fn accept_rpc(listener: TcpListener, cores: Vec<CoreHandle>, mut stopped: watch::Receiver<bool>) {
+    tokio::task::spawn_local(async move {
+        for turn in 0.. {
+            let accepted = tokio::select! {
+                // The sender goes with the door, which is a stop as well.
+                _ = stopped.wait_for(|stopped| *stopped) => return,
+                accepted = listener.accept() => accepted.and_then(|(stream, _)| hand_over(stream)),
+            };
+            match accepted {
+                Ok(stream) => cores[turn % cores.len()].send(ToCore::Accepted { socket: Socket::Rpc, stream }),
+                Err(error) => {
+                    tracing::warn!(%error, "a gRPC connection could not be accepted");
                     tokio::time::sleep(ACCEPT_RETRY).await;
                 }
             }

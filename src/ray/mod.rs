@@ -4,6 +4,8 @@ pub mod agents;
 pub mod boot;
 pub mod classes;
 pub mod control;
+pub mod core_rpc;
+pub mod lease_shape;
 pub mod memory_monitor;
 pub mod messages;
 pub mod metrics;

@@ -2,9 +2,9 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use raylet_shard::ids::{ClientId, ObjectId, Token, WorkerId};
 use raylet_shard::store::{ObjectSource, Placement, StoreEffect, StoreError, StoreEvent};
@@ -12,15 +12,17 @@ use raylet_shard::waits::{Finished, WaitId, Waits};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::bridge::Requester;
+use crate::core_io::Io;
 use crate::core_loop::Core;
-use crate::ray::wire::frame::{HEADER_BYTES, PLASMA_MAX_BODY_BYTES};
+use crate::observe::histogram::Operation;
+use crate::ray::wire::frame::Frame;
 use crate::ray::wire::plasma::{
     decode, encode_abort_reply, encode_connect_reply, encode_contains_reply, encode_create_error, encode_create_reply,
     encode_create_retry_later, encode_debug_string_reply, encode_delete_reply, encode_get_reply, encode_release_reply,
     encode_seal_reply, CreateRequest, GetReply, ObjectSpec, PlasmaError, Request,
 };
 use crate::ray::wire::{Encoder, List};
-use crate::socket::{split, ConnectionError, FrameReader, Writer};
+use crate::socket::{ConnectionError, Writer};
 
 /// How long a create may take before its client is told to come again. Ray's client library holds a lock while it waits for the
 /// answer, so a create that waits for memory must not keep it: the release that frees the memory may need the lock.
@@ -43,7 +45,7 @@ struct Client {
 
 /// A create whose client was told to come again, or soon will be.
 enum PendingCreate {
-    Waiting { request: u64, told: bool },
+    Waiting { request: u64, told: bool, since: Instant },
     Done(Result<Placement, StoreError>),
 }
 
@@ -60,6 +62,9 @@ struct Get {
     /// The ids as asked, where some occur more than once.
     asked: Option<Vec<ObjectId>>,
     places: Vec<Option<Placement>>,
+    since: Instant,
+    /// True once it is known that some objects are not there yet.
+    waited: bool,
 }
 
 /// The clients of one core.
@@ -79,36 +84,30 @@ struct State {
     specs: Vec<ObjectSpec>,
 }
 
-/// Serves a connection until it ends.
-pub async fn serve(core: Rc<Core>, stream: OwnedFd) {
-    let client = core.new_client();
-    let ended = match split(stream) {
-        Ok((reader, writer)) => {
-            core.plasma.add(client, writer);
-            read_frames(&core, client, reader).await
-        }
-        Err(e) => Err(e.into()),
-    };
+/// A frame of a client. False: it leaves.
+///
+/// # Errors
+/// A message that is none: the connection can't be trusted any more.
+pub fn frame(core: &Rc<Core>, client: ClientId, frame: Frame<'_>) -> Result<bool, ConnectionError> {
+    let start = Instant::now();
+    let request = decode(frame.message_type, frame.body).map_err(|e| ConnectionError::Frame(e.to_string()))?;
+    let stays = core.plasma.request(core, client, start, &request)?;
+    match request {
+        // Recorded where they are answered, which may be later.
+        Request::Create(_) | Request::CreateRetry { .. } | Request::Get { .. } => {}
+        Request::Seal { .. } => core.recorder.borrow_mut().record_since(Operation::PlasmaSeal, start),
+        _ => core.recorder.borrow_mut().record_since(Operation::PlasmaOther, start),
+    }
+    Ok(stays)
+}
+
+/// A connection ended.
+pub fn ended(core: &Rc<Core>, client: ClientId, ended: Result<(), ConnectionError>) {
     if let Err(error) = ended {
         tracing::warn!(client, %error, "a connection to the plasma socket is closed");
     }
     core.plasma.ended(client);
     core.client_gone(client);
-}
-
-async fn read_frames(core: &Rc<Core>, client: ClientId, mut reader: FrameReader) -> Result<(), ConnectionError> {
-    while let Some((header, frame_bytes)) = reader.next_frame(PLASMA_MAX_BODY_BYTES).await? {
-        let Some(frame) = reader.fill(frame_bytes).await? else {
-            break;
-        };
-        let request =
-            decode(header.message_type, &frame[HEADER_BYTES..]).map_err(|e| ConnectionError::Frame(e.to_string()))?;
-        if !core.plasma.request(core, client, &request)? {
-            break;
-        }
-        reader.consume(frame_bytes);
-    }
-    Ok(())
 }
 
 impl PlasmaClients {
@@ -122,7 +121,8 @@ impl PlasmaClients {
         self.len() == 0
     }
 
-    fn add(&self, client: ClientId, writer: Writer) {
+    /// A client is there.
+    pub fn add(&self, client: ClientId, writer: Writer) {
         let entry = Client { writer, known_segments: 0, creates: FxHashMap::default(), deletes: None };
         self.state.borrow_mut().clients.insert(client, entry);
     }
@@ -137,11 +137,17 @@ impl PlasmaClients {
     }
 
     /// Takes a request. False: the client leaves.
-    fn request(&self, core: &Rc<Core>, client: ClientId, request: &Request<'_>) -> Result<bool, ConnectionError> {
+    fn request(
+        &self,
+        core: &Rc<Core>,
+        client: ClientId,
+        since: Instant,
+        request: &Request<'_>,
+    ) -> Result<bool, ConnectionError> {
         let token = 0;
         match request {
-            Request::Get { object_ids, timeout_ms } => self.get(core, client, *object_ids, *timeout_ms)?,
-            Request::Create(create) => self.create(core, client, create),
+            Request::Get { object_ids, timeout_ms } => self.get(core, client, since, *object_ids, *timeout_ms)?,
+            Request::Create(create) => self.create(core, client, since, create),
             Request::CreateRetry { object_id, request_id } => self.retry(core, client, *object_id, *request_id),
             Request::Seal { object_id: id } => core.store(id, StoreEvent::Seal { client, token, id: *id }),
             Request::Release { object_id: id, may_unmap } => {
@@ -198,7 +204,7 @@ impl PlasmaClients {
         }
     }
 
-    fn create(&self, core: &Rc<Core>, client: ClientId, create: &CreateRequest<'_>) {
+    fn create(&self, core: &Rc<Core>, client: ClientId, since: Instant, create: &CreateRequest<'_>) {
         let id = create.object_id;
         let request = {
             let mut state = self.state.borrow_mut();
@@ -207,7 +213,7 @@ impl PlasmaClients {
             let Some(entry) = state.clients.get_mut(&client) else {
                 return;
             };
-            entry.creates.insert(id, PendingCreate::Waiting { request, told: false });
+            entry.creates.insert(id, PendingCreate::Waiting { request, told: false, since });
             request
         };
         core.store(
@@ -225,12 +231,7 @@ impl PlasmaClients {
             },
         );
         if self.is_waiting(client, &id, request) {
-            let core = core.clone();
-            glommio::spawn_local(async move {
-                glommio::timer::sleep(CREATE_ANSWER_LIMIT).await;
-                core.plasma.tell_to_retry(client, id, request);
-            })
-            .detach();
+            core.io.after(CREATE_ANSWER_LIMIT, move |core| core.plasma.tell_to_retry(client, id, request));
         }
     }
 
@@ -242,7 +243,7 @@ impl PlasmaClients {
 
     fn tell_to_retry(&self, client: ClientId, id: ObjectId, request: u64) {
         let told = match self.state.borrow_mut().clients.get_mut(&client).and_then(|c| c.creates.get_mut(&id)) {
-            Some(PendingCreate::Waiting { request: r, told }) if *r == request => !std::mem::replace(told, true),
+            Some(PendingCreate::Waiting { request: r, told, .. }) if *r == request => !std::mem::replace(told, true),
             _ => false,
         };
         if told {
@@ -273,7 +274,11 @@ impl PlasmaClients {
             let Some(entry) = state.clients.get_mut(&client) else {
                 return;
             };
-            match entry.creates.get_mut(&id) {
+            let pending = entry.creates.get_mut(&id);
+            if let Some(PendingCreate::Waiting { since, .. }) = &pending {
+                core.recorder.borrow_mut().record_since(Operation::PlasmaCreate, *since);
+            }
+            match pending {
                 Some(pending @ PendingCreate::Waiting { told: true, .. }) => {
                     *pending = PendingCreate::Done(result);
                     true
@@ -307,8 +312,9 @@ impl PlasmaClients {
                 }
             }
         } else {
-            let core = core.clone();
-            glommio::spawn_local(async move {
+            let guest = core.clone();
+            Io::guest(core, async move {
+                let core = guest;
                 let backed = back_in_background(&core, place.segment, range).await;
                 match backed {
                     Ok(()) => core.plasma.hand_out(&core, client, id, &place),
@@ -317,8 +323,7 @@ impl PlasmaClients {
                         core.plasma.not_backed(&core, client, id);
                     }
                 }
-            })
-            .detach();
+            });
         }
     }
 
@@ -356,13 +361,14 @@ impl PlasmaClients {
         &self,
         core: &Rc<Core>,
         client: ClientId,
+        since: Instant,
         ids: List<'_, ObjectId>,
         timeout_ms: i64,
     ) -> Result<(), ConnectionError> {
         let asked: Vec<ObjectId> = ids.iter().collect();
         let wait = {
             let mut state = self.state.borrow_mut();
-            let get = Get { client, asked: None, places: Vec::new() };
+            let get = Get { client, asked: None, places: Vec::new(), since, waited: false };
             let begun = state.gets.begin(asked.clone(), asked.len(), get);
             let wait = begun.map_err(|e| ConnectionError::Frame(format!("a get is refused: {e:?}")))?;
             let distinct = state.gets.objects(wait).len();
@@ -381,14 +387,16 @@ impl PlasmaClients {
             let token = Requester::Shard(core.shard).tag(wait.token(position));
             core.store(&id, StoreEvent::Get { client, token, id, wait: timeout_ms != 0 });
         }
-        let waits = !self.state.borrow().gets.objects(wait).is_empty();
+        let waits = match self.state.borrow_mut().gets.context_mut(wait) {
+            Some(get) => {
+                get.waited = true;
+                true
+            }
+            None => false,
+        };
         if waits && timeout_ms > 0 {
-            let core = core.clone();
-            glommio::spawn_local(async move {
-                glommio::timer::sleep(Duration::from_millis(timeout_ms as u64)).await;
-                core.plasma.finish_get(&core, wait);
-            })
-            .detach();
+            let timeout = Duration::from_millis(timeout_ms as u64);
+            core.io.after(timeout, move |core| core.plasma.finish_get(core, wait));
         }
         Ok(())
     }
@@ -418,7 +426,9 @@ impl PlasmaClients {
         let Some(finished) = self.state.borrow_mut().gets.finish(wait) else {
             return;
         };
-        let client = finished.context.client;
+        let Get { client, since, waited, .. } = finished.context;
+        let operation = if waited { Operation::PlasmaGetWaited } else { Operation::PlasmaGet };
+        core.recorder.borrow_mut().record_since(operation, since);
         for (position, id) in finished.objects.iter().enumerate() {
             if !finished.ready[position] {
                 let token = Requester::Shard(core.shard).tag(wait.token(position));

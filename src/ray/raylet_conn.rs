@@ -4,9 +4,8 @@
 //! Everything else goes to the control thread, which knows workers, jobs and leases.
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use raylet_shard::ids::{ClientId, ObjectId, TaskId, Token};
 use raylet_shard::store::StoreEvent;
@@ -15,17 +14,18 @@ use rustc_hash::FxHashMap;
 
 use crate::bridge::{Requester, ToControl};
 use crate::core_loop::Core;
+use crate::observe::histogram::Operation;
 use crate::ray::messages::{ClientMessage, FetchId, Owner, Register};
-use crate::ray::wire::frame::{HEADER_BYTES, RAYLET_MAX_BODY_BYTES};
+use crate::ray::wire::frame::Frame;
 use crate::ray::wire::raylet::{decode, encode_wait_reply, ObjectRefs, OwnerAddress, Request, WaitReply};
 use crate::ray::wire::{Encoder, List};
-use crate::socket::{split, ConnectionError, FrameReader, Writer};
+use crate::socket::{ConnectionError, Writer};
 
 /// What a wait for objects is for.
 #[derive(Debug)]
 enum Waiting {
     /// `ray.wait`: answer on the connection.
-    Wait { conn: ClientId, most: usize, fetched: bool },
+    Wait { conn: ClientId, most: usize, fetched: bool, since: Instant },
     /// The plasma arguments of an actor call.
     ActorArgs { conn: ClientId, task: TaskId, attempt: i32 },
     /// One object that a coroutine of the worker awaits.
@@ -50,34 +50,24 @@ pub struct RayletClients {
     beginning: Cell<bool>,
 }
 
-/// Serves a connection until it ends.
-pub async fn serve(core: Rc<Core>, stream: OwnedFd) {
-    let conn = core.new_client();
-    let error = match split(stream) {
-        Ok((reader, writer)) => {
-            core.raylet.writers.borrow_mut().insert(conn, writer);
-            read_frames(&core, conn, reader).await.err().map(|e| e.to_string())
-        }
-        Err(e) => Some(e.to_string()),
-    };
+/// A frame of a connection. The control thread decides when one is closed, so the answer is always true.
+///
+/// # Errors
+/// A message that is none: the connection can't be trusted any more.
+pub fn frame(core: &Rc<Core>, conn: ClientId, frame: Frame<'_>) -> Result<bool, ConnectionError> {
+    let request = decode(frame.message_type, frame.body).map_err(|e| ConnectionError::Frame(e.to_string()))?;
+    core.raylet.request(core, conn, &request)?;
+    Ok(true)
+}
+
+/// A connection ended.
+pub fn ended(core: &Rc<Core>, conn: ClientId, ended: Result<(), ConnectionError>) {
+    let error = ended.err().map(|e| e.to_string());
     if let Some(error) = &error {
         tracing::warn!(conn, error, "a connection to the raylet socket is closed");
     }
-    core.raylet.ended(&core, conn);
+    core.raylet.ended(core, conn);
     core.tell_control(ToControl::Gone { conn, error });
-}
-
-async fn read_frames(core: &Rc<Core>, conn: ClientId, mut reader: FrameReader) -> Result<(), ConnectionError> {
-    while let Some((header, frame_bytes)) = reader.next_frame(RAYLET_MAX_BODY_BYTES).await? {
-        let Some(frame) = reader.fill(frame_bytes).await? else {
-            break;
-        };
-        let request =
-            decode(header.message_type, &frame[HEADER_BYTES..]).map_err(|e| ConnectionError::Frame(e.to_string()))?;
-        core.raylet.request(core, conn, &request)?;
-        reader.consume(frame_bytes);
-    }
-    Ok(())
 }
 
 impl RayletClients {
@@ -89,6 +79,11 @@ impl RayletClients {
     /// True without connections.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// A connection is there.
+    pub fn add(&self, conn: ClientId, writer: Writer) {
+        self.writers.borrow_mut().insert(conn, writer);
     }
 
     /// Sends a frame to a connection, if it is still there.
@@ -146,7 +141,7 @@ impl RayletClients {
         timeout_ms: i64,
     ) -> Result<(), ConnectionError> {
         let most = usize::try_from(num_required).unwrap_or(0);
-        let wait = self.begin(core, refs.object_ids, most, Waiting::Wait { conn, most, fetched: false })?;
+        let wait = self.begin(core, refs.object_ids, most, Waiting::Wait { conn, most, fetched: false, since: Instant::now() })?;
         if most == 0 || !self.waits.borrow().is_complete(wait) {
             let fetched = self.fetch_missing(core, conn, FetchId::Wait(wait.index()), refs, wait);
             if let Some(Waiting::Wait { fetched: f, .. }) = self.waits.borrow_mut().context_mut(wait) {
@@ -156,12 +151,8 @@ impl RayletClients {
         if timeout_ms == 0 {
             self.finish(core, wait, true);
         } else if !self.settle(core, wait) && timeout_ms > 0 {
-            let core = core.clone();
-            glommio::spawn_local(async move {
-                glommio::timer::sleep(Duration::from_millis(timeout_ms as u64)).await;
-                core.raylet.finish(&core, wait, true);
-            })
-            .detach();
+            let timeout = Duration::from_millis(timeout_ms as u64);
+            core.io.after(timeout, move |core| core.raylet.finish(core, wait, true));
         }
         Ok(())
     }
@@ -221,6 +212,12 @@ impl RayletClients {
         true
     }
 
+    /// True until the wait that a watch is for has ended.
+    pub fn still_waits(&self, token: Token) -> bool {
+        let (wait, _) = WaitId::from_token(Requester::local(token));
+        self.waits.borrow_mut().context_mut(wait).is_some()
+    }
+
     /// An object that a wait watches is sealed.
     pub fn watched(&self, core: &Rc<Core>, token: Token) {
         let (wait, position) = WaitId::from_token(Requester::local(token));
@@ -259,7 +256,10 @@ impl RayletClients {
             return;
         }
         match finished.context {
-            Waiting::Wait { conn, most, .. } => self.answer_wait(core, conn, most, &finished),
+            Waiting::Wait { conn, most, since, .. } => {
+                self.answer_wait(core, conn, most, &finished);
+                core.recorder.borrow_mut().record_since(Operation::ObjectWait, since);
+            }
             Waiting::ActorArgs { conn, task, attempt } => {
                 let message = ClientMessage::ActorArgsReady { task, attempt };
                 core.tell_control(ToControl::Message { conn, message });

@@ -1,10 +1,11 @@
 //! Who is connected to the raylet socket: the workers and drivers of this node.
 
+use std::collections::VecDeque;
 use std::fmt;
 
-use raylet_shard::ids::{ActorId, ClientId, JobId, LeaseId, ShardId, WorkerId};
+use raylet_shard::ids::{ActorId, ClientId, JobId, LeaseId, NodeId, ShardId, WorkerId};
 use raylet_shard::sched::{StartToken, WorkerKey};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::ray::proto;
 use crate::workers::process::ProcessKey;
@@ -147,5 +148,42 @@ impl Registry {
     /// Drivers.
     pub fn drivers(&self) -> impl Iterator<Item = &Member> {
         self.iter().filter(|m| m.is_driver())
+    }
+}
+
+/// Most workers and nodes remembered as dead, so that late requests on their behalf are refused.
+const MAX_REMEMBERED_DEAD: usize = 100_000;
+
+/// Workers and nodes that died: their requests come too late.
+#[derive(Default)]
+pub struct Dead {
+    workers: FxHashSet<WorkerId>,
+    nodes: FxHashSet<NodeId>,
+    order: VecDeque<WorkerId>,
+}
+
+impl Dead {
+    /// Remembers a worker.
+    pub fn add_worker(&mut self, worker: WorkerId) {
+        if self.workers.insert(worker) {
+            self.order.push_back(worker);
+            if self.order.len() > MAX_REMEMBERED_DEAD {
+                if let Some(oldest) = self.order.pop_front() {
+                    self.workers.remove(&oldest);
+                }
+            }
+        }
+    }
+
+    /// Remembers a node.
+    pub fn add_node(&mut self, node: NodeId) {
+        if self.nodes.len() < MAX_REMEMBERED_DEAD {
+            self.nodes.insert(node);
+        }
+    }
+
+    /// True for a worker that died, or whose node did.
+    pub fn has(&self, worker: &WorkerId, node: Option<&NodeId>) -> bool {
+        self.workers.contains(worker) || node.is_some_and(|node| self.nodes.contains(node))
     }
 }

@@ -42,6 +42,26 @@ pub enum ResourceError {
     BadBundleIndex(i64),
 }
 
+/// What a lease got, as its owner is told: instances by index, where a resource without instances is instance 0.
+pub fn mapping<S: Into<String>>(
+    allocation: &Allocation,
+    name: impl Fn(ResourceId) -> S,
+) -> Vec<proto::ResourceMapEntry> {
+    let parts = allocation.0.iter().map(|part| {
+        let resource_ids = if part.instances.is_empty() {
+            vec![proto::ResourceId { index: 0, quantity: part.amount.to_f64() }]
+        } else {
+            let instances = part
+                .instances
+                .iter()
+                .map(|(index, amount)| proto::ResourceId { index: i64::from(*index), quantity: amount.to_f64() });
+            instances.collect()
+        };
+        proto::ResourceMapEntry { name: name(part.id).into(), resource_ids }
+    });
+    parts.collect()
+}
+
 /// Names and numbers. A number is used again only after [`Names::forget`].
 #[derive(Debug, Default)]
 pub struct Names {
@@ -100,23 +120,6 @@ impl Names {
     /// A set as amounts by name.
     pub fn amounts(&self, set: &ResourceSet) -> BTreeMap<String, f64> {
         set.iter().map(|(id, amount)| (self.name(id).to_owned(), amount.to_f64())).collect()
-    }
-
-    /// What a lease got, as its owner is told: instances by index, where a resource without instances is instance 0.
-    pub fn mapping(&self, allocation: &Allocation) -> Vec<proto::ResourceMapEntry> {
-        let parts = allocation.0.iter().map(|part| {
-            let resource_ids = if part.instances.is_empty() {
-                vec![proto::ResourceId { index: 0, quantity: part.amount.to_f64() }]
-            } else {
-                let instances = part
-                    .instances
-                    .iter()
-                    .map(|(index, amount)| proto::ResourceId { index: i64::from(*index), quantity: amount.to_f64() });
-                instances.collect()
-            };
-            proto::ResourceMapEntry { name: self.name(part.id).to_owned(), resource_ids }
-        });
-        parts.collect()
     }
 
     /// A bundle as the scheduler wants it. Each of its resources becomes two: `CPU_group_{index}_{group}` for requests that name

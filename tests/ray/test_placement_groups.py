@@ -101,9 +101,11 @@ def test_bundle_is_no_larger_than_it_is():
     """Two actors that fill bundle 0; a third for it waits, one for bundle 1 does not, and one frees the place."""
     group = ready({"CPU": 2}, {"CPU": 1})
     Light = Tenant.options(num_cpus=1, scheduling_strategy=inside(group, 0))
-    first, second, third = (Light.remote() for _ in range(3))
+    first, second = Light.remote(), Light.remote()
     other = Tenant.options(num_cpus=1, scheduling_strategy=inside(group, 1)).remote()
     get([first.pid.remote(), second.pid.remote(), other.pid.remote()])
+    # Only now: actors that are created together are placed in any order.
+    third = Light.remote()
     waiting = third.pid.remote()
     assert ray.wait([waiting], timeout=1)[0] == []
     ray.kill(first)

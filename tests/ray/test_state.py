@@ -12,7 +12,7 @@ import pytest
 import ray
 from ray.util import state
 
-from harness import MIB, clean_environment, get, wait_until
+from harness import MIB, OURS, clean_environment, get, our_binary, wait_until
 
 NODE = {"num_cpus": 3, "num_gpus": 1, "resources": {"slot": 5}, "include_dashboard": True}
 
@@ -215,3 +215,17 @@ def test_metrics_of_node_and_raylet(node):
     components = {labels["Component"] for labels, _ in found["ray_component_rss_mb"]}
     assert {"raylet", "agent"} <= components
     del ref
+
+
+@pytest.mark.skipif(not OURS, reason="the stock raylet has no such command")
+def test_our_status_tells_what_was_done_and_how_long_it_took(node):
+    get([Tenant.options(num_cpus=0).remote().pid.remote() for _ in range(2)])
+    get([ray.remote(num_cpus=1)(lambda n: -n).remote(n) for n in range(20)])
+    get(ray.put(np.zeros(MIB, dtype=np.uint8)))
+    out = subprocess.run([our_binary(), "status", "--json"], capture_output=True, text=True, timeout=60)
+    assert out.returncode == 0, out.stderr
+    mine = next(status for status in json.loads(out.stdout) if status["pid"] == node.raylet.pid)
+    done = {operation["name"]: operation for operation in mine["operations"]}
+    for name in ("plasma.create", "plasma.seal", "plasma.get", "object.pin", "lease.grant", "lease.return",
+                 "worker.start", "worker.register", "control.roundtrip"):
+        assert done[name]["count"] > 0 and 0 < done[name]["p50_us"] <= done[name]["p99_us"], (name, done.get(name))

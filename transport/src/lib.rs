@@ -1,5 +1,5 @@
-//! How bytes move through the native door of raylet-uring: the messages, the frames around them on a Unix socket, the shared-memory
-//! rings that carry them without system calls, and the client.
+//! How bytes move: the io_uring that a core waits on, and all of the native door: the messages, the frames around them on a Unix
+//! socket, the shared-memory rings that carry them without system calls, and the client.
 //!
 //! | module | what |
 //! |---|---|
@@ -9,6 +9,7 @@
 //! | [`credit`] | private runs of memory: small objects without a round trip |
 //! | [`server`] | the node's side of a connection: state that a synchronous event loop drives, no I/O |
 //! | [`client`] | the blocking client, the async one, and the worker |
+//! | [`uring`] | the io_uring that a core waits on, and what comes through it |
 //!
 //! Nothing here knows a shard: identifiers are plain bytes, and the node converts.
 
@@ -20,3 +21,4 @@ pub mod ids;
 pub mod messages;
 pub mod ring;
 pub mod server;
+pub mod uring;

@@ -1,13 +1,16 @@
 //! Messages of workers and drivers on the raylet socket.
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use prost::Message;
 use raylet_shard::ids::{ClientId, JobId, ShardId, WorkerId};
 use raylet_shard::sched::{SchedEvent, WorkerKey};
 
 use super::{unix_ms, Control};
-use crate::bridge::Requester;
+use crate::bridge::{Requester, ToCore};
+use crate::observe::histogram::Operation;
+use crate::ray::core_rpc::desk::Card;
 use crate::ray::messages::{ClientMessage, Register};
 use crate::ray::metrics::REGISTER_BOUNDS_MS;
 use crate::ray::proto::{self, WorkerExitType, WorkerType};
@@ -42,6 +45,7 @@ impl Control {
     }
 
     fn register(self: &Rc<Self>, conn: ClientId, register: Register) {
+        let start = Instant::now();
         let member = match WorkerType::try_from(register.worker_type) {
             Ok(WorkerType::Driver) => Ok(self.driver(conn, &register)),
             Ok(kind) => self.worker(conn, &register, kind),
@@ -62,6 +66,7 @@ impl Control {
             RegisterReply { failure: added.as_ref().err().map(String::as_bytes), node_id: self.node_id, port: 0 };
         encode_register_reply(&mut Encoder::default(), &mut frame, &reply);
         self.send_frame(conn, frame);
+        self.recorder.borrow_mut().record_since(Operation::WorkerRegister, start);
         if added.is_err() {
             self.close(conn);
         }
@@ -86,6 +91,7 @@ impl Control {
                 register.worker
             ));
         };
+        self.recorder.borrow_mut().record_since(Operation::WorkerStart, started.since);
         let since_ms = started.since.elapsed().as_secs_f64() * 1000.0;
         self.counters.register_times_ms.record(&REGISTER_BOUNDS_MS, since_ms);
         Ok(Member {
@@ -110,6 +116,8 @@ impl Control {
         if member.is_driver() {
             return self.announce_driver(member, entrypoint);
         }
+        let card = Card { address: member.address(self.node_id.as_bytes()), pid: member.pid };
+        self.to_cores(|| ToCore::WorkerReady { worker: member.worker, card: Box::new(card.clone()) });
         self.sched(
             member.shard,
             SchedEvent::WorkerReady {

@@ -1,35 +1,62 @@
 //! What comes from the cores, and where it goes.
 
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 
+use bytes::Bytes;
+use raylet_shard::ids::ShardId;
 use raylet_shard::sched::SchedEffect;
 
 use super::leases::Outcome;
 use super::Control;
-use crate::bridge::ToControl;
+use crate::bridge::{ToControl, ToCore};
 use crate::ray::proto::node_death_info::Reason;
+use crate::ray::rpc::router::Router;
 
 /// Messages of the cores handled before other tasks of the thread get their turn.
 const BATCH: usize = 256;
 
 impl Control {
-    /// Handles messages of the cores until the node ends.
-    pub async fn run(self: Rc<Self>, messages: flume::Receiver<ToControl>) {
+    /// Handles messages of the cores until the node ends. `router` has the methods of the node manager's port.
+    pub async fn run(self: Rc<Self>, messages: flume::Receiver<ToControl>, router: Router) {
         while let Ok(message) = messages.recv_async().await {
-            self.handle(message);
+            self.handle(message, &router);
             for message in messages.try_iter().take(BATCH) {
-                self.handle(message);
+                self.handle(message, &router);
             }
         }
     }
 
-    fn handle(self: &Rc<Self>, message: ToControl) {
+    /// A call that came in on a core. It runs to its end even if its caller gives up: handlers change state after they have
+    /// waited, and Ray's clients retry.
+    fn call(self: &Rc<Self>, router: &Router, from: ShardId, call: u64, path: &'static str, message: Bytes) {
+        let mut reply = router.call(path, message);
+        // Most are answered at once; a task would be a detour.
+        match reply.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(reply) => self.to_core(from, ToCore::Answered { call, reply }),
+            Poll::Pending => {
+                let control = self.clone();
+                tokio::task::spawn_local(async move {
+                    let reply = reply.await;
+                    control.to_core(from, ToCore::Answered { call, reply });
+                });
+            }
+        }
+    }
+
+    fn handle(self: &Rc<Self>, message: ToControl, router: &Router) {
         match message {
             ToControl::Sched(effect) => self.sched_effect(effect),
-            ToControl::Pinned { token, ok } => {
-                if let Some(waiter) = self.waiters.borrow_mut().pins.remove(&token) {
-                    // A caller that hung up asks again, and pinning twice is pinning once.
-                    let _ = waiter.send(ok);
+            ToControl::Batch(messages) => messages.into_iter().for_each(|message| self.handle(message, router)),
+            ToControl::Call { from, call, path, message } => self.call(router, from, call, path, message),
+            ToControl::Served { path, ok, took } => self.counters.meters.served(path, ok, took),
+            ToControl::Asked { lease, shard, spec } => self.asked_at_desk(lease, shard, *spec),
+            ToControl::Granted { lease, worker } => self.granted_at_desk(lease, worker),
+            ToControl::Returned { lease } => self.returned_at_desk(lease),
+            ToControl::CaughtUp { token } => {
+                if let Some(waiter) = self.waiters.borrow_mut().caught_up.remove(&token) {
+                    // Who waited may have given up.
+                    let _ = waiter.send(());
                 }
             }
             ToControl::StoreFull => self.collect_garbage_soon(),

@@ -4,18 +4,21 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
-use raylet_shard::ids::{ActorId, JobId, LeaseId, NodeId, ObjectId, PlacementGroupId, ShardId, TaskId, WorkerId};
-use raylet_shard::sched::{
-    Allocation, CancelReason, ClassId, FailReason, LeaseRequest, SchedEvent, WorkerFate, WorkerKey,
-};
+use raylet_shard::ids::{ActorId, JobId, LeaseId, PlacementGroupId, ShardId, TaskId, WorkerId};
+use raylet_shard::sched::{Allocation, CancelReason, ClassDef, ClassId, FailReason, SchedEvent, WorkerFate, WorkerKey};
 use rustc_hash::FxHashMap;
 use tokio::sync::oneshot;
 use tonic::Status;
 
 use super::{lease_id, unix_ms, Control};
+use crate::bridge::{Requester, ToCore};
 use crate::ray::classes::{home_of, runtime_env_hash};
+use crate::ray::core_rpc::desk::Lesson;
+use crate::ray::lease_shape::{actor_of, lease_request, Asker, Shape};
 use crate::ray::proto::request_worker_lease_reply::SchedulingFailureType;
 use crate::ray::proto::{self, RequestWorkerLeaseReply, RequestWorkerLeaseRequest};
+use crate::ray::resources::{group_of, mapping};
+use crate::ray::rpc::frame::encode;
 
 /// Most leases remembered as cancelled before they were asked for (Ray 2.60: `max_cancelled_lease_tombstones`).
 const MAX_TOMBSTONES: usize = 100_000;
@@ -123,10 +126,8 @@ impl Control {
         if self.leases.borrow().tombstones.has(&lease) {
             return Ok(cancelled("The lease request was cancelled before it arrived."));
         }
-        let owner = spec.caller_address.clone().unwrap_or_default();
-        let owner_worker = WorkerId::from_slice(&owner.worker_id).unwrap_or_default();
-        let owner_node = NodeId::from_slice(&owner.node_id).unwrap_or_default();
-        if !spec.is_detached_actor && self.dead.borrow().has(&owner_worker, Some(&owner_node)) {
+        let asker = Asker::of(&spec);
+        if !spec.is_detached_actor && self.dead.borrow().has(&asker.owner, Some(&asker.node)) {
             return Ok(cancelled("Cancelled leasing because the caller worker is dead."));
         }
         if let Some(refusal) = self.refuse_unschedulable(&spec) {
@@ -134,64 +135,64 @@ impl Control {
         }
         let token = self.token();
         let (sender, receiver) = oneshot::channel();
-        self.enqueue(token, lease, owner_worker, owner_node, owner, spec, request.grant_or_reject)?;
+        let (class, shard) = self.class_of(&spec)?;
+        let wanted = lease_request(token, lease, class, asker, &spec, request.grant_or_reject);
+        self.watch_owners(lease, &spec.dependencies);
+        let shard = self.note_asked(lease, shard, spec);
+        self.sched(shard, SchedEvent::Request(Box::new(wanted)));
         self.waiters.borrow_mut().leases.insert(token, sender);
         let outcome = receiver.await.map_err(|_| Status::unavailable("the node is shutting down"))?;
         Ok(self.reply(lease, outcome))
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn enqueue(
-        &self,
-        token: u64,
-        lease: LeaseId,
-        owner_worker: WorkerId,
-        owner_node: NodeId,
-        owner: proto::Address,
-        spec: proto::LeaseSpec,
-        grant_or_reject: bool,
-    ) -> Result<ShardId, Status> {
-        let is_gpu = spec.required_resources.get("GPU").is_some_and(|gpus| *gpus > 0.0);
-        let creates_actor = spec.r#type == proto::TaskType::ActorCreationTask as i32;
-        let actor = creates_actor.then(|| ActorId::from_slice(&spec.actor_id)).flatten();
-        let bundle = bundle_of(&spec);
-        let deps = spec.dependencies.iter().filter_map(|dep| ObjectId::from_slice(&dep.object_id)).collect();
-        let (class, shard) = self.class_of(&spec)?;
-        let job = JobId::from_slice(&spec.job_id).unwrap_or_default();
-        let request = LeaseRequest {
-            token,
-            lease,
-            class,
-            owner: owner_worker,
-            owner_node,
-            job,
-            actor,
-            detached: spec.is_detached_actor,
-            root_detached_actor: ActorId::from_slice(&spec.root_detached_actor_id).filter(|id| !id.is_nil()),
-            is_gpu,
-            grant_or_reject,
-            deps,
-        };
-        self.watch_owners(lease, &spec.dependencies);
+    /// A lease is asked for; returns the shard that has it.
+    fn note_asked(&self, lease: LeaseId, shard: ShardId, spec: proto::LeaseSpec) -> ShardId {
+        let actor = actor_of(&spec);
         let mut leases = self.leases.borrow_mut();
         let entry = leases.live.entry(lease).or_insert_with(|| Lease {
             shard,
-            owner,
-            job,
+            job: JobId::from_slice(&spec.job_id).unwrap_or_default(),
             actor,
-            bundle,
-            runtime_env: spec.runtime_env_info,
+            bundle: bundle_of(&spec),
             parent_task: TaskId::from_slice(&spec.parent_task_id).unwrap_or_default(),
+            retriable: if actor.is_some() { spec.max_actor_restarts != 0 } else { spec.max_retries != 0 },
+            owner: spec.caller_address.unwrap_or_default(),
+            runtime_env: spec.runtime_env_info,
             name: spec.task_name,
-            retriable: if creates_actor { spec.max_actor_restarts != 0 } else { spec.max_retries != 0 },
             worker: None,
             waiting: 0,
         });
         entry.waiting += 1;
-        let shard = entry.shard;
-        drop(leases);
-        self.sched(shard, SchedEvent::Request(Box::new(request)));
-        Ok(shard)
+        entry.shard
+    }
+
+    /// A core's desk let a request through.
+    pub(super) fn asked_at_desk(&self, lease: LeaseId, shard: ShardId, spec: proto::LeaseSpec) {
+        self.mark_resources_changed();
+        let cancelled_ahead = self.leases.borrow().tombstones.has(&lease);
+        let shard = self.note_asked(lease, shard, spec);
+        if cancelled_ahead {
+            let token = self.token();
+            self.sched(shard, SchedEvent::Cancel { token, lease });
+        }
+    }
+
+    /// A request that came through a core's desk has its lease.
+    pub(super) fn granted_at_desk(&self, lease: LeaseId, worker: WorkerId) {
+        self.mark_resources_changed();
+        self.note_outcome(lease, Some(worker));
+    }
+
+    /// A lease was given back at a core's desk.
+    pub(super) fn returned_at_desk(&self, lease: LeaseId) {
+        self.mark_resources_changed();
+        let Some(entry) = self.leases.borrow_mut().live.remove(&lease) else {
+            return;
+        };
+        let mut registry = self.registry.borrow_mut();
+        if let Some(member) = entry.worker.and_then(|worker| registry.get_mut(&worker)) {
+            member.lease = None;
+        }
     }
 
     fn class_of(&self, spec: &proto::LeaseSpec) -> Result<(ClassId, ShardId), Status> {
@@ -205,11 +206,24 @@ impl Control {
         let (class, new) = classes
             .of(spec.required_resources.clone(), worker, &mut self.names.borrow_mut(), shards)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let found = (class.id, class.shard);
         if new {
             let def = Box::new(class.def.clone());
             self.sched(class.shard, SchedEvent::DefineClass { class: class.id, def });
+            self.teach(spec, &class.def, found);
         }
-        Ok((class.id, class.shard))
+        Ok(found)
+    }
+
+    /// Tells the cores' desks of a class. Those of placement groups come and go, and their requests are for this thread.
+    fn teach(&self, spec: &proto::LeaseSpec, def: &ClassDef, (class, shard): (ClassId, ShardId)) {
+        if spec.required_resources.keys().any(|name| group_of(name).is_some()) {
+            return;
+        }
+        let names = self.names.borrow();
+        let names = def.demand.iter().map(|(id, _)| (id, names.name(id).to_owned())).collect();
+        let lesson = Lesson { shape: Shape::of(spec), class, shard, names };
+        self.to_cores(|| ToCore::Learn(Box::new(lesson.clone())));
     }
 
     /// Answers a request that this node can't ever serve, as Ray's cluster scheduler does where there is one node.
@@ -236,10 +250,27 @@ impl Control {
 
     /// The shard's word on a request.
     pub(super) fn lease_outcome(&self, token: u64, lease: LeaseId, outcome: Outcome) {
-        let granted = match &outcome {
-            Outcome::Granted(worker, _) => Some(*worker),
-            _ => None,
-        };
+        self.note_outcome(
+            lease,
+            match &outcome {
+                Outcome::Granted(worker, _) => Some(*worker),
+                _ => None,
+            },
+        );
+        if matches!(outcome, Outcome::Withdrawn) {
+            self.counters.leases_spilled.add_one();
+        }
+        if let Requester::Shard(desk) = Requester::of(token) {
+            let reply = encode(&self.reply(lease, outcome));
+            return self.to_core(desk, ToCore::Answered { call: Requester::local(token), reply });
+        }
+        if let Some(waiter) = self.waiters.borrow_mut().leases.remove(&token) {
+            // A caller that hung up asks again with the same lease id, or its death gives the lease back.
+            let _ = waiter.send(outcome);
+        }
+    }
+
+    fn note_outcome(&self, lease: LeaseId, granted: Option<WorkerId>) {
         {
             let mut leases = self.leases.borrow_mut();
             if let Some(entry) = leases.live.get_mut(&lease) {
@@ -251,15 +282,8 @@ impl Control {
             }
         }
         self.objects.borrow_mut().lease_settled(lease);
-        if matches!(outcome, Outcome::Withdrawn) {
-            self.counters.leases_spilled.add_one();
-        }
         if let Some(worker) = granted {
             self.note_grant(lease, worker);
-        }
-        if let Some(waiter) = self.waiters.borrow_mut().leases.remove(&token) {
-            // A caller that hung up asks again with the same lease id, or its death gives the lease back.
-            let _ = waiter.send(outcome);
         }
     }
 
@@ -317,12 +341,12 @@ impl Control {
         let registry = self.registry.borrow();
         let Some(member) = registry.get(worker) else {
             // It died between the grant and this line; its death gives the lease back.
-            return cancelled(&format!("The worker of lease {lease} died as it was granted."));
+            return died_as_granted(&lease);
         };
         RequestWorkerLeaseReply {
             worker_address: Some(member.address(self.node_id.as_bytes())),
             worker_pid: member.pid,
-            resource_mapping: self.names.borrow().mapping(allocation),
+            resource_mapping: mapping(allocation, |id| self.names.borrow().name(id).to_owned()),
             ..Default::default()
         }
     }
@@ -370,6 +394,7 @@ impl Control {
             None => {
                 let ttl = Duration::from_millis(self.ray_config.cancelled_lease_tombstone_ttl_ms);
                 leases.tombstones.insert(lease, (), ttl, MAX_TOMBSTONES);
+                self.to_cores(|| ToCore::CancelledAhead { lease });
             }
         }
         Ok(())
@@ -475,6 +500,11 @@ fn bundle_of(spec: &proto::LeaseSpec) -> Option<(PlacementGroupId, i64)> {
         }
         _ => None,
     }
+}
+
+/// The reply for a lease whose worker did not live to serve it.
+pub fn died_as_granted(lease: &LeaseId) -> RequestWorkerLeaseReply {
+    cancelled(&format!("The worker of lease {lease} died as it was granted."))
 }
 
 fn cancelled(message: &str) -> RequestWorkerLeaseReply {

@@ -19,24 +19,24 @@ mod service;
 mod workers;
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use raylet_shard::ids::{ClientId, LeaseId, NodeId, ShardId, Token, WorkerId};
 use raylet_shard::sched::SchedEvent;
 use raylet_shard::store::StoreEvent;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 use tokio::sync::{oneshot, Notify};
 
-use crate::bridge::{shard_of_object, Requester, ToCore, MAX_RPCS_IN_FLIGHT};
+use crate::bridge::{shard_of_object, CoreHandle, Requester, ToCore, MAX_RPCS_IN_FLIGHT};
 use crate::cli::ray_flags::RayFlags;
 use crate::config::ray::RayConfig;
+use crate::observe::histogram::Recorder;
 use crate::ray::agents::AgentManager;
 use crate::ray::classes::Classes;
 use crate::ray::metrics::NodeCounters;
 use crate::ray::proto;
-use crate::ray::registry::Registry;
+use crate::ray::registry::{Dead, Registry};
 use crate::ray::resources::Names;
 use crate::ray::rpc::core_worker::CoreWorkers;
 use crate::ray::rpc::gcs::GcsClient;
@@ -45,13 +45,13 @@ use crate::ray::runtime_env::RuntimeEnvClient;
 use crate::workers::command::WorkerCommands;
 use crate::workers::process::ProcessTable;
 
-pub use leases::Leases;
+pub use leases::{died_as_granted, Leases};
 pub use objects::Objects;
 pub use pool::Starting;
 pub use service::routes;
 
-/// Most workers and nodes remembered as dead, so that late requests on their behalf are refused.
-const MAX_REMEMBERED_DEAD: usize = 100_000;
+/// Longest wait for a core to tell what it has to tell.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the control thread is given at start.
 pub struct ControlParts {
@@ -66,7 +66,7 @@ pub struct ControlParts {
     /// TCP port of NodeManagerService.
     pub port: u16,
     /// To the cores.
-    pub cores: Vec<flume::Sender<ToCore>>,
+    pub cores: Vec<CoreHandle>,
     /// The cluster's control store.
     pub gcs: GcsClient,
     /// Worker processes.
@@ -91,7 +91,7 @@ pub struct Control {
     /// The node's id.
     pub node_id: NodeId,
     pub(super) port: u16,
-    pub(super) cores: Vec<flume::Sender<ToCore>>,
+    pub(super) cores: Vec<CoreHandle>,
     pub(super) gcs: GcsClient,
     pub(super) processes: ProcessTable,
     pub(super) commands: WorkerCommands,
@@ -114,6 +114,8 @@ pub struct Control {
     pub(super) gc: RefCell<reports::GcState>,
     /// What is counted for reports.
     pub counters: NodeCounters,
+    /// Latencies of what this thread does.
+    pub recorder: RefCell<Recorder>,
 }
 
 /// Answers that are on their way, by token.
@@ -121,7 +123,7 @@ pub struct Control {
 struct Waiters {
     next: u64,
     leases: FxHashMap<Token, oneshot::Sender<leases::Outcome>>,
-    pins: FxHashMap<Token, oneshot::Sender<bool>>,
+    caught_up: FxHashMap<Token, oneshot::Sender<()>>,
     bundles: FxHashMap<Token, oneshot::Sender<bool>>,
 }
 
@@ -160,40 +162,6 @@ impl Shutdown {
     }
 }
 
-/// Workers and nodes that died: their requests come too late.
-#[derive(Default)]
-pub struct Dead {
-    workers: FxHashSet<WorkerId>,
-    nodes: FxHashSet<NodeId>,
-    order: VecDeque<WorkerId>,
-}
-
-impl Dead {
-    /// Remembers a worker.
-    pub fn add_worker(&mut self, worker: WorkerId) {
-        if self.workers.insert(worker) {
-            self.order.push_back(worker);
-            if self.order.len() > MAX_REMEMBERED_DEAD {
-                if let Some(oldest) = self.order.pop_front() {
-                    self.workers.remove(&oldest);
-                }
-            }
-        }
-    }
-
-    /// Remembers a node.
-    pub fn add_node(&mut self, node: NodeId) {
-        if self.nodes.len() < MAX_REMEMBERED_DEAD {
-            self.nodes.insert(node);
-        }
-    }
-
-    /// True for a worker that died, or whose node did.
-    pub fn has(&self, worker: &WorkerId, node: Option<&NodeId>) -> bool {
-        self.workers.contains(worker) || node.is_some_and(|node| self.nodes.contains(node))
-    }
-}
-
 impl Control {
     /// Puts the control thread's state together.
     pub fn new(parts: ControlParts) -> Rc<Self> {
@@ -225,6 +193,7 @@ impl Control {
             draining: RefCell::default(),
             gc: RefCell::default(),
             counters: NodeCounters::default(),
+            recorder: RefCell::default(),
         })
     }
 
@@ -292,8 +261,27 @@ impl Control {
     }
 
     fn to_core(&self, shard: ShardId, message: ToCore) {
-        // A core that ended was stopped, or its death is on its way as `ToControl::Failed`.
-        let _ = self.cores[usize::from(shard)].send(message);
+        self.cores[usize::from(shard)].send(message);
+    }
+
+    pub(super) fn to_cores(&self, message: impl Fn() -> ToCore) {
+        self.cores.iter().for_each(|core| core.send(message()));
+    }
+
+    /// Waits until everything that the cores had to tell has been heard: they tell of leases a few milliseconds late.
+    pub async fn catch_up(&self) {
+        let mut waiting = Vec::with_capacity(self.cores.len());
+        for shard in 0..self.shards() {
+            let token = self.token();
+            let (sender, receiver) = oneshot::channel();
+            self.waiters.borrow_mut().caught_up.insert(token, sender);
+            self.to_core(shard, ToCore::Flush { token });
+            waiting.push(receiver);
+        }
+        for receiver in waiting {
+            // A core that does not answer has died, which is told elsewhere.
+            let _ = tokio::time::timeout(CATCH_UP_TIMEOUT, receiver).await;
+        }
     }
 
     pub(super) fn sched(&self, shard: ShardId, event: SchedEvent) {
@@ -327,7 +315,7 @@ impl Control {
     /// Refuses a request where too many wait already.
     pub(super) fn admit(&self) -> Result<(), tonic::Status> {
         let waiters = self.waiters.borrow();
-        let waiting = waiters.leases.len() + waiters.pins.len() + waiters.bundles.len();
+        let waiting = waiters.leases.len() + waiters.bundles.len();
         if waiting >= MAX_RPCS_IN_FLIGHT {
             return Err(tonic::Status::resource_exhausted(format!(
                 "{waiting} requests wait on this node, which is its limit: retry later"

@@ -7,16 +7,12 @@ use raylet_shard::ids::{ClientId, LeaseId, ObjectId, ShardId, TaskId, WorkerId};
 use raylet_shard::sched::ClassId;
 use raylet_shard::store::StoreEvent;
 use rustc_hash::FxHashMap;
-use tokio::sync::oneshot;
 use tonic::Status;
 
 use super::Control;
 use crate::bridge::{shard_of_object, ToCore};
 use crate::ray::messages::{FetchId, Owner};
 use crate::ray::proto;
-
-/// Objects in one request; more is a mistake of the caller.
-const MAX_OBJECTS: usize = 1 << 20;
 
 /// How long a worker has to hear that an object is there.
 const NOTICE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -94,39 +90,6 @@ impl Objects {
 }
 
 impl Control {
-    /// The owner wants its objects kept here.
-    pub(super) async fn pin_objects(
-        self: Rc<Self>,
-        request: proto::PinObjectIDsRequest,
-    ) -> Result<proto::PinObjectIDsReply, Status> {
-        self.admit()?;
-        check_count(request.object_ids.len())?;
-        let mut answers = Vec::with_capacity(request.object_ids.len());
-        for bytes in &request.object_ids {
-            let id = object_id(bytes)?;
-            let token = self.token();
-            let (sender, receiver) = oneshot::channel();
-            self.waiters.borrow_mut().pins.insert(token, sender);
-            self.store(&id, StoreEvent::Pin { token, id });
-            answers.push(receiver);
-        }
-        let mut successes = Vec::with_capacity(answers.len());
-        for answer in answers {
-            successes.push(answer.await.map_err(|_| Status::unavailable("the node is shutting down"))?);
-        }
-        Ok(proto::PinObjectIDsReply { successes })
-    }
-
-    /// The owner's last references are gone.
-    pub(super) fn free_local_objects(&self, request: &proto::FreeLocalObjectsRequest) -> Result<(), Status> {
-        check_count(request.object_ids.len())?;
-        for bytes in &request.object_ids {
-            let id = object_id(bytes)?;
-            self.store(&id, StoreEvent::Free { id });
-        }
-        Ok(())
-    }
-
     /// The user wants objects out of the store (`ray.internal.free`).
     pub(super) fn free_objects(&self, objects: &[ObjectId]) {
         for id in objects {
@@ -228,19 +191,6 @@ impl Control {
             }
         });
     }
-}
-
-fn object_id(bytes: &[u8]) -> Result<ObjectId, Status> {
-    ObjectId::from_slice(bytes).ok_or_else(|| {
-        Status::invalid_argument(format!("expected an object id of {} bytes, got {}", ObjectId::LEN, bytes.len()))
-    })
-}
-
-fn check_count(count: usize) -> Result<(), Status> {
-    if count > MAX_OBJECTS {
-        return Err(Status::invalid_argument(format!("expected at most {MAX_OBJECTS} objects, got {count}")));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use tonic::Status;
 use super::Control;
 use crate::ray::proto::node_death_info::Reason;
 use crate::ray::proto::*;
-use crate::ray::rpc::server::Router;
+use crate::ray::rpc::router::Router;
 
 /// Adds a method that is answered at once.
 macro_rules! now {
@@ -66,10 +66,6 @@ fn bundles(r: Router, c: &Rc<Control>) -> Router {
 }
 
 fn objects(r: Router, c: &Rc<Control>) -> Router {
-    let r = now!(r, c, "PinObjectIDs", |c, q: PinObjectIDsRequest| c.pin_objects(q).await);
-    let r = now!(r, c, "FreeLocalObjects", |c, q: FreeLocalObjectsRequest| {
-        c.free_local_objects(&q).map(|()| FreeLocalObjectsReply {})
-    });
     let r = now!(r, c, "RegisterMutableObject", |_c, _q: RegisterMutableObjectRequest| {
         Err::<RegisterMutableObjectReply, _>(Status::unimplemented(
             "channels of compiled graphs between nodes are not served by this node",

@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 use tokio::sync::watch;
 use tonic::{Code, Status};
 
-use super::server::Router;
+use super::router::Router;
 use crate::ray::proto::health::health_check_response::ServingStatus;
 use crate::ray::proto::health::{HealthCheckRequest, HealthCheckResponse};
 

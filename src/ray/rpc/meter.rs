@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::observe::metrics::{Buckets, Counter};
 
@@ -28,6 +28,14 @@ pub struct Meter {
     pub times_ms: Buckets<{ TIME_BOUNDS_MS.len() + 1 }>,
 }
 
+impl Meter {
+    fn end(&self, ok: bool, took: Duration) {
+        self.finished.add_one();
+        if ok { &self.succeeded } else { &self.failed }.add_one();
+        self.times_ms.record(&TIME_BOUNDS_MS, took.as_secs_f64() * 1000.0);
+    }
+}
+
 /// The meters of a node by method, as `Service.grpc_server.Method`.
 #[derive(Clone, Default)]
 pub struct Meters(Rc<RefCell<BTreeMap<String, Rc<Meter>>>>);
@@ -38,6 +46,14 @@ impl Meters {
         let (service, method) = path.strip_prefix(MEASURED_PACKAGE)?.split_once('/')?;
         let name = format!("{service}.grpc_server.{method}");
         Some(self.0.borrow_mut().entry(name).or_default().clone())
+    }
+
+    /// A call was served on a core.
+    pub fn served(&self, path: &str, ok: bool, took: Duration) {
+        if let Some(meter) = self.of_path(path) {
+            meter.started.add_one();
+            meter.end(ok, took);
+        }
     }
 
     /// The methods that were ever called, with their meters, in the order of their names.
@@ -63,9 +79,7 @@ impl Timing {
 
     /// It ended.
     pub(super) fn end(self, ok: bool) {
-        self.meter.finished.add_one();
-        if ok { &self.meter.succeeded } else { &self.meter.failed }.add_one();
-        self.meter.times_ms.record(&TIME_BOUNDS_MS, self.start.elapsed().as_secs_f64() * 1000.0);
+        self.meter.end(ok, self.start.elapsed());
     }
 }
 

@@ -8,12 +8,14 @@ pub mod chaos;
 pub mod client;
 pub mod core_worker;
 mod exec;
-mod frame;
+pub(super) mod frame;
 pub mod gcs;
 pub mod health;
 pub mod meter;
 pub mod owners;
 pub mod pubsub;
+pub mod ring_stream;
+pub mod router;
 pub mod server;
 pub mod syncer;
 

@@ -1,27 +1,22 @@
-//! A gRPC server on one thread: handlers are plain `async` functions over `Rc` state.
+//! A gRPC server on the control thread.
 //!
-//! hyper speaks HTTP/2 and runs its tasks on the thread's `LocalSet`; this module adds what gRPC adds, so that nothing
-//! has to be `Send` and an empty call costs as little as it can.
+//! hyper speaks HTTP/2 and runs its tasks on the thread's `LocalSet`; this module and [`super::router`] add what gRPC adds, so
+//! that nothing has to be `Send` and an empty call costs as little as it can.
 
-use std::collections::hash_map::Entry;
 use std::convert::Infallible;
 use std::future::{poll_fn, Future};
 use std::io;
-use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue, Request, Response};
-use hyper::body::{Body, Frame, Incoming};
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use prost::Message;
 use rustc_hash::FxHashMap;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
@@ -29,15 +24,13 @@ use tonic::{Code, Status};
 
 use super::auth::Auth;
 use super::exec::LocalExec;
-use super::frame::{encode, FrameReader};
-use super::meter::{Meter, Meters, Timing};
+use super::meter::Timing;
+use super::router::{LocalFuture, ReplyBody, Route, Router};
 
 /// Streams that one connection may have open; a client that wants more waits.
 pub const MAX_STREAMS_PER_CONNECTION: u32 = 65_536;
 /// Connections that the server keeps; more are closed as soon as they are accepted.
 pub const MAX_CONNECTIONS: usize = 16_384;
-/// Messages that a streaming handler may be ahead of its client before it has to wait.
-pub const STREAM_QUEUE_MESSAGES: usize = 64;
 /// Streams that a client may have reset and this side not yet dropped; one that resets faster is cut off.
 const MAX_PENDING_RESETS: usize = 4_096;
 
@@ -45,10 +38,6 @@ const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 const SEND_BUFFER_BYTES: usize = 1024 * 1024;
 const ACCEPT_RETRY_MS: u64 = 50;
-const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
-
-type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
-type Handler = Box<dyn Fn(Request<Incoming>) -> LocalFuture<Response<ReplyBody>>>;
 
 /// Settings of a server.
 #[derive(Clone, Debug)]
@@ -85,261 +74,6 @@ pub struct BindError {
 /// See [`BindError`].
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
     TcpListener::bind(address).await.map_err(|source| BindError { address, source })
-}
-
-struct Route {
-    handler: Handler,
-    needs_auth: bool,
-    meter: Option<Rc<Meter>>,
-}
-
-/// The methods that a server serves, by path (`/package.Service/Method`).
-#[derive(Default)]
-pub struct Router {
-    routes: FxHashMap<&'static str, Route>,
-}
-
-impl Router {
-    /// No methods.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Serves a unary method.
-    ///
-    /// The handler runs to its end even if the client gives up: Ray's handlers change state after they have waited, and
-    /// its clients retry.
-    ///
-    /// # Panics
-    /// When the path is already served: two handlers for one method are a mistake in the program.
-    #[must_use]
-    pub fn unary<Req, Resp, F, Fut>(self, path: &'static str, handler: F) -> Self
-    where
-        Req: Message + Default + 'static,
-        Resp: Message + 'static,
-        F: Fn(Req) -> Fut + 'static,
-        Fut: Future<Output = Result<Resp, Status>> + 'static,
-    {
-        self.add(path, true, unary_handler(handler))
-    }
-
-    /// Like [`Self::unary`], open to callers without a token.
-    ///
-    /// # Panics
-    /// As [`Self::unary`].
-    #[must_use]
-    pub fn unary_without_auth<Req, Resp, F, Fut>(self, path: &'static str, handler: F) -> Self
-    where
-        Req: Message + Default + 'static,
-        Resp: Message + 'static,
-        F: Fn(Req) -> Fut + 'static,
-        Fut: Future<Output = Result<Resp, Status>> + 'static,
-    {
-        self.add(path, false, unary_handler(handler))
-    }
-
-    /// Serves a method whose requests, replies or both are streams.
-    ///
-    /// `open` sees the call's metadata, and refuses the call or returns the metadata that the reply starts with and the
-    /// call's handler; the handler's result ends the stream. A handler is dropped when its client goes away.
-    ///
-    /// # Panics
-    /// As [`Self::unary`].
-    #[must_use]
-    pub fn streaming<Req, Resp, F, Fut>(self, path: &'static str, needs_auth: bool, open: F) -> Self
-    where
-        Req: Message + Default + 'static,
-        Resp: Message + 'static,
-        F: Fn(&HeaderMap, Requests<Req>, Replies<Resp>) -> Result<(HeaderMap, Fut), Status> + 'static,
-        Fut: Future<Output = Result<(), Status>> + 'static,
-    {
-        let open = Rc::new(open);
-        let handler: Handler = Box::new(move |request| {
-            let open = open.clone();
-            Box::pin(async move {
-                let (head, body) = request.into_parts();
-                let requests = Requests { reader: FrameReader::new(body), message: PhantomData };
-                let (sender, queue) = mpsc::channel(STREAM_QUEUE_MESSAGES);
-                match open(&head.headers, requests, Replies { sender, message: PhantomData }) {
-                    Ok((metadata, handler)) => stream_reply(metadata, Box::pin(handler), queue),
-                    Err(status) => status.into_http(),
-                }
-            })
-        });
-        self.add(path, needs_auth, handler)
-    }
-
-    fn add(mut self, path: &'static str, needs_auth: bool, handler: Handler) -> Self {
-        match self.routes.entry(path) {
-            Entry::Vacant(slot) => slot.insert(Route { handler, needs_auth, meter: None }),
-            Entry::Occupied(_) => panic!("two handlers for {path}"),
-        };
-        self
-    }
-
-    /// Counts the calls of the methods added so far.
-    #[must_use]
-    pub fn measured(mut self, meters: &Meters) -> Self {
-        for (path, route) in &mut self.routes {
-            route.meter = meters.of_path(path);
-        }
-        self
-    }
-}
-
-fn unary_handler<Req, Resp, F, Fut>(handler: F) -> Handler
-where
-    Req: Message + Default + 'static,
-    Resp: Message + 'static,
-    F: Fn(Req) -> Fut + 'static,
-    Fut: Future<Output = Result<Resp, Status>> + 'static,
-{
-    let handler = Rc::new(handler);
-    Box::new(move |request| {
-        let handler = handler.clone();
-        Box::pin(async move {
-            match call_unary(&*handler, request).await {
-                Ok(message) => {
-                    let mut response = Response::new(ReplyBody::Unary(Some(message)));
-                    response.headers_mut().insert(CONTENT_TYPE, GRPC);
-                    response
-                }
-                Err(status) => status.into_http(),
-            }
-        })
-    })
-}
-
-async fn call_unary<Req, Resp, Fut>(handler: &dyn Fn(Req) -> Fut, request: Request<Incoming>) -> Result<Bytes, Status>
-where
-    Req: Message + Default,
-    Resp: Message,
-    Fut: Future<Output = Result<Resp, Status>>,
-{
-    let message = FrameReader::new(request.into_body()).only().await?;
-    encode(&handler(parse(message)?).await?)
-}
-
-/// A message that isn't one gets the status that stock servers return.
-fn parse<Req: Message + Default>(message: Bytes) -> Result<Req, Status> {
-    Req::decode(message).map_err(|_| Status::new(Code::Internal, "Unable to parse request"))
-}
-
-/// The requests of a streaming call.
-pub struct Requests<Req> {
-    reader: FrameReader,
-    message: PhantomData<Req>,
-}
-
-impl<Req: Message + Default> Requests<Req> {
-    /// The next request, or `None` when the client has sent its last.
-    ///
-    /// # Errors
-    /// The status that a broken stream or message amounts to.
-    pub async fn next(&mut self) -> Result<Option<Req>, Status> {
-        self.reader.next().await?.map(parse).transpose()
-    }
-}
-
-/// The replies of a streaming call. A handler that is [`STREAM_QUEUE_MESSAGES`] ahead of its client waits in `send`.
-pub struct Replies<Resp> {
-    sender: mpsc::Sender<Bytes>,
-    message: PhantomData<Resp>,
-}
-
-impl<Resp: Message> Replies<Resp> {
-    /// Sends one reply.
-    ///
-    /// # Errors
-    /// `CANCELLED` when the client has gone, `RESOURCE_EXHAUSTED` when the message is too large.
-    pub async fn send(&self, message: &Resp) -> Result<(), Status> {
-        let gone = |_| Status::new(Code::Cancelled, "the client has gone");
-        self.sender.send(encode(message)?).await.map_err(gone)
-    }
-}
-
-/// A reply's body. Only hyper handles it.
-#[derive(Default)]
-enum ReplyBody {
-    /// No message: the status is in the headers.
-    #[default]
-    Empty,
-    /// One message, then the status OK.
-    Unary(Option<Bytes>),
-    /// Any number of messages, then the handler's status.
-    Stream(StreamReply),
-}
-
-struct StreamReply {
-    handler: Option<LocalFuture<Result<(), Status>>>,
-    queue: mpsc::Receiver<Bytes>,
-    status: Option<Status>,
-}
-
-fn stream_reply(
-    metadata: HeaderMap,
-    handler: LocalFuture<Result<(), Status>>,
-    queue: mpsc::Receiver<Bytes>,
-) -> Response<ReplyBody> {
-    let body = StreamReply { handler: Some(handler), queue, status: None };
-    let mut response = Response::new(ReplyBody::Stream(body));
-    *response.headers_mut() = metadata;
-    response.headers_mut().insert(CONTENT_TYPE, GRPC);
-    response
-}
-
-impl StreamReply {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
-        if let Some(handler) = &mut self.handler {
-            if let Poll::Ready(result) = handler.as_mut().poll(cx) {
-                self.status = Some(result.err().unwrap_or_else(|| Status::ok("")));
-                self.handler = None;
-            }
-        }
-        if let Poll::Ready(Some(message)) = self.queue.poll_recv(cx) {
-            return Poll::Ready(Some(Frame::data(message)));
-        }
-        if self.handler.is_some() {
-            return Poll::Pending;
-        }
-        Poll::Ready(self.status.take().map(|status| trailers(&status)))
-    }
-}
-
-fn trailers(status: &Status) -> Frame<Bytes> {
-    let mut headers = HeaderMap::with_capacity(3);
-    if status.add_header(&mut headers).is_err() {
-        // Only metadata that can't travel gets here; the code still can.
-        headers.insert(Status::GRPC_STATUS, HeaderValue::from(status.code() as i32));
-    }
-    Frame::trailers(headers)
-}
-
-impl Body for ReplyBody {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let this = self.get_mut();
-        let frame = match this {
-            Self::Empty => None,
-            Self::Unary(message) => match message.take() {
-                Some(message) => Some(Frame::data(message)),
-                None => {
-                    *this = Self::Empty;
-                    let mut headers = HeaderMap::with_capacity(1);
-                    headers.insert(Status::GRPC_STATUS, HeaderValue::from_static("0"));
-                    Some(Frame::trailers(headers))
-                }
-            },
-            Self::Stream(stream) => std::task::ready!(stream.poll(cx)),
-        };
-        Poll::Ready(frame.map(Ok))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Empty)
-    }
 }
 
 /// What all connections of a server share.
@@ -394,7 +128,7 @@ impl Shared {
             self.auth.check(request.headers()).map_err(Box::new)?;
         }
         let timing = route.meter.as_ref().map(Timing::start);
-        Ok(Running { call: (route.handler)(request), timing })
+        Ok(Running { call: route.handler.answer(request), timing })
     }
 }
 
@@ -432,6 +166,18 @@ impl Drop for Call {
             }
         }
     }
+}
+
+/// HTTP/2 as gRPC wants it, on any executor.
+pub fn http2_builder<E: Clone>(executor: E) -> http2::Builder<E> {
+    let mut builder = http2::Builder::new(executor);
+    builder
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_send_buf_size(SEND_BUFFER_BYTES)
+        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS);
+    builder
 }
 
 /// A server, ready to serve.
@@ -504,14 +250,9 @@ impl Server {
     }
 
     fn http2(&self) -> http2::Builder<LocalExec> {
-        let mut builder = http2::Builder::new(LocalExec);
+        let mut builder = http2_builder(LocalExec);
         builder
             .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .max_send_buf_size(SEND_BUFFER_BYTES)
-            .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
-            .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
             .keep_alive_interval(Duration::from_millis(self.config.keepalive_time_ms))
             .keep_alive_timeout(Duration::from_millis(self.config.keepalive_timeout_ms));
         builder

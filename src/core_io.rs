@@ -1,0 +1,375 @@
+//! What a core waits for, and the loop in which it does: connections, messages, times.
+//!
+//! The loop blocks in the core's own io_uring (see [`raylet_transport::uring`]), so that a request costs one system call to
+//! come in and one to be answered. It runs as the main future of the core's glommio executor, which places and names the thread
+//! and runs what takes long or needs a thread of its own: a *guest* ([`Io::guest`]). While there is one, the loop waits in
+//! glommio instead, on an eventfd of the ring; guests are rare, because a wait there costs five system calls.
+
+use std::cell::{Cell, RefCell};
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+use std::future::Future;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use async_executor::LocalExecutor;
+use futures_lite::future;
+use glommio::io::BufferedFile;
+use raylet_shard::ids::ClientId;
+use raylet_transport::uring::{Completion, CoreRing};
+use rustc_hash::FxHashMap;
+
+use crate::bridge::{Requester, Socket, ToCore};
+use crate::core_loop::Core;
+use crate::ray::rpc::ring_stream::Pipe;
+use crate::ray::rpc::server::MAX_CONNECTIONS;
+use crate::ray::{plasma_conn, raylet_conn};
+use crate::socket::{ConnectionError, Inbound, Writer};
+
+/// Messages of other threads, or steps of tasks, taken before connections and timers get their turn again.
+const BATCH: usize = 256;
+
+/// Longest wait in glommio for what only the loop itself can see to.
+const GUEST_PAUSE: Duration = Duration::from_millis(1);
+
+/// What is to be begun on the ring before the core waits next.
+#[derive(Debug)]
+pub enum Wish {
+    /// Receive from a socket under a key.
+    Receive(u64, Rc<OwnedFd>),
+    /// Tell when the socket of this key has room.
+    TellWritable(u64),
+}
+
+/// The wishes of a core's connections. At most two for each connection.
+#[derive(Debug, Default)]
+pub struct Wishes(RefCell<Vec<Wish>>);
+
+impl Wishes {
+    /// Asks to be told once when a socket has room.
+    pub fn tell_writable(&self, key: u64) {
+        self.0.borrow_mut().push(Wish::TellWritable(key));
+    }
+
+    /// Takes all wishes.
+    pub fn take(&self) -> Vec<Wish> {
+        std::mem::take(&mut self.0.borrow_mut())
+    }
+
+    fn begin(&self, ring: &mut CoreRing) {
+        for wish in self.0.borrow_mut().drain(..) {
+            match wish {
+                Wish::Receive(key, socket) => ring.receive(key, socket),
+                Wish::TellWritable(key) => ring.tell_writable(key),
+            }
+        }
+    }
+}
+
+/// A connection of a core.
+struct Connection {
+    client: ClientId,
+    socket: Socket,
+    inbound: RefCell<Inbound>,
+    writer: Writer,
+    /// hyper's side of a gRPC connection.
+    pipe: Option<Rc<Pipe>>,
+}
+
+type Action = Box<dyn FnOnce(&Rc<Core>)>;
+
+/// Something that is done at a time.
+struct Timer {
+    at: Instant,
+    /// Tells timers of the same instant apart, in the order in which they were set.
+    number: u64,
+    action: Action,
+}
+
+impl Timer {
+    fn key(&self) -> (Instant, u64) {
+        (self.at, self.number)
+    }
+}
+
+impl PartialEq for Timer {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Timer {}
+
+impl PartialOrd for Timer {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Timer {
+    /// The earliest is the greatest, which is what a heap gives first.
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.key().cmp(&self.key())
+    }
+}
+
+/// What a core waits for.
+pub struct Io {
+    connections: RefCell<FxHashMap<u64, Rc<Connection>>>,
+    wishes: Rc<Wishes>,
+    /// Bounded by what sets them: requests of connections, one each, and the core's own clock.
+    timers: RefCell<BinaryHeap<Timer>>,
+    timers_set: Cell<u64>,
+    guests: Cell<usize>,
+    /// What hyper runs for the gRPC connections; `None` once the core has ended.
+    tasks: RefCell<Option<Rc<LocalExecutor<'static>>>>,
+}
+
+/// Runs hyper's tasks on a core, in its loop.
+#[derive(Clone)]
+pub struct CoreExec(pub Rc<Core>);
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for CoreExec {
+    fn execute(&self, task: F) {
+        let tasks = self.0.io.tasks.borrow().clone();
+        if let Some(tasks) = tasks {
+            tasks
+                .spawn(async move {
+                    task.await;
+                })
+                .detach();
+        }
+    }
+}
+
+impl Default for Io {
+    fn default() -> Self {
+        Self {
+            connections: RefCell::default(),
+            wishes: Rc::default(),
+            timers: RefCell::default(),
+            timers_set: Cell::new(0),
+            guests: Cell::new(0),
+            tasks: RefCell::new(Some(Rc::default())),
+        }
+    }
+}
+
+impl Io {
+    /// Does something after a while, on this core.
+    pub fn after(&self, pause: Duration, action: impl FnOnce(&Rc<Core>) + 'static) {
+        let number = self.timers_set.get();
+        self.timers_set.set(number + 1);
+        // A pause beyond what an Instant can hold never ends, and neither does the core's life.
+        if let Some(at) = Instant::now().checked_add(pause) {
+            self.timers.borrow_mut().push(Timer { at, number, action: Box::new(action) });
+        }
+    }
+
+    /// Runs something that takes long as a task of glommio. It starts at once: no state of the core may be borrowed here.
+    pub fn guest(core: &Rc<Core>, task: impl Future<Output = ()> + 'static) {
+        core.io.guests.set(core.io.guests.get() + 1);
+        let core = core.clone();
+        glommio::spawn_local(async move {
+            task.await;
+            core.io.guests.set(core.io.guests.get() - 1);
+        })
+        .detach();
+    }
+
+    /// Serves a new connection.
+    pub fn serve(&self, core: &Rc<Core>, socket: Socket, stream: OwnedFd) {
+        let client = core.new_client();
+        let (key, stream) = (Requester::local(client), Rc::new(stream));
+        let writer = Writer::new(stream.clone(), key, self.wishes.clone());
+        let mut pipe = None;
+        match socket {
+            Socket::Raylet => core.raylet.add(client, writer.clone()),
+            Socket::Plasma => core.plasma.add(client, writer.clone()),
+            Socket::Rpc if self.connections.borrow().len() >= MAX_CONNECTIONS => {
+                return tracing::warn!(MAX_CONNECTIONS, "too many connections: closing a new one");
+            }
+            Socket::Rpc => core.rpc.connect(core, &stream, pipe.insert(Pipe::new(writer.clone())).clone()),
+        }
+        let connection = Connection { client, socket, inbound: RefCell::default(), writer, pipe };
+        self.connections.borrow_mut().insert(key, Rc::new(connection));
+        self.wishes.0.borrow_mut().push(Wish::Receive(key, stream));
+    }
+
+    fn completed(&self, core: &Rc<Core>, completion: Completion<'_>) {
+        match completion {
+            Completion::Received { key, bytes } => self.received(core, key, bytes),
+            Completion::Ended { key, error: Some(error) } => self.end(core, key, Err(error.into())),
+            Completion::Ended { key, error: None } => {
+                let ended = self.connection(key).map_or(Ok(()), |c| c.inbound.borrow().close(c.socket.limit_bytes()));
+                self.end(core, key, ended);
+            }
+            Completion::Writable { key } => {
+                if let Some(connection) = self.connection(key) {
+                    connection.writer.writable();
+                    connection.pipe.iter().for_each(|pipe| pipe.writable());
+                }
+            }
+        }
+    }
+
+    fn connection(&self, key: u64) -> Option<Rc<Connection>> {
+        self.connections.borrow().get(&key).cloned()
+    }
+
+    fn received(&self, core: &Rc<Core>, key: u64, bytes: &[u8]) {
+        // Bytes behind the end of a connection are of no interest.
+        let Some(connection) = self.connection(key) else {
+            return;
+        };
+        if let Some(pipe) = &connection.pipe {
+            return pipe.received(bytes);
+        }
+        let client = connection.client;
+        let fed =
+            connection.inbound.borrow_mut().feed(bytes, connection.socket.limit_bytes(), |frame| {
+                match connection.socket {
+                    Socket::Raylet => raylet_conn::frame(core, client, frame),
+                    Socket::Plasma => plasma_conn::frame(core, client, frame),
+                    Socket::Rpc => unreachable!("a gRPC connection has a pipe"),
+                }
+            });
+        match fed {
+            Ok(true) => {}
+            Ok(false) => self.end(core, key, Ok(())),
+            Err(error) => self.end(core, key, Err(error)),
+        }
+    }
+
+    /// A connection ends: the ring lets go of its socket when it sees that it is shut.
+    fn end(&self, core: &Rc<Core>, key: u64, ended: Result<(), ConnectionError>) {
+        let Some(connection) = self.connections.borrow_mut().remove(&key) else {
+            return;
+        };
+        connection.writer.shut();
+        connection.pipe.iter().for_each(|pipe| pipe.ended());
+        match connection.socket {
+            Socket::Raylet => raylet_conn::ended(core, connection.client, ended),
+            Socket::Plasma => plasma_conn::ended(core, connection.client, ended),
+            Socket::Rpc => {}
+        }
+    }
+
+    /// Runs tasks until none can go on, or for a while. True: there may be more.
+    fn run_tasks(&self) -> bool {
+        let Some(tasks) = self.tasks.borrow().clone() else {
+            return false;
+        };
+        for _ in 0..BATCH {
+            if !tasks.try_tick() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Ends everything that is still going on here.
+    fn close(&self) {
+        self.run_tasks();
+        self.connections.borrow_mut().clear();
+        self.timers.borrow_mut().clear();
+        let tasks = self.tasks.borrow_mut().take();
+        drop(tasks);
+    }
+
+    /// Does what is due; returns when the next is.
+    fn run_timers(&self, core: &Rc<Core>) -> Option<Instant> {
+        let now = Instant::now();
+        loop {
+            let due = {
+                let mut timers = self.timers.borrow_mut();
+                match timers.peek() {
+                    Some(timer) if timer.at <= now => timers.pop(),
+                    next => return next.map(|timer| timer.at),
+                }
+            };
+            if let Some(timer) = due {
+                (timer.action)(core);
+            }
+        }
+    }
+}
+
+/// Runs a core until it is told to stop.
+///
+/// # Errors
+/// When the kernel refuses to wait, in words.
+pub async fn run(core: &Rc<Core>, mut ring: CoreRing, inbox: flume::Receiver<ToCore>) -> Result<(), String> {
+    let mut among_guests = AmongGuests::new().map_err(|e| format!("no eventfd: {e}"))?;
+    loop {
+        for message in inbox.try_iter().take(BATCH) {
+            if !core.message(message) {
+                core.io.close();
+                return Ok(());
+            }
+        }
+        let mut until = core.io.run_timers(core);
+        if core.io.run_tasks() {
+            until = Some(Instant::now());
+        }
+        core.io.wishes.begin(&mut ring);
+        let waited = match core.io.guests.get() {
+            0 => ring.wait(until, || !inbox.is_empty()),
+            _ => among_guests.wait(&mut ring, until, || !inbox.is_empty()).await,
+        };
+        waited.map_err(|e| format!("io_uring_enter: {e}"))?;
+        ring.reap(|completion| core.io.completed(core, completion));
+    }
+}
+
+/// Waiting while glommio has tasks to run.
+struct AmongGuests {
+    event: OwnedFd,
+    /// A read of the eventfd that has not come back; one at a time, because each takes what it finds.
+    signalled: Option<Pin<Box<dyn Future<Output = ()>>>>,
+}
+
+impl AmongGuests {
+    fn new() -> std::io::Result<Self> {
+        let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
+        Ok(Self { event, signalled: None })
+    }
+
+    async fn wait(
+        &mut self,
+        ring: &mut CoreRing,
+        until: Option<Instant>,
+        ready: impl FnOnce() -> bool,
+    ) -> std::io::Result<()> {
+        let signalled = match &mut self.signalled {
+            Some(signalled) => signalled,
+            none => none.insert(Box::pin(read_event(self.event.try_clone()?))),
+        };
+        let wait = ring.begin_wait_on(&self.event, ready)?;
+        let pause = until.map_or(GUEST_PAUSE, |until| until.saturating_duration_since(Instant::now()).min(GUEST_PAUSE));
+        let pause = if wait { pause } else { Duration::ZERO };
+        let woken = async {
+            signalled.as_mut().await;
+            true
+        };
+        let slept = async {
+            glommio::timer::sleep(pause).await;
+            false
+        };
+        if future::or(woken, slept).await {
+            self.signalled = None;
+        }
+        ring.end_wait_on()
+    }
+}
+
+async fn read_event(event: OwnedFd) {
+    debug_assert!(event.as_raw_fd() >= 0, "an open descriptor");
+    // SAFETY: the descriptor is owned, and given away here, so the file is its only owner.
+    let file = unsafe { BufferedFile::from_raw_fd(event.into_raw_fd()) };
+    // What it says is only that something happened; the ring tells what.
+    let _ = file.read_at(0, 8).await;
+    let _ = file.close().await;
+}

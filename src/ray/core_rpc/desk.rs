@@ -1,0 +1,190 @@
+//! The lease desk of a core: RequestWorkerLease and ReturnWorkerLease answered where the lease queues are.
+//!
+//! The desk takes a request whose shape the control thread has taught it ([`Lesson`]) and that needs nothing but resources and a
+//! worker: no arguments to wait for, no node or label to be on, no placement group. Everything else, and the first request
+//! of every shape, goes to the control thread (see [`crate::ray::control`]), which stays the one who knows all leases: it
+//! is told of each that the desk lets through, grants and takes back, in order, and a few milliseconds late, because
+//! nothing waits for it.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use prost::Message;
+use raylet_shard::ids::{LeaseId, NodeId, ShardId, WorkerId};
+use raylet_shard::sched::{ClassId, ResourceId, SchedEffect, SchedEvent, WorkerFate};
+use rustc_hash::{FxHashMap, FxHashSet};
+use tonic::Status;
+
+use crate::bridge::{Requester, ToControl, MAX_RPCS_IN_FLIGHT};
+use crate::core_loop::Core;
+use crate::ray::control::died_as_granted;
+use crate::ray::lease_shape::{lease_request, Asker, Shape};
+use crate::ray::proto::{self, RequestWorkerLeaseReply, RequestWorkerLeaseRequest};
+use crate::ray::registry::Dead;
+use crate::ray::resources::mapping;
+use crate::ray::rpc::frame::encode;
+
+/// Most leases that are refused because they were cancelled before they came. The oldest are forgotten first; the control thread
+/// keeps them as long as Ray wants.
+const MAX_TOMBSTONES: usize = 100_000;
+
+/// What the control thread teaches of a scheduling class.
+#[derive(Clone, Debug)]
+pub struct Lesson {
+    /// How its requests look.
+    pub shape: Shape,
+    /// The class.
+    pub class: ClassId,
+    /// The shard that queues them.
+    pub shard: ShardId,
+    /// Names of the resources that a grant can have.
+    pub names: Vec<(ResourceId, String)>,
+}
+
+/// What an owner is told of a worker.
+#[derive(Clone, Debug)]
+pub struct Card {
+    /// Where the worker is reached.
+    pub address: proto::Address,
+    /// Its process.
+    pub pid: u32,
+}
+
+/// See the [module](self).
+#[derive(Default)]
+pub struct Desk {
+    node_id: NodeId,
+    classes: FxHashMap<Shape, (ClassId, ShardId)>,
+    names: FxHashMap<ResourceId, String>,
+    cards: FxHashMap<WorkerId, Card>,
+    /// Leases that the desk let through and granted, with their shard.
+    granted: FxHashMap<LeaseId, ShardId>,
+    tombstones: FxHashSet<LeaseId>,
+    dead: Dead,
+}
+
+impl Desk {
+    /// The node has its name.
+    pub fn open(&mut self, node_id: NodeId) {
+        self.node_id = node_id;
+    }
+
+    /// Learns a class.
+    pub fn learn(&mut self, lesson: Lesson) {
+        self.classes.insert(lesson.shape, (lesson.class, lesson.shard));
+        self.names.extend(lesson.names);
+    }
+
+    /// Forgets a class, whose number may mean another one later.
+    pub fn forget(&mut self, class: ClassId) {
+        self.classes.retain(|_, (known, _)| *known != class);
+    }
+
+    /// A worker can be leased.
+    pub fn worker_ready(&mut self, worker: WorkerId, card: Card) {
+        self.cards.insert(worker, card);
+    }
+
+    /// A worker or driver is dead.
+    pub fn owner_gone(&mut self, owner: WorkerId) {
+        self.cards.remove(&owner);
+        self.dead.add_worker(owner);
+    }
+
+    /// A node is dead.
+    pub fn node_gone(&mut self, node: NodeId) {
+        self.dead.add_node(node);
+    }
+
+    /// A lease was cancelled before it was asked for.
+    pub fn cancelled_ahead(&mut self, lease: LeaseId) {
+        if self.tombstones.len() < MAX_TOMBSTONES {
+            self.tombstones.insert(lease);
+        }
+    }
+
+    /// A lease ended without being given back.
+    pub fn lease_lost(&mut self, lease: &LeaseId) {
+        self.granted.remove(lease);
+    }
+
+    fn takes(&self, spec: &proto::LeaseSpec, lease: &LeaseId, asker: &Asker) -> bool {
+        use proto::scheduling_strategy::SchedulingStrategy as Strategy;
+        let strategy = spec.scheduling_strategy.as_ref().and_then(|s| s.scheduling_strategy.as_ref());
+        matches!(strategy, None | Some(Strategy::DefaultSchedulingStrategy(_) | Strategy::SpreadSchedulingStrategy(_)))
+            && spec.dependencies.is_empty()
+            && spec.label_selector.as_ref().is_none_or(|selector| selector.label_constraints.is_empty())
+            && spec.fallback_strategy.as_ref().is_none_or(|fallback| fallback.options.is_empty())
+            && !self.tombstones.contains(lease)
+            && !self.dead.has(&asker.owner, Some(&asker.node))
+    }
+
+    fn reply(
+        &self,
+        worker: &WorkerId,
+        allocation: &raylet_shard::sched::Allocation,
+    ) -> Option<RequestWorkerLeaseReply> {
+        let card = self.cards.get(worker)?;
+        Some(RequestWorkerLeaseReply {
+            worker_address: Some(card.address.clone()),
+            worker_pid: card.pid,
+            resource_mapping: mapping(allocation, |id| self.names.get(&id).map_or("", String::as_str)),
+            ..Default::default()
+        })
+    }
+}
+
+/// A request for a worker. `None`: the control thread has to look at it.
+pub async fn request(core: &Rc<Core>, message: &Bytes) -> Option<Result<Bytes, Status>> {
+    let request = RequestWorkerLeaseRequest::decode(message.clone()).ok()?;
+    let spec = request.lease_spec?;
+    let lease = LeaseId::from_slice(&spec.lease_id)?;
+    let asker = Asker::of(&spec);
+    let (class, shard) = {
+        let desk = core.rpc.desk.borrow();
+        if !desk.takes(&spec, &lease, &asker) {
+            return None;
+        }
+        desk.classes.get(&Shape::of(&spec)).copied()?
+    };
+    let (call, reply) = core.rpc.wait_for_reply();
+    let token = Requester::Shard(core.shard).tag(call);
+    let wanted = lease_request(token, lease, class, asker, &spec, request.grant_or_reject);
+    core.tell_control_later(ToControl::Asked { lease, shard, spec: Box::new(spec) });
+    core.sched_on(shard, SchedEvent::Request(Box::new(wanted)));
+    Some(reply.await.unwrap_or_else(|_| Err(Status::unavailable("the node is shutting down"))))
+}
+
+/// An owner gives a lease back. `None`: the control thread has to look at it.
+pub fn give_back(core: &Rc<Core>, message: &Bytes) -> Option<Result<Bytes, Status>> {
+    let request = proto::ReturnWorkerLeaseRequest::decode(message.clone()).ok()?;
+    if request.disconnect_worker || request.worker_exiting {
+        return None;
+    }
+    let lease = LeaseId::from_slice(&request.lease_id)?;
+    let shard = core.rpc.desk.borrow_mut().granted.remove(&lease)?;
+    core.tell_control_later(ToControl::Returned { lease });
+    core.sched_on(shard, SchedEvent::Return { lease, fate: WorkerFate::Keep });
+    Some(encode(&proto::ReturnWorkerLeaseReply {}))
+}
+
+/// The shard's word on a request that came through this desk: a grant is answered here, everything else by the control thread.
+pub fn settle(core: &Rc<Core>, from: ShardId, effect: SchedEffect) {
+    let SchedEffect::Granted { token, lease, worker, allocation, .. } = effect else {
+        return core.tell_control(ToControl::Sched(effect));
+    };
+    let reply = {
+        let mut desk = core.rpc.desk.borrow_mut();
+        if desk.granted.len() < MAX_RPCS_IN_FLIGHT {
+            desk.granted.insert(lease, from);
+        }
+        desk.reply(&worker, &allocation)
+    };
+    core.tell_control_later(ToControl::Granted { lease, worker });
+    let reply = match reply {
+        Some(reply) => encode(&reply),
+        // It died between the grant and this line; its death gives the lease back.
+        None => encode(&died_as_granted(&lease)),
+    };
+    core.rpc.answered(Requester::local(token), reply);
+}

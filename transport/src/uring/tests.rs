@@ -1,0 +1,201 @@
+//! The ring on this machine's kernel.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::thread;
+
+use super::*;
+
+/// Longest that a test waits for the kernel.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn socket(ring: &mut CoreRing, key: u64) -> UnixStream {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    ring.receive(key, Rc::new(ours.into()));
+    theirs
+}
+
+/// Waits until `done` says so of what came from each socket.
+fn collect(ring: &mut CoreRing, done: impl Fn(&FxHashMap<u64, Vec<u8>>, &[u64]) -> bool) -> FxHashMap<u64, Vec<u8>> {
+    let deadline = Instant::now() + PATIENCE;
+    let (mut came, mut ended) = (FxHashMap::<u64, Vec<u8>>::default(), Vec::new());
+    while !done(&came, &ended) {
+        assert!(Instant::now() < deadline, "still waiting: {} sockets, {ended:?} ended", came.len());
+        ring.wait(Some(deadline), || false).unwrap();
+        ring.reap(|completion| match completion {
+            Completion::Received { key, bytes } => came.entry(key).or_default().extend_from_slice(bytes),
+            Completion::Ended { key, error } => {
+                assert!(error.is_none(), "{error:?}");
+                ended.push(key);
+            }
+            Completion::Writable { .. } => panic!("nobody asked"),
+        });
+    }
+    came
+}
+
+#[test]
+fn bytes_arrive_whole_and_in_order_from_many_sockets() {
+    let mut ring = CoreRing::new(Doorbell::new().unwrap()).unwrap();
+    let writers: Vec<_> = (0..20u64)
+        .map(|key| {
+            let mut stream = socket(&mut ring, key);
+            thread::spawn(move || {
+                for round in 0..100u32 {
+                    let piece = vec![(key as u32 * 31 + round) as u8; 1 + (round as usize * 997) % 40_000];
+                    stream.write_all(&piece).unwrap();
+                }
+            })
+        })
+        .collect();
+    let came = collect(&mut ring, |_, ended| ended.len() == 20);
+    for (key, bytes) in came {
+        let mut rest = &bytes[..];
+        for round in 0..100u32 {
+            let (piece, after) = rest.split_at(1 + (round as usize * 997) % 40_000);
+            assert!(piece.iter().all(|b| *b == (key as u32 * 31 + round) as u8), "socket {key}, piece {round}");
+            rest = after;
+        }
+        assert!(rest.is_empty());
+    }
+    for writer in writers {
+        writer.join().unwrap();
+    }
+}
+
+#[test]
+fn a_burst_larger_than_all_buffers_is_received_in_the_end() {
+    let mut ring = CoreRing::new(Doorbell::new().unwrap()).unwrap();
+    let each = usize::from(RECEIVE_BUFFERS) * RECEIVE_BUFFER_BYTES;
+    let mut streams: Vec<_> = (0..8).map(|key| socket(&mut ring, key)).collect();
+    let senders: Vec<_> =
+        streams.drain(..).map(|mut s| thread::spawn(move || s.write_all(&vec![7; each]).unwrap())).collect();
+    let came = collect(&mut ring, |came, ended| ended.len() == 8 && came.len() == 8);
+    assert!(came.values().all(|bytes| bytes.len() == each));
+    for sender in senders {
+        sender.join().unwrap();
+    }
+}
+
+#[test]
+fn the_doorbell_wakes_a_sleeper_every_time_and_nothing_is_missed() {
+    let doorbell = Doorbell::new().unwrap();
+    let mut ring = CoreRing::new(doorbell.clone()).unwrap();
+    let (sender, inbox) = std::sync::mpsc::channel();
+    let ringing = thread::spawn(move || {
+        for n in 0..2_000u32 {
+            sender.send(n).unwrap();
+            doorbell.ring();
+            if n % 7 == 0 {
+                thread::sleep(Duration::from_micros(u64::from(n % 50)));
+            }
+        }
+    });
+    let deadline = Instant::now() + PATIENCE;
+    let (mut next, mut seen) = (0, None);
+    while next < 2_000 {
+        assert!(Instant::now() < deadline, "a message lies unseen behind {next}");
+        ring.wait(Some(deadline), || {
+            seen = inbox.try_recv().ok();
+            seen.is_some()
+        })
+        .unwrap();
+        ring.reap(|_| {});
+        for n in seen.take().into_iter().chain(inbox.try_iter()) {
+            assert_eq!(n, next);
+            next += 1;
+        }
+    }
+    ringing.join().unwrap();
+}
+
+#[test]
+fn a_sleep_ends_in_time_and_an_earlier_one_before_a_later_one() {
+    let mut ring = CoreRing::new(Doorbell::new().unwrap()).unwrap();
+    let start = Instant::now();
+    for sleep_ms in [50, 5, 20] {
+        let until = Instant::now() + Duration::from_millis(sleep_ms);
+        while Instant::now() < until {
+            ring.wait(Some(until), || false).unwrap();
+            ring.reap(|_| {});
+        }
+    }
+    assert!(start.elapsed() >= Duration::from_millis(75) && start.elapsed() < PATIENCE);
+}
+
+#[test]
+fn a_full_socket_is_told_when_it_has_room() {
+    let mut ring = CoreRing::new(Doorbell::new().unwrap()).unwrap();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let ours: Rc<OwnedFd> = Rc::new(ours.into());
+    ring.receive(9, ours.clone());
+    let mut sent = 0;
+    while let Ok(n) = rustix::net::send(&*ours, &[1; 4096], rustix::net::SendFlags::DONTWAIT) {
+        sent += n;
+    }
+    ring.tell_writable(9);
+    ring.poll().unwrap();
+    ring.reap(|completion| panic!("too early: {completion:?}"));
+    let mut read = vec![0; sent];
+    theirs.read_exact(&mut read).unwrap();
+    let (mut told, deadline) = (false, Instant::now() + PATIENCE);
+    while !told && Instant::now() < deadline {
+        ring.wait(Some(deadline), || false).unwrap();
+        ring.reap(|completion| told = matches!(completion, Completion::Writable { key: 9 }));
+    }
+    assert!(told);
+}
+
+#[test]
+fn a_broken_socket_ends_with_its_error_and_is_let_go() {
+    let mut ring = CoreRing::new(Doorbell::new().unwrap()).unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (ours, _) = listener.accept().unwrap();
+    let ours: Rc<OwnedFd> = Rc::new(ours.into());
+    ring.receive(3, ours.clone());
+    // Unread data makes the close a reset.
+    rustix::net::send(&*ours, b"unread", rustix::net::SendFlags::empty()).unwrap();
+    thread::sleep(Duration::from_millis(20));
+    drop(peer);
+    let (mut ended, deadline) = (None, Instant::now() + PATIENCE);
+    while ended.is_none() && Instant::now() < deadline {
+        ring.wait(Some(deadline), || false).unwrap();
+        ring.reap(|completion| {
+            if let Completion::Ended { key: 3, error } = completion {
+                ended = Some(error);
+            }
+        });
+    }
+    let error = ended.expect("the end is told").expect("a reset is an error");
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    assert_eq!(Rc::strong_count(&ours), 1, "the ring has let go of the socket");
+}
+
+#[test]
+fn somebody_else_can_wait_for_the_ring() {
+    let doorbell = Doorbell::new().unwrap();
+    let mut ring = CoreRing::new(doorbell.clone()).unwrap();
+    let mut stream = socket(&mut ring, 1);
+    let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    for round in 0..50u8 {
+        assert!(ring.begin_wait_on(&event, || false).unwrap(), "nothing is there in round {round}");
+        let by_bell = round % 2 == 0;
+        if by_bell {
+            doorbell.ring();
+        } else {
+            stream.write_all(&[round]).unwrap();
+        }
+        rustix::io::read(&event, &mut [0u8; 8]).unwrap();
+        ring.end_wait_on().unwrap();
+        let mut came = Vec::new();
+        ring.reap(|completion| match completion {
+            Completion::Received { bytes, .. } => came.extend_from_slice(bytes),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(came, if by_bell { vec![] } else { vec![round] });
+    }
+    assert!(!ring.begin_wait_on(&event, || true).unwrap());
+    ring.end_wait_on().unwrap();
+}
