@@ -127,7 +127,9 @@ pub fn run(settings: &Settings) -> Result<Vec<Row>, RingError> {
     let socket = raw_socket(rounds)?;
     let socket_limit = Some(socket.p50_ns);
     rows.push(socket);
-    for (path, busy_poll, limit_p50_ns) in [("ring", true, ring_limit), ("ring", false, None), ("socket", false, socket_limit)] {
+    for (path, busy_poll, limit_p50_ns) in
+        [("ring", true, ring_limit), ("ring", false, None), ("socket", false, socket_limit)]
+    {
         rows.extend(client_rows(path, busy_poll, rounds)?.into_iter().map(|row| Row { limit_p50_ns, ..row }));
     }
     Ok(rows)
@@ -227,8 +229,7 @@ fn ring_records(rounds: u32) -> Row {
     /// Ends the echo.
     const LAST: u16 = 99;
     let memory = Arc::new(Memory::on_heap(LINES_DEFAULT));
-    let (mut client, mut node) =
-        (Endpoint::new(memory.clone(), Side::Client), Endpoint::new(memory, Side::Node));
+    let (mut client, mut node) = (Endpoint::new(memory.clone(), Side::Client), Endpoint::new(memory, Side::Node));
     let echo = std::thread::spawn(move || {
         let mut record = Record::default();
         while record.head().message_type != LAST {
@@ -393,7 +394,10 @@ impl Speaker {
                     granted += 1;
                     let lease = request.lease.to_native();
                     let worker = WorkerId([1; 28]);
-                    self.say(head.correlation, &Granted { lease, worker, allocation: Vec::new(), address: String::new() });
+                    self.say(
+                        head.correlation,
+                        &Granted { lease, worker, allocation: Vec::new(), address: String::new() },
+                    );
                 }
                 _ => {}
             }

@@ -59,9 +59,12 @@ impl RingNode {
             record: Record::default(),
         };
         let (stopped, woken) = (stop.clone(), wake.clone());
-        let thread = std::thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) && serving.turn(&woken, busy_poll).is_ok() {}
-        });
+        let thread =
+            std::thread::spawn(
+                move || {
+                    while !stopped.load(Ordering::Relaxed) && serving.turn(&woken, busy_poll).is_ok() {}
+                },
+            );
         Ok(Self { client: Mutex::new(Some(client)), stop, wake, thread: Some(thread) })
     }
 
@@ -107,7 +110,8 @@ impl Serving {
     }
 
     fn wait(&mut self, wake: &Doorbell) {
-        let fds: [Option<BorrowedFd<'_>>; 3] = [Some(self.socket.as_fd()), Some(wake.as_fd()), self.connection.own_bell()];
+        let fds: [Option<BorrowedFd<'_>>; 3] =
+            [Some(self.socket.as_fd()), Some(wake.as_fd()), self.connection.own_bell()];
         let mut fds: Vec<_> = fds.into_iter().flatten().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         // A signal ends it early, which is harmless.
         let _ = poll(&mut fds, None);
@@ -147,7 +151,8 @@ impl Serving {
             Request::ReturnLease(_) | Request::Release(_) => connection.done(to, 1),
             Request::Publish(publish) => {
                 let (offset, data) = (publish.offset_bytes.to_native(), publish.data_bytes.to_native());
-                match self.credit.publish(publish.credit.to_native(), offset, data, publish.metadata_bytes.to_native()) {
+                match self.credit.publish(publish.credit.to_native(), offset, data, publish.metadata_bytes.to_native())
+                {
                     Ok(_) => connection.done(to, 1),
                     Err(refusal) => connection.refuse(to, &refusal),
                 }

@@ -25,7 +25,10 @@ pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> 
     let mut space = [MaybeUninit::uninit(); CONTROL_BYTES];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
-        return Err(io::Error::other(format!("{} descriptors in a frame, at most {DESCRIPTORS_MAX}", descriptors.len())));
+        return Err(io::Error::other(format!(
+            "{} descriptors in a frame, at most {DESCRIPTORS_MAX}",
+            descriptors.len()
+        )));
     }
     loop {
         match sendmsg(&socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
@@ -42,11 +45,7 @@ pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> 
 ///
 /// # Errors
 /// Where the peer is gone, or sent more descriptors at once than a frame may have.
-pub fn receive(
-    socket: impl AsFd,
-    bytes: &mut [u8],
-    descriptors: &mut VecDeque<OwnedFd>,
-) -> io::Result<Option<usize>> {
+pub fn receive(socket: impl AsFd, bytes: &mut [u8], descriptors: &mut VecDeque<OwnedFd>) -> io::Result<Option<usize>> {
     let mut space = [MaybeUninit::uninit(); CONTROL_BYTES];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
@@ -65,7 +64,9 @@ pub fn receive(
         }
     }
     if received.flags.contains(ReturnFlags::CTRUNC) {
-        return Err(io::Error::other(format!("more than {DESCRIPTORS_MAX} descriptors came at once: the peer is broken")));
+        return Err(io::Error::other(format!(
+            "more than {DESCRIPTORS_MAX} descriptors came at once: the peer is broken"
+        )));
     }
     Ok(Some(received.bytes))
 }

@@ -106,7 +106,8 @@ fn with_a_loop_of_ones_own() {
         let driver = std::thread::spawn(move || {
             while let Ok(may_sleep) = driver.turn() {
                 if may_sleep {
-                    let mut fds = [rustix::event::PollFd::from_borrowed_fd(driver.as_fd(), rustix::event::PollFlags::IN)];
+                    let mut fds =
+                        [rustix::event::PollFd::from_borrowed_fd(driver.as_fd(), rustix::event::PollFlags::IN)];
                     rustix::event::poll(&mut fds, None).unwrap();
                 }
             }

@@ -213,7 +213,10 @@ fn leases_are_granted_as_cpus_are_free() {
         a.return_().unwrap();
         assert!(third.join().unwrap().is_ok());
         b.return_broken().unwrap();
-        assert_eq!(code_of(client.request_lease(&LeaseSpec::new("").resource("CPU", 3.0)).map(|l| l.number())), RefusalCode::Infeasible);
+        assert_eq!(
+            code_of(client.request_lease(&LeaseSpec::new("").resource("CPU", 3.0)).map(|l| l.number())),
+            RefusalCode::Infeasible
+        );
         node.settles("all are back", |c| c.leased.load(Ordering::Relaxed) == 0);
         assert_eq!(client.take_failures(), []);
     }

@@ -177,6 +177,7 @@ impl AsyncClient {
                 Some(ticket) => Poll::Ready(Ok::<_, ClientError>(ticket)),
                 None => {
                     state.link.add_waker(context.waker());
+                    state.announce_for_driver()?;
                     Poll::Pending
                 }
             }
@@ -232,6 +233,12 @@ impl AsFd for Driver {
     }
 }
 
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.shared.lock().driver_sleeps = false;
+    }
+}
+
 impl AsRawFd for Driver {
     fn as_raw_fd(&self) -> RawFd {
         self.epoll.as_raw_fd()
@@ -245,10 +252,12 @@ impl Driver {
     /// The connection is of no more use. Everybody who waits has been told.
     pub fn turn(&self) -> Result<bool, ClientError> {
         let mut state = self.shared.lock();
+        state.driver_sleeps = false;
         state.link.awake();
         state.link.poll_all()?;
         state.link.check()?;
         let for_room = state.link.has_waiting();
-        state.link.announce_sleep(for_room)
+        state.driver_sleeps = state.link.announce_sleep(for_room)?;
+        Ok(state.driver_sleeps)
     }
 }

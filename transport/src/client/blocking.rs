@@ -370,7 +370,9 @@ impl Client {
     /// [`ClientError::TimedOut`].
     pub fn next_event(&self, timeout: Option<Duration>) -> Result<Event, ClientError> {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        self.shared.wait(self.shared.lock(), deadline, false, |state| state.next_event().map(Ok)).map(|(_, event)| event)
+        self.shared
+            .wait(self.shared.lock(), deadline, false, |state| state.next_event().map(Ok))
+            .map(|(_, event)| event)
     }
 
     /// How the node is.
@@ -423,7 +425,8 @@ impl State {
 impl Shared {
     /// The whole state, where nobody else has it.
     fn into_state(self: Arc<Self>) -> Result<State, ClientError> {
-        let shared = Arc::into_inner(self).ok_or_else(|| ClientError::Argument("the connection is in use".to_owned()))?;
+        let shared =
+            Arc::into_inner(self).ok_or_else(|| ClientError::Argument("the connection is in use".to_owned()))?;
         Ok(shared.state.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 

@@ -12,9 +12,7 @@ use super::slots::{Slots, Ticket, Undo};
 use super::{ClientError, LeaseEnd};
 use crate::fds;
 use crate::frame::{BodyWriter, Decoder, Encoder, FrameError, Head, BODY_MAX_BYTES};
-use crate::messages::{
-    Abort, Message, OwnedReply, Place, Refusal, Release, Reply, ReturnLease, SocketHint,
-};
+use crate::messages::{Abort, Message, OwnedReply, Place, Refusal, Release, Reply, ReturnLease, SocketHint};
 use crate::ring::{PushError, Record, Rings, Wake};
 
 /// Events that nobody has fetched; more are dropped, the oldest first, and counted.
@@ -408,9 +406,7 @@ impl Link {
     fn on_event(&mut self, event: OwnedReply) {
         let (lease, end) = match event {
             OwnedReply::LeaseDone(done) => (done.lease, LeaseEnd::Done { status: done.status, result: done.result }),
-            OwnedReply::LeaseLost(lost) => {
-                (lost.lease, LeaseEnd::Lost(Refusal::from_wire(lost.code, &lost.detail)))
-            }
+            OwnedReply::LeaseLost(lost) => (lost.lease, LeaseEnd::Lost(Refusal::from_wire(lost.code, &lost.detail))),
             other => {
                 if self.events.len() >= EVENTS_MAX {
                     self.events.pop_front();

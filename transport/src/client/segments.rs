@@ -26,7 +26,10 @@ impl Segments {
                 got: format!("{} bytes instead of {}", file.st_size, info.size_bytes),
             });
         }
-        let map = MmapOptions::new().len(size).map_raw(descriptor.as_raw_fd()).map_err(ClientError::io("mapping a segment"))?;
+        let map = MmapOptions::new()
+            .len(size)
+            .map_raw(descriptor.as_raw_fd())
+            .map_err(ClientError::io("mapping a segment"))?;
         self.0.insert(info.segment, Arc::new(map));
         Ok(())
     }
@@ -115,7 +118,13 @@ mod tests {
     #[test]
     fn a_place_outside_is_refused() {
         let segments = segments();
-        for wrong in [place(4, 0, 1, 0), place(3, 8192, 1, 0), place(3, 8000, 100, 100), place(3, u64::MAX, 2, 0), place(3, 0, u64::MAX, 1)] {
+        for wrong in [
+            place(4, 0, 1, 0),
+            place(3, 8192, 1, 0),
+            place(3, 8000, 100, 100),
+            place(3, u64::MAX, 2, 0),
+            place(3, 0, u64::MAX, 1),
+        ] {
             assert!(matches!(segments.piece(&wrong), Err(ClientError::Unexpected { .. })), "{wrong:?}");
         }
     }

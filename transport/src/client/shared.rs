@@ -21,6 +21,8 @@ const SPINS: u32 = 32;
 const CLOCKS_PER_SOCKET: u32 = 1024;
 /// A thread that waits for the one that drives looks by itself after this.
 const FOLLOW: Duration = Duration::from_millis(100);
+/// A thread that sleeps beside an async driver looks by itself after this: the driver may have taken in what it waits for.
+const BESIDE_DRIVER: Duration = Duration::from_millis(1);
 
 /// What all handles of a connection share.
 pub(crate) struct Shared {
@@ -53,12 +55,25 @@ pub(crate) struct State {
     pub(crate) classes: HashMap<String, Vec<(Vec<(String, u64)>, u32)>>,
     /// A thread sleeps for all.
     driving: bool,
+    /// The async client's driver sleeps, or is about to, on what was announced.
+    pub(crate) driver_sleeps: bool,
     followers: usize,
 }
 
 impl State {
     pub(crate) fn new(link: Link, puts: Puts) -> Self {
-        Self { link, puts, next_lease: 0, classes: HashMap::new(), driving: false, followers: 0 }
+        Self { link, puts, next_lease: 0, classes: HashMap::new(), driving: false, driver_sleeps: false, followers: 0 }
+    }
+}
+
+impl State {
+    /// The announcement that a sleeping driver relies on was taken back by a thread that slept too, or has to say more: it is made again.
+    pub(crate) fn announce_for_driver(&mut self) -> Result<(), ClientError> {
+        while self.driver_sleeps && !self.link.announce_sleep(self.link.has_waiting())? {
+            self.link.awake();
+            self.link.poll_all()?;
+        }
+        Ok(())
     }
 }
 
@@ -124,7 +139,11 @@ impl Shared {
 
     /// Sends a message that is answered only where it fails, waiting for room if need be.
     #[inline]
-    pub(crate) fn one_way<'a, M: Message>(&'a self, mut state: Guard<'a>, message: &M) -> Result<Guard<'a>, ClientError> {
+    pub(crate) fn one_way<'a, M: Message>(
+        &'a self,
+        mut state: Guard<'a>,
+        message: &M,
+    ) -> Result<Guard<'a>, ClientError> {
         if !state.link.one_way(message)? {
             let sent = |state: &mut State| state.link.one_way(message).map(|sent| sent.then_some(())).transpose();
             (state, ()) = self.wait(state, None, true, sent)?;
@@ -229,13 +248,15 @@ impl Shared {
             return Ok(state);
         }
         state.driving = true;
+        let beside = state.driver_sleeps.then_some(BESIDE_DRIVER);
         drop(state);
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left = left.into_iter().chain(beside).min();
         let woken = wait_readable(&self.epoll, left);
         let mut state = self.lock();
         state.driving = false;
         state.link.awake();
-        let polled = woken.and_then(|()| state.link.poll_all());
+        let polled = woken.and_then(|()| state.link.poll_all()).and_then(|()| state.announce_for_driver());
         if state.followers > 0 {
             self.changed.notify_all();
         }

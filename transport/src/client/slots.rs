@@ -77,12 +77,12 @@ impl Slots {
         match std::mem::replace(slot, Slot::Free) {
             Slot::Waiting { undo, waker } => {
                 *slot = Slot::Answered { undo, answer: Box::new(answer) };
-                        waker.map(Waker::wake);
+                waker.map(Waker::wake);
                 Ok(Undo::Nothing)
             }
             Slot::Abandoned { undo } => {
                 self.free.push(correlation - 1);
-                        let is_refused = matches!(answer, OwnedReply::Refused(_));
+                let is_refused = matches!(answer, OwnedReply::Refused(_));
                 Ok(if is_refused { Undo::Nothing } else { undo })
             }
             other => {
@@ -128,7 +128,11 @@ impl Slots {
             Slot::Answered { undo, answer } => {
                 self.free.push(ticket.0);
                 let is_refused = matches!(*answer, OwnedReply::Refused(_));
-                if is_refused { Undo::Nothing } else { undo }
+                if is_refused {
+                    Undo::Nothing
+                } else {
+                    undo
+                }
             }
             other => {
                 *slot = other;

@@ -8,9 +8,7 @@ use super::shared::{due, Shared, State};
 use super::slots::Undo;
 use super::{Client, ClientError, Options};
 use crate::ids::WorkerId;
-use crate::messages::{
-    AllocatedResource, Blocked, OwnedReply, RegisterWorker, Unblocked, WorkDone, WorkerExit,
-};
+use crate::messages::{AllocatedResource, Blocked, OwnedReply, RegisterWorker, Unblocked, WorkDone, WorkerExit};
 
 /// Where the node tells a process that it starts which start it is.
 pub const START_TOKEN_ENV: &str = "RAYLET_START_TOKEN";
@@ -72,7 +70,9 @@ impl Worker {
             Some(Ok(token)) => token,
             Some(Err(_)) => {
                 let token = token.unwrap_or_default();
-                return Err(ClientError::Argument(format!("{START_TOKEN_ENV} is {token:?}, expected a number: leave it as it is")));
+                return Err(ClientError::Argument(format!(
+                    "{START_TOKEN_ENV} is {token:?}, expected a number: leave it as it is"
+                )));
             }
         };
         let register = RegisterWorker {
@@ -117,9 +117,8 @@ impl Worker {
 }
 
 fn next_work(state: &mut State, shared: &Arc<Shared>) -> Option<Work> {
-    let is_work = |event: &OwnedReply| {
-        matches!(event, OwnedReply::Assigned(_) | OwnedReply::Revoked(_) | OwnedReply::Stop(_))
-    };
+    let is_work =
+        |event: &OwnedReply| matches!(event, OwnedReply::Assigned(_) | OwnedReply::Revoked(_) | OwnedReply::Stop(_));
     let at = state.link.events.iter().position(is_work)?;
     Some(match state.link.events.remove(at)? {
         OwnedReply::Assigned(assigned) => Work::Assigned(Assignment {

@@ -118,7 +118,9 @@ impl Head {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// The stream ended inside a frame.
-    #[error("the stream ended after {got_bytes} bytes of a frame, expected {expected_bytes}: the peer died while writing")]
+    #[error(
+        "the stream ended after {got_bytes} bytes of a frame, expected {expected_bytes}: the peer died while writing"
+    )]
     Short {
         /// Bytes that are there.
         got_bytes: usize,
@@ -126,7 +128,9 @@ pub enum FrameError {
         expected_bytes: usize,
     },
     /// The frame is longer than may be.
-    #[error("a frame announces a body of {got_bytes} bytes, at most {limit_bytes} are allowed: send less, or in parts")]
+    #[error(
+        "a frame announces a body of {got_bytes} bytes, at most {limit_bytes} are allowed: send less, or in parts"
+    )]
     Long {
         /// As announced.
         got_bytes: usize,

@@ -20,12 +20,7 @@ fn decoder_of(bytes: &[u8]) -> Decoder {
 fn a_frame_byte_by_byte() {
     let head = Head::new(Done::TYPE, 0x0403_0201).one_way().with_descriptors(3);
     let bytes = frame_of(head, &Done { count: 0x1122 });
-    let expected = [
-        &[8, 0, 0, 0][..],
-        b"RNTV",
-        &[134, 0, 1, 0x83, 1, 2, 3, 4],
-        &[0x22, 0x11, 0, 0, 0, 0, 0, 0],
-    ];
+    let expected = [&[8, 0, 0, 0][..], b"RNTV", &[134, 0, 1, 0x83, 1, 2, 3, 4], &[0x22, 0x11, 0, 0, 0, 0, 0, 0]];
     assert_eq!(bytes, expected.concat());
     assert_eq!((head.is_one_way(), head.descriptors()), (true, 3));
     assert_eq!(Head::from_word(head.to_word()), head);

@@ -52,8 +52,11 @@ pub fn read_body<M: Message>(body: &[u8]) -> Result<&Archived<M>, FrameError> {
     if !body.as_ptr().cast::<u64>().is_aligned() {
         return Err(FrameError::Misaligned { at_bytes: body.as_ptr().addr() % 8 });
     }
-    rkyv::api::low::access::<Archived<M>, Error>(body)
-        .map_err(|e| FrameError::Malformed { name: M::NAME, got_bytes: body.len(), why: e.to_string() })
+    rkyv::api::low::access::<Archived<M>, Error>(body).map_err(|e| FrameError::Malformed {
+        name: M::NAME,
+        got_bytes: body.len(),
+        why: e.to_string(),
+    })
 }
 
 /// Declares structs that travel, with their layout.

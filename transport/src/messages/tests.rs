@@ -46,8 +46,15 @@ fn the_protocols_description_is_what_the_compiler_made() {
         std::fs::write(path, format!("{text}{MARK}{}", tables())).unwrap();
         return;
     }
-    let differs = written.lines().zip(tables().lines()).find(|(written, made)| written != made).map(|(w, m)| (w.to_owned(), m.to_owned()));
-    assert_eq!(differs, None, "PROTOCOL.md is out of date: run this test with {UPDATE_ENV}=1, and raise VERSION if old peers can't follow");
+    let differs = written
+        .lines()
+        .zip(tables().lines())
+        .find(|(written, made)| written != made)
+        .map(|(w, m)| (w.to_owned(), m.to_owned()));
+    assert_eq!(
+        differs, None,
+        "PROTOCOL.md is out of date: run this test with {UPDATE_ENV}=1, and raise VERSION if old peers can't follow"
+    );
     assert_eq!(written, tables());
 }
 

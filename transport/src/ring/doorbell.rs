@@ -139,9 +139,8 @@ impl Rings {
         geometry[1].store(lines.into(), Ordering::Relaxed);
         geometry[0].store(MAGIC, Ordering::Release);
         let (own_bell, peer_bell) = (Doorbell::new()?, Doorbell::new()?);
-        let copy = |bell: &Doorbell| {
-            bell.try_clone().map_err(|source| SetupError::Io { what: "copying an eventfd", source })
-        };
+        let copy =
+            |bell: &Doorbell| bell.try_clone().map_err(|source| SetupError::Io { what: "copying an eventfd", source });
         let descriptors = [file, copy(&own_bell)?, copy(&peer_bell)?];
         Ok((Self { endpoint: Endpoint::new(Arc::new(memory), Side::Node), own_bell, peer_bell }, descriptors))
     }

@@ -6,9 +6,7 @@
 
 use std::sync::Arc;
 
-use super::layout::{
-    sleep, CLIENT_SLEEP_LINE, NODE_SLEEP_LINE, RINGS_LINE, TO_CLIENT_HEAD_LINE, TO_NODE_HEAD_LINE,
-};
+use super::layout::{sleep, CLIENT_SLEEP_LINE, NODE_SLEEP_LINE, RINGS_LINE, TO_CLIENT_HEAD_LINE, TO_NODE_HEAD_LINE};
 use super::memory::Memory;
 use super::sync::{fence, Ordering};
 use super::{PushError, Receiver, Record, RingError, Sender};
@@ -55,8 +53,7 @@ impl Endpoint {
     /// A side of rings that nobody has used yet.
     pub fn new(memory: Arc<Memory>, side: Side) -> Self {
         let lines = memory.ring_lines() as usize;
-        let (to_node, to_client) =
-            ((RINGS_LINE, TO_NODE_HEAD_LINE), (RINGS_LINE + lines, TO_CLIENT_HEAD_LINE));
+        let (to_node, to_client) = ((RINGS_LINE, TO_NODE_HEAD_LINE), (RINGS_LINE + lines, TO_CLIENT_HEAD_LINE));
         let (write, read, own_sleep, peer_sleep) = match side {
             Side::Node => (to_client, to_node, NODE_SLEEP_LINE, CLIENT_SLEEP_LINE),
             Side::Client => (to_node, to_client, CLIENT_SLEEP_LINE, NODE_SLEEP_LINE),
@@ -143,7 +140,8 @@ impl Endpoint {
         if let Some(error) = &self.condemned {
             return Err(error.clone());
         }
-        let bits = if wake.for_data { sleep::DATA } else { 0 } | if wake.for_space.is_some() { sleep::SPACE } else { 0 };
+        let bits =
+            if wake.for_data { sleep::DATA } else { 0 } | if wake.for_space.is_some() { sleep::SPACE } else { 0 };
         self.memory.lines()[self.own_sleep][0].store(bits, Ordering::Relaxed);
         // The announcement is visible before the last look; see the module.
         fence(Ordering::SeqCst);

@@ -330,12 +330,7 @@ impl Connection {
             Err(error) => return Ok(Err(Refusal::new(RefusalCode::LimitReached, error.to_string()))),
         };
         self.reply_with(to, &RingOpened { lines }, descriptors.into())?;
-        self.ring = Some(RingSide {
-            rings,
-            writer: BodyWriter::default(),
-            backlog: VecDeque::new(),
-            hint_due: false,
-        });
+        self.ring = Some(RingSide { rings, writer: BodyWriter::default(), backlog: VecDeque::new(), hint_due: false });
         Ok(Ok(()))
     }
 
@@ -369,7 +364,8 @@ impl Connection {
         match &mut self.ring {
             None => Ok(true),
             Some(ring) => {
-                let for_space = ring.backlog.front().map(|(_, body)| body.len()).or(ring.hint_due.then_some(HINT_BYTES));
+                let for_space =
+                    ring.backlog.front().map(|(_, body)| body.len()).or(ring.hint_due.then_some(HINT_BYTES));
                 // Requests that would not be taken now must not keep the thread awake.
                 let for_data = !is_full && for_space.is_none();
                 Ok(ring.rings.endpoint.announce_sleep(Wake { for_data, for_space })?)

@@ -259,13 +259,8 @@ impl Node {
         for lease in own {
             self.end_lease(client, lease);
         }
-        let served: Vec<(u64, u32)> = self
-            .leases
-            .granted
-            .iter()
-            .filter(|(_, grant)| grant.worker == Some(client))
-            .map(|(key, _)| *key)
-            .collect();
+        let served: Vec<(u64, u32)> =
+            self.leases.granted.iter().filter(|(_, grant)| grant.worker == Some(client)).map(|(key, _)| *key).collect();
         for (owner, lease) in served {
             self.end_lease(owner, lease);
             let lost = LeaseLost { lease, code: RefusalCode::WorkerDied.to_wire(), detail: String::new() };

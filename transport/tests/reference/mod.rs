@@ -112,6 +112,8 @@ pub struct Peer {
     pub holds: Holds,
     pub credit: Ledger,
     pub topics: u32,
+    /// It was told why, and nothing more is read from it.
+    closed: bool,
     /// Where a registered worker is reached, and what it serves.
     pub serves: Option<leases::Service>,
 }
@@ -231,6 +233,7 @@ impl Node {
             holds: Holds::default(),
             credit: Ledger::new(limits.credit_bytes, limits.credit_runs),
             topics: 0,
+            closed: false,
             serves: None,
         };
         self.peers.insert(client, peer);
@@ -260,7 +263,7 @@ impl Node {
     ) -> usize {
         let mut record = std::mem::take(&mut self.record);
         let mut served = 0;
-        while let Some(peer) = self.peers.get_mut(&client) {
+        while let Some(peer) = self.peers.get_mut(&client).filter(|peer| !peer.closed) {
             let outcome = match next(&mut peer.connection, &mut record) {
                 Ok(None) => break,
                 Ok(Some(_)) if self.config.mute && record.head().message_type > OpenRing::TYPE => Ok(()),
@@ -282,8 +285,10 @@ impl Node {
         if matches!(error, ConnectionError::Ring(_)) {
             self.counters.broken_rings.fetch_add(1, Ordering::Relaxed);
         }
-        let code = if matches!(error, ConnectionError::Ring(_)) { RefusalCode::RingBroken } else { RefusalCode::Malformed };
+        let code =
+            if matches!(error, ConnectionError::Ring(_)) { RefusalCode::RingBroken } else { RefusalCode::Malformed };
         if let Some(peer) = self.peers.get_mut(&client) {
+            peer.closed = true;
             peer.connection.close_with(&Refusal::new(code, error.to_string()));
             flush(peer);
         }
@@ -435,7 +440,9 @@ impl Node {
         counters.used_bytes.store(self.store.used_bytes + credit, Ordering::Relaxed);
         counters.held.store(self.peers.values().map(|peer| peer.holds.len() as u64).sum(), Ordering::Relaxed);
         counters.leased.store(self.config.cpus - self.leases.free, Ordering::Relaxed);
-        counters.pinned.store(self.store.objects.values().filter(|o| o.pinned_by.is_some()).count() as u64, Ordering::Relaxed);
+        counters
+            .pinned
+            .store(self.store.objects.values().filter(|o| o.pinned_by.is_some()).count() as u64, Ordering::Relaxed);
         counters.unsealed.store(self.store.objects.values().filter(|o| !o.sealed).count() as u64, Ordering::Relaxed);
     }
 }

@@ -152,7 +152,8 @@ impl Node {
             }
             Request::List(list) => {
                 let (after, most) = (ObjectId::from(&list.after), list.most.to_native() as usize);
-                let mut behind = self.store.objects.range((std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded));
+                let mut behind =
+                    self.store.objects.range((std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded));
                 let entries = behind.by_ref().take(most).map(|(id, entry)| entry.listed(*id)).collect();
                 let more = behind.next().is_some();
                 Ok(self.peer(client).connection.reply(to, &Listed { entries, more })?)
