@@ -121,8 +121,8 @@ pub fn run(settings: &Settings) -> Result<Vec<Row>, RingError> {
         return Ok(Vec::new());
     }
     let rounds = settings.rounds;
-    let memory = raw_memory(rounds);
-    let (ring_limit, mut rows) = (Some(memory.p50_ns), vec![memory]);
+    let memory = raw_memory(rounds, false);
+    let (ring_limit, mut rows) = (Some(memory.p50_ns), vec![memory, raw_memory(rounds, true)]);
     rows.push(Row { limit_p50_ns: ring_limit, ..ring_records(rounds) });
     let socket = raw_socket(rounds)?;
     let socket_limit = Some(socket.p50_ns);
@@ -193,33 +193,60 @@ impl Times {
     }
 }
 
-/// One word to another core and back.
-fn raw_memory(rounds: u32) -> Row {
-    #[repr(align(128))]
-    struct Word(AtomicU64);
-    let words = Arc::new((Word(AtomicU64::new(0)), Word(AtomicU64::new(0))));
-    let theirs = words.clone();
+/// A cache line, alone in its pair.
+#[derive(Default)]
+#[repr(align(128))]
+struct Line([AtomicU64; 8]);
+
+/// What goes one way: a line, and the index of a ring that announces its records by one.
+#[derive(Default)]
+struct Way {
+    line: Line,
+    index: Line,
+}
+
+impl Way {
+    /// Writes a record: seven words, and then the eighth or the index that says so.
+    #[inline]
+    fn write(&self, n: u64, index_apart: bool) {
+        self.line.0[1..].iter().for_each(|word| word.store(n, Ordering::Relaxed));
+        let last = if index_apart { &self.index } else { &self.line };
+        last.0[0].store(n, Ordering::Release);
+    }
+
+    /// Waits for a record other than `last`, and reads it.
+    #[inline]
+    fn read(&self, last: u64, index_apart: bool) -> u64 {
+        let first = if index_apart { &self.index } else { &self.line };
+        let mut now = first.0[0].load(Ordering::Acquire);
+        while now == last {
+            spin_loop();
+            now = first.0[0].load(Ordering::Acquire);
+        }
+        assert!(self.line.0[1..].iter().all(|word| word.load(Ordering::Relaxed) == now), "a record is seen whole");
+        now
+    }
+}
+
+/// A line of words to another core and back: with its stamp in the line, as in our rings, or announced by an index in a line of its own.
+fn raw_memory(rounds: u32, index_apart: bool) -> Row {
+    let ways = Arc::new((Way::default(), Way::default()));
+    let theirs = ways.clone();
     let echo = std::thread::spawn(move || {
         let mut last = 0;
         while last != u64::MAX {
-            let now = theirs.0 .0.load(Ordering::Acquire);
-            if now != last {
-                theirs.1 .0.store(now, Ordering::Release);
-                last = now;
-            }
-            spin_loop();
+            last = theirs.0.read(last, index_apart);
+            theirs.1.write(last, index_apart);
         }
     });
     let mut n = 0;
-    let row = time::<()>("ping-pong", "memory", true, rounds, || {
-        n += 1;
-        words.0 .0.store(n, Ordering::Release);
-        while words.1 .0.load(Ordering::Acquire) != n {
-            spin_loop();
-        }
+    let op = if index_apart { "2 lines" } else { "ping-pong" };
+    let row = time::<()>(op, "memory", true, rounds, || {
+        ways.0.write(n + 1, index_apart);
+        n = ways.1.read(n, index_apart);
         Ok(())
     });
-    words.0 .0.store(u64::MAX, Ordering::Release);
+    ways.0.write(u64::MAX, index_apart);
     echo.join().expect("the echo does not panic");
     row.expect("a round in memory can't fail")
 }
@@ -481,9 +508,9 @@ mod tests {
     fn every_row_is_measured() {
         let rows = run(&Settings { rounds: 300, count: None }).expect("the machine has sockets");
         let names: Vec<_> = rows.iter().map(|row| (row.op, row.path, row.busy_poll, row.in_flight)).collect();
-        assert_eq!(names.len(), 16, "{names:?}");
+        assert_eq!(names.len(), 17, "{names:?}");
         assert!(rows.iter().all(|row| row.p50_ns > 0 && row.ops_per_s > 0.0), "{rows:?}");
-        assert!(rows.iter().filter(|row| row.op != "ping-pong" && row.busy_poll).all(|row| row.limit_p50_ns.is_some()));
+        assert!(rows.iter().filter(|row| row.path == "ring" && row.busy_poll).all(|row| row.limit_p50_ns.is_some()));
     }
 
     #[test]

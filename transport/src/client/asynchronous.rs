@@ -138,7 +138,7 @@ impl AsyncClient {
     /// As [`Lease::wait_done`].
     pub async fn lease_done(&self, lease: &Lease) -> Result<LeaseEnd, ClientError> {
         let number = lease.number();
-        self.until(|state| state.link.leases.get_mut(&number)?.take()).await
+        self.until(|state| state.link.lease_end(number)).await
     }
 
     /// As [`Client::next_event`], without a timeout.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::link::Link;
 use super::puts::Puts;
-use super::shared::{due, refusal_of, About, Shared, State};
+use super::shared::{due, refusal_of, About, KnownClass, Shared, State};
 use super::slots::Undo;
 use super::{ClientError, Lease, Object, ObjectWriter, Options};
 use crate::ids::{NodeId, ObjectId, WorkerId};
@@ -409,7 +409,7 @@ impl State {
         }
         let lease = self.next_lease;
         self.next_lease = lease.wrapping_add(1);
-        self.link.leases.insert(lease, None);
+        self.link.leases.insert(lease, Vec::new());
         RequestLease {
             lease,
             class,
@@ -464,11 +464,12 @@ impl State {
     /// The class of a lease, if it was asked for before.
     pub(crate) fn class_of(&self, spec: &LeaseSpec) -> Option<u32> {
         let alike = self.classes.get(spec.class.as_str())?;
-        alike.iter().find(|(resources, _)| *resources == spec.resources).map(|(_, class)| *class)
+        alike.iter().find(|known| known.resources == spec.resources).map(|known| known.number)
     }
 
     /// The node has said the class of a lease.
     pub(crate) fn learn_class(&mut self, spec: &LeaseSpec, class: u32) {
-        self.classes.entry(spec.class.clone()).or_default().push((spec.resources.clone(), class));
+        let known = KnownClass { resources: spec.resources.clone(), number: class };
+        self.classes.entry(spec.class.clone()).or_default().push(known);
     }
 }

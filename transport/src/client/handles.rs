@@ -210,7 +210,7 @@ impl Lease {
     /// [`ClientError::TimedOut`], or the connection is of no more use.
     pub fn wait_done(&self, timeout: Option<Duration>) -> Result<LeaseEnd, ClientError> {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        let end = |state: &mut super::shared::State| state.link.leases.get_mut(&self.number)?.take().map(Ok);
+        let end = |state: &mut super::shared::State| state.link.lease_end(self.number).map(Ok);
         self.shared.wait(self.shared.lock(), deadline, false, end).map(|(_, end)| end)
     }
 }

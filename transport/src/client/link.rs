@@ -19,6 +19,8 @@ use crate::ring::{PushError, Record, Rings, Wake};
 pub(crate) const EVENTS_MAX: usize = 65_536;
 /// Failures of one-way requests that nobody has fetched; more are dropped, the oldest first.
 pub(crate) const FAILURES_MAX: usize = 1024;
+/// What a lease tells at most before it is fetched: its work is done, and then it is lost.
+pub(crate) const LEASE_ENDS_MAX: usize = 2;
 /// One-way requests (releases and returns of dropped handles) that wait for room in the ring.
 pub(crate) const DEFERRED_MAX: usize = 1 << 20;
 
@@ -46,7 +48,7 @@ pub(crate) struct Link {
     pub(crate) events_dropped: u64,
     pub(crate) failures: VecDeque<Refusal>,
     /// Leases that were granted to this client and not given back, and how they ended by themselves.
-    pub(crate) leases: HashMap<u32, Option<LeaseEnd>>,
+    pub(crate) leases: HashMap<u32, Vec<LeaseEnd>>,
     /// Frames read from the socket, and how many there are as the ring has told.
     frames_read: u64,
     frames_told: u64,
@@ -418,10 +420,18 @@ impl Link {
             }
         };
         // One that was given back meanwhile concerns nobody.
-        if let Some(known) = self.leases.get_mut(&lease) {
-            *known = Some(end);
+        if let Some(ends) = self.leases.get_mut(&lease) {
+            if ends.len() < LEASE_ENDS_MAX {
+                ends.push(end);
+            }
             self.wake_waiting();
         }
+    }
+
+    /// What happened to a lease first, of what was not fetched.
+    pub(crate) fn lease_end(&mut self, lease: u32) -> Option<LeaseEnd> {
+        let ends = self.leases.get_mut(&lease)?;
+        (!ends.is_empty()).then(|| ends.remove(0))
     }
 
     /// Gives back what nobody wants any more.

@@ -51,13 +51,19 @@ pub(crate) struct State {
     pub(crate) puts: Puts,
     /// The client's numbers of leases.
     pub(crate) next_lease: u32,
-    /// Numbers of classes by their name and resources.
-    pub(crate) classes: HashMap<String, Vec<(Vec<(String, u64)>, u32)>>,
+    /// Classes that the node has numbered, by their name.
+    pub(crate) classes: HashMap<String, Vec<KnownClass>>,
     /// A thread sleeps for all.
     driving: bool,
     /// The async client's driver sleeps, or is about to, on what was announced.
     pub(crate) driver_sleeps: bool,
     followers: usize,
+}
+
+/// A class and its number.
+pub(crate) struct KnownClass {
+    pub(crate) resources: Vec<(String, u64)>,
+    pub(crate) number: u32,
 }
 
 impl State {

@@ -70,19 +70,20 @@ impl Slots {
     }
 
     /// An answer has come. `Err`: nobody asked for it. `Ok(undo)`: what is to be done about it.
-    pub(crate) fn answer(&mut self, correlation: u32, answer: OwnedReply) -> Result<Undo, OwnedReply> {
+    pub(crate) fn answer(&mut self, correlation: u32, answer: OwnedReply) -> Result<Undo, Box<OwnedReply>> {
+        let answer = Box::new(answer);
         let Some(slot) = correlation.checked_sub(1).and_then(|n| self.slots.get_mut(n as usize)) else {
             return Err(answer);
         };
         match std::mem::replace(slot, Slot::Free) {
             Slot::Waiting { undo, waker } => {
-                *slot = Slot::Answered { undo, answer: Box::new(answer) };
-                waker.map(Waker::wake);
+                *slot = Slot::Answered { undo, answer };
+                waker.into_iter().for_each(Waker::wake);
                 Ok(Undo::Nothing)
             }
             Slot::Abandoned { undo } => {
                 self.free.push(correlation - 1);
-                let is_refused = matches!(answer, OwnedReply::Refused(_));
+                let is_refused = matches!(*answer, OwnedReply::Refused(_));
                 Ok(if is_refused { Undo::Nothing } else { undo })
             }
             other => {
@@ -145,7 +146,7 @@ impl Slots {
     pub(crate) fn wake_all(&mut self) {
         for slot in &mut self.slots {
             if let Slot::Waiting { waker, .. } = slot {
-                waker.take().map(Waker::wake);
+                waker.take().into_iter().for_each(Waker::wake);
             }
         }
     }
@@ -176,10 +177,10 @@ mod tests {
         let mut slots = Slots::default();
         let a = slots.open(Undo::Nothing);
         for correlation in [0, 2, 99, u32::MAX] {
-            assert_eq!(slots.answer(correlation, yes()), Err(yes()));
+            assert_eq!(slots.answer(correlation, yes()), Err(Box::new(yes())));
         }
         assert!(slots.answer(Slots::correlation(a), yes()).is_ok());
-        assert_eq!(slots.answer(Slots::correlation(a), yes()), Err(yes()), "a second one");
+        assert_eq!(slots.answer(Slots::correlation(a), yes()), Err(Box::new(yes())), "a second one");
     }
 
     #[test]

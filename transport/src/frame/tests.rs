@@ -119,7 +119,7 @@ fn descriptors_go_with_their_frame_and_no_other() {
         // In pieces: the descriptors leave with the first.
         encoder.sent(20);
     }
-    assert_eq!(sizes, [(24, 0), (4, 0), (24, 2), (4, 0), (24, 0), (4, 0)]);
+    assert_eq!(sizes, [(24, 0), (4, 0), (24, 2), (28, 0), (8, 0)]);
 }
 
 #[test]

@@ -107,7 +107,8 @@ fn stamps_go_on_where_32_bits_end() {
     let (memory, mut client, mut node) = pair(64);
     let start = (1u64 << 32) - 32;
     // As if so many lines had gone through: the heads say so, and each line is stamped with the last lap.
-    (client.sender_mut().at(start), node.receiver_mut().at(start));
+    client.sender_mut().at(start);
+    node.receiver_mut().at(start);
     memory.lines()[layout::TO_NODE_HEAD_LINE][0].store(start, Ordering::Relaxed);
     for position in start - 64..start {
         let line = &memory.lines()[layout::RINGS_LINE + (position % 64) as usize];
@@ -311,7 +312,8 @@ mod files {
             poll(&mut fds, Some(&Timespec::default())).unwrap() == 1
         };
         assert!(!rings());
-        (bell.ring(), bell.ring());
+        bell.ring();
+        bell.ring();
         assert!(rings());
         bell.clear();
         assert!(!rings());
