@@ -23,8 +23,20 @@ const UNSAFE_FILES: &[&str] = &[
 ];
 
 /// The libraries that the design rests on: each is a dependency and in use.
-const DESIGN_CRATES: &[&str] =
-    &["glommio", "io-uring", "hwloc2", "tonic", "hyper", "tokio", "flume", "libc", "clap", "hdrhistogram", "rkyv", "memmap2"];
+const DESIGN_CRATES: &[&str] = &[
+    "glommio",
+    "io-uring",
+    "hwloc2",
+    "tonic",
+    "hyper",
+    "tokio",
+    "flume",
+    "libc",
+    "clap",
+    "hdrhistogram",
+    "rkyv",
+    "memmap2",
+];
 
 /// Directories that are made, not written.
 const MADE: &[&str] =
