@@ -320,7 +320,7 @@ impl Core {
         match event {
             SchedEvent::OwnerGone { owner } => desk.owner_gone(*owner),
             SchedEvent::OwnerNodeGone { node } => desk.node_gone(*node),
-            SchedEvent::ForgetClass { class } => desk.forget(*class),
+            SchedEvent::ForgetGroup { classes, .. } => classes.iter().for_each(|class| desk.forget(*class)),
             _ => {}
         }
     }

@@ -149,11 +149,11 @@ fn native_settings(config: &Config) -> EngineSettings {
 
 /// The limits of one shard's scheduler, from those of the node.
 pub fn sched_config(shard: ShardId, shards: ShardId, settings: &SchedSettings) -> SchedConfig {
-    let share = |whole: u32| whole.div_ceil(u32::from(shards)).max(1);
     SchedConfig {
         workers_soft_limit: settings.workers_soft_limit.div_ceil(u32::from(shards)),
         idle_timeout_ns: settings.idle_timeout_ns,
-        startup_concurrency: share(settings.startup_concurrency),
+        // The control thread sees to it that no more start on all shards together.
+        startup_concurrency: settings.startup_concurrency,
         class_cap: settings.class_cap,
         ..SchedConfig::new(shard, shards, settings.cpus)
     }

@@ -13,6 +13,9 @@ const UNSAFE_FILES: &[&str] = &[
     "src/ray/wire/plasma/types.rs",
     "src/core_io.rs",
     "src/workers/process.rs",
+    "transport/src/client/reactor.rs",
+    "transport/src/client/segments.rs",
+    "transport/src/ring/memory.rs",
     "transport/src/uring/buffers.rs",
     "transport/src/uring/mod.rs",
     "tuning/src/privatefs.rs",
@@ -20,8 +23,20 @@ const UNSAFE_FILES: &[&str] = &[
 ];
 
 /// The libraries that the design rests on: each is a dependency and in use.
-const DESIGN_CRATES: &[&str] =
-    &["glommio", "io-uring", "hwloc2", "tonic", "hyper", "tokio", "flume", "libc", "clap", "hdrhistogram"];
+const DESIGN_CRATES: &[&str] = &[
+    "glommio",
+    "io-uring",
+    "hwloc2",
+    "tonic",
+    "hyper",
+    "tokio",
+    "flume",
+    "libc",
+    "clap",
+    "hdrhistogram",
+    "rkyv",
+    "memmap2",
+];
 
 /// Directories that are made, not written.
 const MADE: &[&str] =

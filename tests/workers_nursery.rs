@@ -15,22 +15,37 @@ use workers_support::{eventually, python};
 
 /// Writes what it sees to a file named after its pid, then does what its last argument says.
 const WORKER: &str = r#"
-import json, os, random, signal, sys, time
+import json, multiprocessing, os, random, signal, sys, threading, time
 import __main__
 import ray
+from ray._raylet import JobID, PlacementGroupID, WorkerID
 def is_open(fd):
     try:
         os.fstat(fd)
         return True
     except OSError:
         return False
+def pdeathsig():
+    import ctypes
+    got = ctypes.c_int(-1)
+    ctypes.CDLL(None).prctl(2, ctypes.byref(got))
+    return got.value
 seen = {
     "argv": sys.argv, "file": __file__, "main": __main__.__dict__ is globals(), "name": __name__,
     "job": os.environ["RAY_JOB_ID"], "parent": os.getppid(), "leads": os.getpgid(0) == os.getpid(),
     "stdin": os.readlink("/proc/self/fd/0"), "path": sys.path[0], "random": random.random(),
     "open": [f for f in range(64) if is_open(f)],
     "sigchld": signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL, "oom": open("/proc/self/oom_score_adj").read(),
-    "ray": ray.__version__,
+    "ray": ray.__version__, "orig_argv": sys.orig_argv, "environ": sorted(os.environ.items()), "flags": repr(sys.flags),
+    "module": sorted((k, str(type(v))) for k, v in globals().items() if k.startswith("__")),
+    "comm": open("/proc/self/comm").read(), "native": threading.main_thread().native_id == os.getpid(),
+    "threads": len(os.listdir("/proc/self/task")), "signals": [str(signal.getsignal(s)) for s in (2, 13, 15, 17)],
+    "mask": str(signal.pthread_sigmask(signal.SIG_BLOCK, [])), "nice": os.getpriority(os.PRIO_PROCESS, 0),
+    "title": open("/proc/self/cmdline").read().rstrip("\0").replace("\0", " "), "cwd": os.getcwd(),
+    "session": os.getsid(0), "umask": os.popen("umask").read(), "stdout": os.readlink("/proc/self/fd/1"),
+    "worker": WorkerID.from_random().hex(), "group": PlacementGroupID.of(JobID.from_int(1)).hex(),
+    "authkey": bytes(multiprocessing.current_process().authkey).hex(),
+    "death_signal": pdeathsig(),
 }
 if "numpy.random" in sys.modules:
     seen["numpy"] = sys.modules["numpy.random"].rand()
@@ -77,9 +92,17 @@ impl Stage {
         serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
     }
 
+    /// Starts a worker as the node does: forked, else plainly.
+    async fn start(&self, spec: &SpawnSpec) -> Started {
+        match self.nursery.fork(spec).await {
+            Some(started) => started,
+            None => self.table.spawn(spec).unwrap(),
+        }
+    }
+
     /// Starts a worker that ends at once, and tells its parent's pid.
     async fn parent_of_next(&self) -> u64 {
-        let worker = self.nursery.spawn(&self.spec("end")).await.unwrap();
+        let worker = self.start(&self.spec("end")).await;
         let seen = self.seen(worker).await;
         assert_eq!(self.exits.recv_async().await.unwrap().status, ExitStatus::Code(5));
         seen["parent"].as_u64().unwrap()
@@ -116,17 +139,22 @@ fn run(enabled: bool, python: &Path, site: &str, test: impl AsyncFnOnce(&Stage))
 #[test]
 fn a_forked_worker_is_like_one_that_was_started() {
     run(true, &python(), "", async |stage| {
-        let forked = stage.nursery.spawn(&stage.spec("stay")).await.unwrap();
+        let forked = stage.start(&stage.spec("stay")).await;
         let forked = (forked, stage.seen(forked).await);
         let plain = stage.table.spawn(&stage.spec("stay")).unwrap();
         let plain = (plain, stage.seen(plain).await);
         assert_eq!(forked.1["parent"], stage.nursery.pid().unwrap());
         assert_eq!(plain.1["parent"], std::process::id());
-        assert_ne!(forked.1["random"], plain.1["random"]);
-        for same in ["argv", "file", "main", "name", "job", "leads", "stdin", "path", "open", "sigchld", "oom", "ray"] {
-            assert_eq!(forked.1[same], plain.1[same], "{same}");
+        let names = forked.1.as_object().unwrap().keys();
+        assert!(names.len() > 30);
+        for name in names {
+            let equal = forked.1[name] == plain.1[name];
+            match name.as_str() {
+                "parent" | "random" | "worker" | "group" | "authkey" => assert!(!equal, "{name}"),
+                _ => assert!(equal, "{name}: forked {}, plain {}", forked.1[name], plain.1[name]),
+            }
         }
-        assert_eq!(forked.1["leads"], true);
+        assert_eq!((&forked.1["leads"], &forked.1["native"]), (&true.into(), &true.into()));
         for (worker, _) in [forked, plain] {
             stage.table.kill(worker.key);
             let exit = stage.exits.recv_async().await.unwrap();
@@ -139,26 +167,24 @@ fn a_forked_worker_is_like_one_that_was_started() {
 fn forked_workers_come_quickly_and_differ() {
     run(true, &python(), "import numpy.random", async |stage| {
         stage.nursery.warm(&stage.spec("end").command);
-        let first = stage.nursery.spawn(&stage.spec("end")).await.unwrap();
+        let first = stage.start(&stage.spec("end")).await;
         let begun = Instant::now();
         let mut workers = vec![first];
         for _ in 0..5 {
-            workers.push(stage.nursery.spawn(&stage.spec("end")).await.unwrap());
+            workers.push(stage.start(&stage.spec("end")).await);
         }
         assert!(begun.elapsed() < Duration::from_secs(1), "five forks took {:?}", begun.elapsed());
-        for key in ["random", "numpy"] {
-            let mut drawn = Vec::new();
+        for key in ["random", "numpy", "worker", "group", "authkey"] {
+            let mut drawn = std::collections::HashSet::new();
             for worker in &workers {
-                drawn.push(stage.seen(*worker).await[key].as_f64().unwrap());
+                drawn.insert(stage.seen(*worker).await[key].to_string());
             }
-            drawn.sort_by(f64::total_cmp);
-            drawn.dedup();
             assert_eq!(drawn.len(), 6, "{key}");
         }
         for _ in 0..6 {
             assert_eq!(stage.exits.recv_async().await.unwrap().status, ExitStatus::Code(5));
         }
-        let dying = stage.nursery.spawn(&stage.spec("die")).await.unwrap();
+        let dying = stage.start(&stage.spec("die")).await;
         let exit = stage.exits.recv_async().await.unwrap();
         assert_eq!(exit.key, dying.key);
         assert!(matches!(exit.status, ExitStatus::Signal { signal: libc::SIGSEGV, .. }), "{}", exit.status);
@@ -171,13 +197,13 @@ fn what_does_not_fit_starts_plainly() {
     run(true, &python(), "", async |stage| {
         let mut for_a_job = stage.spec("end");
         for_a_job.command.env[0].1 = "01000000".into();
-        let worker = stage.nursery.spawn(&for_a_job).await.unwrap();
+        let worker = stage.start(&for_a_job).await;
         assert_eq!(stage.seen(worker).await["parent"], this);
         assert_eq!(stage.nursery.pid(), None, "no nursery for that");
         assert_ne!(stage.parent_of_next().await, this);
         let mut other = stage.spec("end");
         other.command.env.push(("MORE".into(), "1".into()));
-        let worker = stage.nursery.spawn(&other).await.unwrap();
+        let worker = stage.start(&other).await;
         assert_eq!(stage.seen(worker).await["parent"], this);
     });
     run(false, &python(), "", async |stage| {
@@ -190,7 +216,7 @@ fn what_does_not_fit_starts_plainly() {
 fn a_nursery_that_dies_costs_nothing_but_time() {
     let this = u64::from(std::process::id());
     run(true, &python(), "", async |stage| {
-        let worker = stage.nursery.spawn(&stage.spec("stay")).await.unwrap();
+        let worker = stage.start(&stage.spec("stay")).await;
         stage.seen(worker).await;
         let first = stage.nursery.pid().unwrap();
         Command::new("kill").args(["-9", &first.to_string()]).status().unwrap();
@@ -208,11 +234,31 @@ fn a_nursery_that_dies_costs_nothing_but_time() {
 }
 
 #[test]
+fn a_nursery_ends_when_what_it_has_imported_changes() {
+    let this = u64::from(std::process::id());
+    run(true, &python(), "", async |stage| {
+        assert_ne!(stage.parent_of_next().await, this);
+        let first = stage.nursery.pid().unwrap();
+        let script = stage.dir.path().join("scripts/default_worker.py");
+        fs::write(&script, format!("{WORKER}\n# Changed.")).unwrap();
+        assert_eq!(stage.parent_of_next().await, this, "plain, with what is new");
+        eventually("the nursery is gone", || stage.nursery.pid().is_none()).await;
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        let parent = stage.parent_of_next().await;
+        assert_eq!(parent, u64::from(stage.nursery.pid().unwrap()), "a second nursery");
+        assert_ne!(parent, u64::from(first));
+    });
+}
+
+#[test]
 fn a_nursery_that_cannot_be_forked_or_lacks_ray_is_not_used() {
     let this = u64::from(std::process::id());
     let threaded = "import threading, time\nthreading.Thread(target=time.sleep, args=(30,), daemon=True).start()";
-    let without = "import sys\nif '-c' in sys.argv: sys.modules['ray.actor'] = None";
-    for site in [threaded, without] {
+    let without = "import sys\nif sys.argv[:1] == ['-c']: sys.modules['ray._common.usage.usage_lib'] = None";
+    // Ray's generator of ids is seeded at its first use, and never again.
+    let drawn =
+        "import sys\nif 'default_worker.py' in str(sys.orig_argv):\n    import ray\n    ray.WorkerID.from_random()";
+    for site in [threaded, without, drawn] {
         run(true, &python(), site, async |stage| {
             assert_eq!(stage.parent_of_next().await, this);
             eventually("the nursery is gone", || stage.nursery.pid().is_none()).await;

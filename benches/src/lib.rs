@@ -5,8 +5,9 @@
 //! | [`lease_load`] | `RequestWorkerLease` and `ReturnWorkerLease` over gRPC, a chosen number in flight, one or many resource shapes |
 //! | [`plasma_load`] | create, seal, release, get, contains and delete on the store's socket |
 //! | [`floor`] | the least work that is an answer, on a Unix socket, without a raylet |
+//! | [`ring`] | the native door's transport by itself, beside the machine's limits |
 //!
-//! Each prints one JSON object. Where they are told the raylet's process id they also say what CPU it spent
+//! The first three print one JSON object. Where they are told the raylet's process id they also say what CPU it spent
 //! ([`cpu_clock`]).
 
 pub mod cpu_clock;
@@ -17,6 +18,8 @@ pub mod lease_load;
 mod node_manager;
 pub mod plasma_client;
 pub mod plasma_load;
+pub mod ring;
+mod ring_node;
 
 pub use node_manager::NodeManager;
 
@@ -35,6 +38,9 @@ pub enum LoadError {
     /// The token can't be used.
     #[error(transparent)]
     Auth(#[from] raylet_uring::ray::rpc::auth::AuthError),
+    /// The transport could not be measured.
+    #[error(transparent)]
+    Ring(#[from] ring::RingError),
     /// A connection broke.
     #[error("{what}: {source}")]
     Http2 {

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use prost::Message;
-use raylet_bench::{floor, hex, lease_load, plasma_load, LoadError};
+use raylet_bench::{floor, hex, lease_load, plasma_load, ring, LoadError};
 use raylet_uring::ray::proto;
 use raylet_uring::ray::rpc::auth::{Auth, Token};
 
-/// Load generators for a raylet. Each prints one JSON object.
+/// Load generators for a raylet. Each prints JSON.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -26,6 +26,8 @@ enum Generator {
     PlasmaLoad(PlasmaLoad),
     /// Measures the machine: an empty answer on a Unix socket.
     Floor(Floor),
+    /// Measures the rings, messages and client of the native door against a node that only answers. Needs no node.
+    Ring(Ring),
 }
 
 #[derive(clap::Args)]
@@ -110,6 +112,19 @@ struct PlasmaLoad {
     window: Window,
 }
 
+#[derive(clap::Args)]
+struct Ring {
+    /// Rounds of each row.
+    #[arg(long, default_value_t = 200_000)]
+    rounds: u32,
+    /// One JSON object per row instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Only this operation, both sides of it in turn on one thread, to count its instructions.
+    #[arg(long, value_enum)]
+    count: Option<ring::Counted>,
+}
+
 fn seconds(setting: &'static str, value: f64) -> Result<Duration, LoadError> {
     Duration::try_from_secs_f64(value).map_err(|_| LoadError::Setting {
         setting,
@@ -185,6 +200,16 @@ fn measure_floor(arguments: &Floor) -> Result<String, LoadError> {
     Ok(json(&floor::run(&settings)?))
 }
 
+fn ring_rows(arguments: &Ring) -> Result<String, LoadError> {
+    let settings = ring::Settings { rounds: arguments.rounds.max(1), count: arguments.count };
+    let rows = ring::run(&settings)?;
+    let lines: Vec<String> = match arguments.json {
+        true => rows.iter().map(json).collect(),
+        false => std::iter::once(ring::Row::header()).chain(rows.iter().map(ring::Row::line)).collect(),
+    };
+    Ok(lines.join("\n"))
+}
+
 fn json<T: serde::Serialize>(report: &T) -> String {
     serde_json::to_string(report).expect("a report of numbers has a JSON form")
 }
@@ -194,6 +219,7 @@ fn main() -> ExitCode {
         Generator::LeaseLoad(arguments) => lease_load(&arguments),
         Generator::PlasmaLoad(arguments) => plasma_load(&arguments),
         Generator::Floor(arguments) => measure_floor(&arguments),
+        Generator::Ring(arguments) => ring_rows(&arguments),
     };
     match outcome {
         Ok(report) => {

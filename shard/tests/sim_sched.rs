@@ -33,6 +33,7 @@ fn every_request_is_answered_once_and_nothing_is_given_twice_whatever_happens() 
         report.moved,
         report.prepared,
         report.killed,
+        report.forgotten,
     ];
     assert!(tried.iter().all(|count| *count > steps / 20_000), "{report:?}");
 }

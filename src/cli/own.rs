@@ -35,6 +35,9 @@ pub struct NodeFlags {
     /// Bytes of the object store to keep touched ahead of demand [env: RAYLET_URING_WARM_RESERVE_BYTES].
     #[arg(long, value_name = "BYTES")]
     pub warm_reserve: Option<String>,
+    /// Fork plain Python workers from a process that has imported Ray: true or false [env: RAYLET_URING_WORKER_NURSERY].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub worker_nursery: Option<String>,
     /// Unix socket of the native door [env: RAYLET_URING_SOCKET].
     #[arg(long, value_name = "PATH")]
     pub socket: Option<String>,
@@ -64,6 +67,7 @@ impl NodeFlags {
             ("hugepages", &self.hugepages),
             ("object_store_memory_bytes", &self.object_store_memory),
             ("warm_reserve_bytes", &self.warm_reserve),
+            ("worker_nursery", &self.worker_nursery),
             ("socket", &self.socket),
             ("runtime_dir", &self.runtime_dir),
             ("config", &self.config),
@@ -271,6 +275,7 @@ mod tests {
         let cli =
             parse(&["--cores", "0-1", "--hugepages", "--warm-reserve=1G", "--log-level", "debug", "--print-config"])
                 .unwrap();
+        assert_eq!(parse(&["--worker-nursery=off"]).unwrap().node.given()["worker_nursery"], "off");
         let given = cli.node.given();
         let expected = [
             ("cores", "0-1"),

@@ -287,6 +287,8 @@ settings! {
     raylet_death_check_interval_milliseconds: u64 = 1000;
     /// Seconds that a caller waits for a raylet to start.
     raylet_start_wait_time_s: u32 = 30;
+    /// Milliseconds for which an object that is nowhere is waited for before readers get an error.
+    fetch_fail_timeout_milliseconds: i64 = 600_000;
     /// First seconds for which calls to a worker that is gone are tried again.
     core_worker_rpc_server_reconnect_timeout_base_s: u32 = 1;
     /// Greatest seconds for which calls to a worker that is gone are tried again.
@@ -371,7 +373,6 @@ pub const NAMES_OF_OTHERS: &[&str] = &[
     "experimental_object_manager_enable_multiple_connections",
     "export_task_events_write_batch_size",
     "external_storage_namespace",
-    "fetch_fail_timeout_milliseconds",
     "fetch_warn_timeout_milliseconds",
     "gcs_actor_table_min_duration_ms",
     "gcs_create_actor_retry_interval_ms",

@@ -45,6 +45,12 @@ pub const SETTINGS: &[Setting] = &[
         "--warm-reserve",
         "bytes of the object store whose pages are touched ahead of demand",
     ),
+    setting(
+        "worker_nursery",
+        "RAYLET_URING_WORKER_NURSERY",
+        "--worker-nursery",
+        "fork plain Python workers from a process that has imported Ray; under Ray only",
+    ),
     setting("socket", "RAYLET_URING_SOCKET", "--socket", "Unix socket of the native door"),
     setting("runtime_dir", "RAYLET_URING_RUNTIME_DIR", "--runtime-dir", "directory of the admin sockets, mode 0700"),
     setting("log", "RAYLET_URING_LOG", "--log-level", "log level, or directives by module"),

@@ -22,6 +22,7 @@ fn nothing_set_gives_the_defaults() {
     assert_eq!((config.cores.clone(), config.hugepages), (CoreChoice::Auto, PageChoice::Auto));
     assert_eq!((config.object_store_memory_bytes, config.warm_reserve_bytes), (None, WARM_RESERVE_DEFAULT_BYTES));
     assert_eq!(config.log, "info");
+    assert!(config.worker_nursery);
     assert_eq!(config.runtime_dir, fallback_runtime_dir());
     assert!(SETTINGS.iter().all(|s| config.source(s.name) == Source::Default));
 }
@@ -29,8 +30,12 @@ fn nothing_set_gives_the_defaults() {
 #[test]
 fn flags_win_over_environment_over_file() {
     let (_dir, path) = file("cores = [0, 1]\nhugepages = \"1G\"\nwarm_reserve_bytes = 4096\nlog = \"debug\"\n");
-    let environment =
-        [("RAYLET_URING_CONFIG", path.as_str()), ("RAYLET_URING_CORES", "2-3"), ("RAYLET_URING_HUGEPAGES", "1")];
+    let environment = [
+        ("RAYLET_URING_CONFIG", path.as_str()),
+        ("RAYLET_URING_CORES", "2-3"),
+        ("RAYLET_URING_HUGEPAGES", "1"),
+        ("RAYLET_URING_WORKER_NURSERY", "0"),
+    ];
     let config = load(&[("cores", "5,4")], &environment).unwrap();
     assert_eq!(config.cores, CoreChoice::List(vec![4, 5]));
     assert_eq!(config.source("cores"), Source::Flag("--cores"));
@@ -46,6 +51,7 @@ fn flags_win_over_environment_over_file() {
     let line = |name: &str| text.lines().find(|l| l.starts_with(name)).unwrap().split_whitespace().collect::<Vec<_>>();
     assert_eq!(line("cores"), ["cores", "4-5", "flag", "--cores"]);
     assert_eq!(line("warm_reserve_bytes")[1..4], ["4096", "(4.00", "KiB)"]);
+    assert_eq!(line("worker_nursery"), ["worker_nursery", "false", "environment", "RAYLET_URING_WORKER_NURSERY"]);
     assert_eq!(line("config"), ["config", &path, "environment", "RAYLET_URING_CONFIG"]);
 }
 
@@ -72,6 +78,10 @@ fn bad_values_name_the_setting_its_source_and_what_to_write() {
     assert_eq!(
         message(&[], &[("RAYLET_URING_WARM_RESERVE_BYTES", "lots")]),
         "warm_reserve_bytes (from environment RAYLET_URING_WARM_RESERVE_BYTES): expected a size in bytes (`1073741824`) or with a binary unit (`64M`, `1GiB`), got \"lots\""
+    );
+    assert_eq!(
+        message(&[], &[("RAYLET_URING_WORKER_NURSERY", "maybe")]),
+        "worker_nursery (from environment RAYLET_URING_WORKER_NURSERY): expected true or false, got \"maybe\""
     );
     assert!(message(&[("hugepages", "8K")], &[]).contains("expected off, 2M, 1G, thp or 4k, got \"8K\""));
     assert!(message(&[("object_store_memory_bytes", "0")], &[]).contains("expected a size"));

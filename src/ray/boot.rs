@@ -40,6 +40,7 @@ use crate::ray::proto::{self, ChannelType};
 use crate::ray::runtime_env::{RuntimeEnvClient, RuntimeEnvSettings};
 use crate::socket;
 use crate::workers::command::WorkerCommands;
+use crate::workers::nursery::{Nursery, NurserySettings};
 use crate::workers::process::{ProcessConfig, ProcessTable};
 
 /// Longest wait for the GCS to take note of the node's end. It may be gone itself by then.
@@ -61,6 +62,7 @@ pub struct Door {
     gcs: GcsClient,
     agents: AgentManager,
     processes: ProcessTable,
+    nursery: Nursery,
     health: Health,
     stop_servers: watch::Sender<bool>,
     sockets: [PathBuf; 2],
@@ -114,7 +116,13 @@ impl Door {
             },
             agents.clone(),
         );
+        let nursery = Nursery::new(
+            NurserySettings { enabled: config.worker_nursery, ..NurserySettings::default() },
+            processes.clone(),
+        );
         let control = Control::new(ControlParts {
+            nursery: nursery.clone(),
+            startup_concurrency: settings.sched.startup_concurrency,
             commands: worker_commands(&flags, &ray_config, node_id, port),
             flags,
             ray_config,
@@ -149,7 +157,7 @@ impl Door {
         }
         let driver_ready = control.driver_ready();
         agents.start_when(port, async move { driver_ready.notified().await });
-        let door = Self { control, gcs, agents, processes, health, stop_servers, sockets };
+        let door = Self { control, gcs, agents, processes, nursery, health, stop_servers, sockets };
         tokio::task::spawn_local(door.control.clone().run(engine.from_cores.clone(), router));
         door.watch_processes(process_exits);
         door.watch_agents(failures);
@@ -307,7 +315,11 @@ impl Door {
             }
         }
         let told = self.gcs.unregister_node(self.control.node_id, cause);
-        let ended = async { tokio::join!(self.processes.shutdown(), self.agents.shutdown()) };
+        let ended = async {
+            let (workers, agents, ()) =
+                tokio::join!(self.processes.shutdown(), self.agents.shutdown(), self.nursery.shutdown());
+            (workers, agents)
+        };
         let (told, ended) =
             tokio::join!(tokio::time::timeout(UNREGISTER_TIMEOUT, told), tokio::time::timeout(CHILDREN_TIMEOUT, ended));
         if let Ok(Err(error)) = told {

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
+use std::rc::Rc;
 
-use raylet_shard::ids::ShardId;
+use raylet_shard::ids::{PlacementGroupId, ShardId};
 use raylet_shard::sched::{ClassDef, ClassId, ResourceSet, WorkerKey};
 use rustc_hash::{FxHashMap, FxHasher};
 
+use crate::ray::labels::is_elsewhere;
 use crate::ray::proto;
 use crate::ray::resources::{group_of, Names, ResourceError};
 
@@ -34,60 +36,97 @@ pub struct Class {
     pub shard: ShardId,
     /// What it asks for.
     pub def: ClassDef,
+    /// The placement group that it names, with which it is forgotten.
+    pub group: Option<PlacementGroupId>,
+    /// Its shard was told what it is.
+    pub defined: bool,
+    key: Rc<Key>,
 }
 
-#[derive(PartialEq, Eq, Hash)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 struct Key {
     resources: Vec<(String, u64)>,
     worker: WorkerKey,
 }
 
-/// The classes seen so far.
+/// The classes in use.
 #[derive(Default)]
 pub struct Classes {
-    keys: FxHashMap<Key, usize>,
-    classes: Vec<Class>,
+    keys: FxHashMap<Rc<Key>, ClassId>,
+    classes: FxHashMap<ClassId, Class>,
+    /// The number of the next class. A number is not given twice before all were.
+    next: u32,
     options: FxHashMap<Vec<String>, u32>,
     option_lists: Vec<Vec<String>>,
 }
 
 impl Classes {
-    /// The class of a request, and whether it is new: then its shard must be told what it is.
+    /// The class of a request, and whether it is new.
     pub fn of(
         &mut self,
         resources: BTreeMap<String, f64>,
         worker: WorkerKey,
         names: &mut Names,
         shards: ShardId,
-    ) -> Result<(&Class, bool), ClassError> {
+    ) -> Result<(ClassId, bool), ClassError> {
         let key =
             Key { resources: resources.into_iter().map(|(name, amount)| (name, amount.to_bits())).collect(), worker };
-        if let Some(at) = self.keys.get(&key) {
-            return Ok((&self.classes[*at], false));
+        if let Some(id) = self.keys.get(&key) {
+            return Ok((*id, false));
         }
         if self.classes.len() >= MAX_CLASSES {
             return Err(ClassError::TooMany);
         }
         let amounts = key.resources.iter().map(|(name, bits)| (name.clone(), f64::from_bits(*bits)));
         let demand = names.set(&amounts.collect())?;
-        let at = self.classes.len();
-        self.classes.push(Class {
-            id: ClassId(at as u32),
-            shard: shard_of(&key, at, shards),
-            def: ClassDef { demand, worker },
-        });
-        self.keys.insert(key, at);
-        Ok((&self.classes[at], true))
+        let id = self.free_number();
+        let group = key.resources.iter().find_map(|(name, _)| group_of(name));
+        // Classes are spread over the shards in turn, but all of a placement group go to one, which has the group's bundles.
+        let shard = match group {
+            Some(group) => home_of(group.as_bytes(), shards),
+            None => (id.0 % u32::from(shards)) as ShardId,
+        };
+        let key = Rc::new(key);
+        let class = Class { id, shard, def: ClassDef { demand, worker }, group, defined: false, key: key.clone() };
+        self.classes.insert(id, class);
+        self.keys.insert(key, id);
+        Ok((id, true))
+    }
+
+    fn free_number(&mut self) -> ClassId {
+        loop {
+            let id = ClassId(self.next);
+            self.next = self.next.wrapping_add(1);
+            if !self.classes.contains_key(&id) {
+                return id;
+            }
+        }
     }
 
     /// A class by its number.
     pub fn get(&self, id: ClassId) -> Option<&Class> {
-        self.classes.get(id.0 as usize)
+        self.classes.get(&id)
     }
 
-    /// The classes that ask for exactly these resources.
-    pub fn with_demand(&self, demand: &ResourceSet) -> Vec<ClassId> {
-        let same = self.classes.iter().filter(|class| class.def.demand == *demand);
+    /// As [`Self::get`], to change what is noted of it.
+    pub fn get_mut(&mut self, id: ClassId) -> Option<&mut Class> {
+        self.classes.get_mut(&id)
+    }
+
+    /// A class that its shard does not know any more.
+    pub fn forget(&mut self, id: ClassId) {
+        if let Some(class) = self.classes.remove(&id) {
+            self.keys.remove(&class.key);
+        }
+    }
+
+    /// The classes that ask for exactly these resources, whatever labels they want besides.
+    pub fn with_shape(&self, shape: &ResourceSet, names: &Names) -> Vec<ClassId> {
+        let amounts = |set: &ResourceSet| {
+            let parts = set.iter().filter(|(id, _)| !is_elsewhere(names.name(*id)));
+            ResourceSet::new(parts)
+        };
+        let same = self.classes.values().filter(|class| amounts(&class.def.demand) == *shape);
         same.map(|class| class.id).collect()
     }
 
@@ -108,15 +147,6 @@ impl Classes {
     /// The list of worker options behind a number.
     pub fn option_list(&self, number: u32) -> &[String] {
         (number as usize).checked_sub(1).and_then(|at| self.option_lists.get(at)).map_or(&[], Vec::as_slice)
-    }
-}
-
-/// Classes spread over the shards in turn, but all of a placement group go to one, which has the group's bundles.
-fn shard_of(key: &Key, at: usize, shards: ShardId) -> ShardId {
-    let group = key.resources.iter().find_map(|(name, _)| group_of(name));
-    match group {
-        Some(group) => home_of(group.as_bytes(), shards),
-        None => (at % usize::from(shards)) as ShardId,
     }
 }
 
@@ -156,12 +186,11 @@ mod tests {
         let (mut classes, mut names) = (Classes::default(), Names::default());
         let key = WorkerKey::default();
         let (first, new) = classes.of(cpu(1.0), key, &mut names, 1).unwrap();
-        let first = first.id;
         assert!(new);
-        assert_eq!(classes.of(cpu(1.0), key, &mut names, 1).map(|(c, new)| (c.id, new)), Ok((first, false)));
+        assert_eq!(classes.of(cpu(1.0), key, &mut names, 1), Ok((first, false)));
         let other = WorkerKey { runtime_env_hash: 5, ..key };
-        assert_ne!(classes.of(cpu(1.0), other, &mut names, 1).unwrap().0.id, first);
-        assert_ne!(classes.of(cpu(2.0), key, &mut names, 1).unwrap().0.id, first);
+        assert_ne!(classes.of(cpu(1.0), other, &mut names, 1).unwrap().0, first);
+        assert_ne!(classes.of(cpu(2.0), key, &mut names, 1).unwrap().0, first);
     }
 
     #[test]
@@ -179,10 +208,24 @@ mod tests {
         let mut shards = Vec::new();
         for index in 0..8 {
             let resources = BTreeMap::from([(format!("CPU_group_{index}_{group}"), 1.0)]);
-            shards.push(classes.of(resources, WorkerKey::default(), &mut names, 4).unwrap().0.shard);
+            let (id, _) = classes.of(resources, WorkerKey::default(), &mut names, 4).unwrap();
+            let class = classes.get(id).unwrap();
+            assert_eq!(class.group, Some(PlacementGroupId([0xab; 18])));
+            shards.push(class.shard);
         }
         assert!(shards.windows(2).all(|pair| pair[0] == pair[1]), "{shards:?}");
         assert_eq!(shards[0], home_of(&[0xab; 18], 4));
+    }
+
+    #[test]
+    fn a_forgotten_class_is_made_anew_under_another_number() {
+        let (mut classes, mut names) = (Classes::default(), Names::default());
+        let key = WorkerKey::default();
+        let (first, _) = classes.of(cpu(1.0), key, &mut names, 1).unwrap();
+        classes.forget(first);
+        classes.forget(first);
+        let (second, new) = classes.of(cpu(1.0), key, &mut names, 1).unwrap();
+        assert!(new && second != first && classes.get(first).is_none());
     }
 
     #[test]

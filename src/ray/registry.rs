@@ -43,8 +43,8 @@ pub struct Member {
     pub doomed: Option<Exit>,
     /// Milliseconds since 1970 at which its lease was granted.
     pub granted_at_ms: u64,
-    /// Name of the task with which its owner gave it back as broken.
-    pub broke_in: Option<String>,
+    /// The lease with which its owner gave it back as broken, and the name of the task.
+    pub broke_in: Option<(LeaseId, String)>,
 }
 
 /// Why a worker is gone, as the GCS is told.
@@ -180,6 +180,11 @@ impl Dead {
         if self.nodes.len() < MAX_REMEMBERED_DEAD {
             self.nodes.insert(node);
         }
+    }
+
+    /// True for a node that died.
+    pub fn has_node(&self, node: &NodeId) -> bool {
+        self.nodes.contains(node)
     }
 
     /// True for a worker that died, or whose node did.

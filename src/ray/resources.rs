@@ -1,6 +1,6 @@
 //! Names of resources, as Ray writes them, and the numbers that the shards know them by.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use raylet_shard::ids::PlacementGroupId;
 use raylet_shard::sched::{
@@ -8,6 +8,7 @@ use raylet_shard::sched::{
 };
 use rustc_hash::FxHashMap;
 
+use crate::ray::labels::selector_of;
 use crate::ray::proto;
 
 /// The resource of which a blocked worker gives back its share.
@@ -42,6 +43,10 @@ pub enum ResourceError {
     BadBundleIndex(i64),
 }
 
+/// Forgotten numbers that are not used again before so many others were forgotten. Accounts of the shards that are still on their
+/// way may have them.
+const QUARANTINE: usize = 1 << 14;
+
 /// What a lease got, as its owner is told: instances by index, where a resource without instances is instance 0.
 pub fn mapping<S: Into<String>>(
     allocation: &Allocation,
@@ -62,12 +67,12 @@ pub fn mapping<S: Into<String>>(
     parts.collect()
 }
 
-/// Names and numbers. A number is used again only after [`Names::forget`].
+/// Names and numbers. A number is used again only after [`Names::forget`], and not at once.
 #[derive(Debug, Default)]
 pub struct Names {
     ids: FxHashMap<String, ResourceId>,
     names: Vec<String>,
-    free: Vec<ResourceId>,
+    free: VecDeque<ResourceId>,
 }
 
 impl Names {
@@ -76,12 +81,15 @@ impl Names {
         if let Some(id) = self.ids.get(name) {
             return Ok(*id);
         }
-        let id = match self.free.pop() {
+        let full = self.names.len() >= MAX_NAMES;
+        let reusable = self.free.len() > QUARANTINE || full;
+        let id = match self.free.front().filter(|_| reusable).copied() {
             Some(id) => {
+                self.free.pop_front();
                 self.names[id.0 as usize] = name.to_owned();
                 id
             }
-            None if self.names.len() >= MAX_NAMES => return Err(ResourceError::TooManyNames(name.to_owned())),
+            None if full => return Err(ResourceError::TooManyNames(name.to_owned())),
             None => {
                 self.names.push(name.to_owned());
                 ResourceId(self.names.len() as u32 - 1)
@@ -106,7 +114,7 @@ impl Names {
         if let Some(name) = self.names.get_mut(id.0 as usize) {
             if self.ids.remove(name).is_some() {
                 name.clear();
-                self.free.push(id);
+                self.free.push_back(id);
             }
         }
     }
@@ -117,9 +125,31 @@ impl Names {
         Ok(ResourceSet::new(parts.collect::<Result<Vec<_>, _>>()?))
     }
 
-    /// A set as amounts by name.
-    pub fn amounts(&self, set: &ResourceSet) -> BTreeMap<String, f64> {
-        set.iter().map(|(id, amount)| (self.name(id).to_owned(), amount.to_f64())).collect()
+    /// As [`Self::set`], without learning names: `None` where one is not known, so that nothing here can ask for it.
+    pub fn known_set(&self, amounts: &BTreeMap<String, f64>) -> Result<Option<ResourceSet>, ResourceError> {
+        let mut parts = Vec::with_capacity(amounts.len());
+        for (name, amount) in amounts {
+            let amount = fixed(name, *amount)?;
+            match self.get(name) {
+                Some(id) => parts.push((id, amount)),
+                None if amount == Fixed::ZERO => {}
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(ResourceSet::new(parts)))
+    }
+
+    /// A set as amounts by name, and the label selectors that stand among them (see [`crate::ray::labels`]).
+    pub fn shape(&self, set: &ResourceSet) -> (BTreeMap<String, f64>, Vec<proto::LabelSelector>) {
+        let (mut amounts, mut selectors) = (BTreeMap::new(), Vec::new());
+        for (id, amount) in set.iter() {
+            match selector_of(self.name(id)) {
+                Some(selector) if selector.label_constraints.is_empty() => {}
+                Some(selector) => selectors.push(selector),
+                None => drop(amounts.insert(self.name(id).to_owned(), amount.to_f64())),
+            }
+        }
+        (amounts, selectors)
     }
 
     /// A bundle as the scheduler wants it. Each of its resources becomes two: `CPU_group_{index}_{group}` for requests that name
@@ -199,15 +229,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_forgotten_name_gives_its_number_to_another() {
+    fn a_forgotten_name_gives_its_number_to_another_after_a_while() {
         let mut names = Names::default();
         let a = names.intern("a").unwrap();
         names.forget(a);
         names.forget(a);
-        assert_eq!(names.get("a"), None);
+        assert_eq!((names.get("a"), names.name(a)), (None, ""));
+        for n in 0..QUARANTINE {
+            let id = names.intern("short-lived").unwrap();
+            assert_ne!(id, a, "used again after {n} others");
+            names.forget(id);
+        }
         assert_eq!(names.intern("b").unwrap(), a);
         assert_ne!(names.intern("c").unwrap(), a, "a number freed twice is given out twice");
         assert_eq!(names.name(a), "b");
+        assert!(names.names.len() <= QUARANTINE + 2, "numbers are used again");
     }
 
     #[test]

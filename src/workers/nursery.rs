@@ -1,14 +1,18 @@
 //! Workers forked from a process that has imported Ray.
 //!
-//! Starting Python and importing Ray takes most of a second of CPU; forking a process that has done both takes
-//! milliseconds. The *nursery* is that process: one per node, with the Python and the environment of a plain worker. It
-//! serves what starts the same way every time: task workers without a runtime environment, for no job yet (Ray's C++
-//! library reads the job from the environment when it is loaded, so that the job has to be the nil one; as with workers
-//! that a stock raylet prestarts, they learn their job with the first task). Everything else, and everything while there
-//! is no nursery, starts plainly.
+//! Starting Python and importing Ray takes half a second of CPU; forking a process that has done both takes milliseconds.
+//! The *nursery* is that process: one per node, with the Python and the environment of a plain worker. It serves what starts
+//! the same way every time: task workers without a runtime environment, for no job yet (Ray's C++ library reads the job from
+//! the environment when it is loaded, so that the job has to be the nil one; as with workers that a stock raylet prestarts,
+//! they learn their job with the first task). Everything else, and everything while there is no nursery, starts plainly.
+//!
+//! What forked workers share and plain ones don't: the seed of Python's string hashes and the layout of their address space,
+//! both of which are drawn before any of their code runs. Whatever else is drawn at the start is drawn anew after the fork,
+//! and a nursery in which Ray's own generator was used already, or that has threads, takes itself out of service.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::rc::Rc;
@@ -23,9 +27,10 @@ use tokio::time::Instant;
 
 use super::command::CommandLine;
 use super::exit::ExitStatus;
-use super::process::{Output, ProcessConfig, ProcessTable, SpawnError, SpawnSpec, Started, Stdin};
+use super::process::{Output, ProcessConfig, ProcessTable, SpawnSpec, Started, Stdin};
 
-/// The nursery's program. It is given to Python as text, so that it always fits this binary.
+/// The nursery's program. It is given to Python as text, so that it always fits this binary, and through its standard input,
+/// because the room of its command line is what a title of its workers has.
 const PROGRAM: &str = include_str!("nursery.py");
 /// The script of a worker, as the last part of its path.
 const WORKER_SCRIPT: &str = "default_worker.py";
@@ -35,13 +40,14 @@ const NIL_JOB: &str = "ffffffff";
 const MAX_PENDING: usize = 256;
 /// The most bytes of a message from the nursery: an id, a pid, the text of an OS error.
 const MAX_MESSAGE_BYTES: u64 = 4096;
-/// Pauses before a nursery that failed is started again: the first, doubled each time, and the longest.
+/// Pauses before a nursery that ended is started again: the first, doubled each time, and the longest. One that has served
+/// for as long as the longest pause begins with the first again.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// How the nursery is used.
 #[derive(Clone, Copy, Debug)]
 pub struct NurserySettings {
-    /// False: every start is plain (`RAYLET_URING_WORKER_NURSERY=0`).
+    /// False: every start is plain (our setting `worker_nursery`).
     pub enabled: bool,
     /// How long a start waits for a nursery that is importing Ray.
     pub ready_timeout: Duration,
@@ -51,11 +57,11 @@ pub struct NurserySettings {
 
 impl Default for NurserySettings {
     fn default() -> Self {
-        Self { enabled: true, ready_timeout: Duration::from_secs(10), fork_timeout: Duration::from_secs(5) }
+        Self { enabled: true, ready_timeout: Duration::from_secs(20), fork_timeout: Duration::from_secs(10) }
     }
 }
 
-/// Starts workers, by fork where that is possible. Clones share one nursery.
+/// Forks workers where that is possible. Clones share one nursery.
 #[derive(Clone)]
 pub struct Nursery {
     inner: Rc<Inner>,
@@ -79,6 +85,13 @@ enum State {
     Closed,
 }
 
+/// Why a nursery ended.
+enum End {
+    Failed(String),
+    /// This file or directory of packages has changed since it was imported from.
+    Stale(String),
+}
+
 /// A nursery that works.
 struct Link {
     command: CommandLine,
@@ -97,13 +110,14 @@ struct Pending {
 struct Request<'a> {
     id: u64,
     argv: &'a [String],
-    env: HashMap<&'a str, &'a str>,
 }
 
 #[derive(Debug, Deserialize, PartialEq)]
 #[serde(untagged)]
 enum Message {
-    Ready { ready: usize },
+    Ready { ready: bool },
+    Unfit { unfit: String },
+    Stale { stale: String },
     Forked { id: u64, pid: u32 },
     Failed { id: u64, error: String },
     Signalled { exit: u32, signal: i32, core: bool },
@@ -126,13 +140,13 @@ impl Nursery {
         Self { inner: Rc::new(inner) }
     }
 
-    /// True where task workers without a runtime environment should be started for the nil job, so that they can come
-    /// from here.
+    /// True where workers may come from here, so that task workers without a runtime environment should be started for the
+    /// nil job.
     pub fn is_enabled(&self) -> bool {
         self.inner.settings.enabled
     }
 
-    /// Starts importing Ray now, with the Python and the environment of this worker, instead of at the first start.
+    /// Starts importing Ray now, with the Python and the environment of this worker, instead of at the first fork.
     pub fn warm(&self, worker: &CommandLine) {
         let may_start = match *self.inner.state.borrow() {
             State::Cold => true,
@@ -144,35 +158,15 @@ impl Nursery {
         }
     }
 
-    /// Starts a worker: by fork where it fits and the nursery works, else plainly. The worker is in the table either way.
-    ///
-    /// # Errors
-    /// Those of a plain start.
-    pub async fn spawn(&self, spec: &SpawnSpec) -> Result<Started, SpawnError> {
-        let forkable = self.is_enabled() && fits(&spec.command) && spec.stdin == Stdin::Null;
-        if !forkable || (&spec.stdout, &spec.stderr) != (&Output::Inherit, &Output::Inherit) || !spec.own_group {
-            return self.inner.workers.spawn(spec);
+    /// Forks a worker, which is in the table then. `None` where it doesn't fit or the nursery doesn't work: it is to be
+    /// started plainly. Waits for a nursery that is importing Ray, because a plain start would have to import it too.
+    pub async fn fork(&self, spec: &SpawnSpec) -> Option<Started> {
+        let plain_streams =
+            spec.stdin == Stdin::Null && spec.stdout == Output::Inherit && spec.stderr == Output::Inherit;
+        if !self.is_enabled() || !plain_streams || !spec.own_group || !fits(&spec.command) {
+            return None;
         }
         self.warm(&spec.command);
-        match self.fork(spec).await {
-            Some(started) => Ok(started),
-            None => self.inner.workers.spawn(spec),
-        }
-    }
-
-    /// Ends the nursery; workers are not touched, and later starts are plain.
-    pub async fn shutdown(&self) {
-        self.inner.state.replace(State::Closed);
-        self.inner.changed.notify_waiters();
-        self.inner.own.shutdown().await;
-    }
-
-    /// Process id of the nursery, where it runs.
-    pub fn pid(&self) -> Option<u32> {
-        self.inner.own.pids().next()
-    }
-
-    async fn fork(&self, spec: &SpawnSpec) -> Option<Started> {
         let link = self.ready().await.filter(|link| same_start(&link.command, &spec.command))?;
         let (answer, answered) = oneshot::channel();
         link.ask(spec, answer)?;
@@ -190,6 +184,18 @@ impl Nursery {
                 None
             }
         }
+    }
+
+    /// Ends the nursery; workers are not touched, and later starts are plain.
+    pub async fn shutdown(&self) {
+        self.inner.state.replace(State::Closed);
+        self.inner.changed.notify_waiters();
+        self.inner.own.shutdown().await;
+    }
+
+    /// Process id of the nursery, where it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.inner.own.pids().next()
     }
 
     /// The working nursery, waited for while it imports Ray.
@@ -211,8 +217,10 @@ impl Nursery {
             State::Resting(_, pause) => pause,
             _ => RETRY_PAUSE.0,
         };
-        let started = StdStream::pair().map_err(|error| error.to_string()).and_then(|(ours, theirs)| {
+        let started = StdStream::pair().map_err(|error| error.to_string()).and_then(|(mut ours, theirs)| {
             ours.set_nonblocking(true).map_err(|error| error.to_string())?;
+            // Less than any socket buffer holds.
+            ours.write_all(PROGRAM.as_bytes()).map_err(|error| error.to_string())?;
             let ours = UnixStream::from_std(ours).map_err(|error| error.to_string())?;
             let spec = nursery_spec(worker);
             let started = self.inner.own.spawn_with_stdin(&spec, OwnedFd::from(theirs));
@@ -224,7 +232,7 @@ impl Nursery {
                 self.inner.state.replace(State::Importing(worker.clone()));
                 tokio::task::spawn_local(self.clone().converse(socket, pause));
             }
-            Err(error) => self.rest(&error, pause),
+            Err(error) => self.rest(&End::Failed(error), pause),
         }
     }
 
@@ -232,30 +240,29 @@ impl Nursery {
     async fn converse(self, socket: UnixStream, pause: Duration) {
         let (read, write) = socket.into_split();
         let mut reader = Reader { lines: BufReader::new(read), line: Vec::new() };
-        let why = match tokio::time::timeout(self.inner.settings.ready_timeout, reader.next()).await {
-            Err(_) => "it did not import Ray in time".to_string(),
-            Ok(Err(error)) => error,
-            Ok(Ok(Message::Ready { ready: 1 })) => self.attend(reader, write).await,
-            Ok(Ok(Message::Ready { ready })) => {
-                format!("it has {ready} threads and can't be forked")
-            }
-            Ok(Ok(message)) => format!("it sent {message:?} before it was ready"),
+        let begun = Instant::now();
+        let end = match tokio::time::timeout(self.inner.settings.ready_timeout, reader.next()).await {
+            Err(_) => End::Failed("it did not import Ray in time".into()),
+            Ok(Err(error)) => End::Failed(error),
+            Ok(Ok(Message::Ready { ready: true })) => self.attend(reader, write).await,
+            Ok(Ok(Message::Unfit { unfit })) => End::Failed(format!("it can't be forked: {unfit}")),
+            Ok(Ok(message)) => End::Failed(format!("it sent {message:?} before it was ready")),
         };
         self.inner.own.kill_all();
-        self.rest(&why, pause);
+        self.rest(&end, if begun.elapsed() >= RETRY_PAUSE.1 { RETRY_PAUSE.0 } else { pause });
     }
 
-    async fn attend(&self, mut reader: Reader, write: OwnedWriteHalf) -> String {
+    async fn attend(&self, mut reader: Reader, write: OwnedWriteHalf) -> End {
         let command = match &*self.inner.state.borrow() {
             State::Importing(command) => command.clone(),
-            _ => return "the node ends".into(),
+            _ => return End::Failed("the node ends".into()),
         };
         let (requests, outbox) = flume::bounded(MAX_PENDING);
         let link = Rc::new(Link { command, requests, pending: RefCell::default() });
         self.inner.state.replace(State::Ready(link.clone()));
         self.inner.changed.notify_waiters();
         tokio::task::spawn_local(send_requests(outbox, write));
-        let why = loop {
+        let end = loop {
             match reader.next().await {
                 Ok(Message::Forked { id, pid }) => self.forked(&link, id, pid),
                 Ok(Message::Failed { id, error }) => link.answer(id, Err(error)),
@@ -263,13 +270,14 @@ impl Nursery {
                 Ok(Message::Signalled { exit, signal, core: core_dumped }) => {
                     link.exited(exit, ExitStatus::Signal { signal, core_dumped });
                 }
-                Ok(message @ Message::Ready { .. }) => break format!("it sent {message:?} twice"),
-                Err(error) => break error,
+                Ok(Message::Stale { stale }) => break End::Stale(stale),
+                Ok(message) => break End::Failed(format!("it sent {message:?} after it was ready")),
+                Err(error) => break End::Failed(error),
             }
         };
         // Those who wait for a fork start plainly; those who wait for a status learn that it is unknown.
         link.pending.take();
-        why
+        end
     }
 
     fn forked(&self, link: &Link, id: u64, pid: u32) {
@@ -288,11 +296,18 @@ impl Nursery {
         }
     }
 
-    fn rest(&self, why: &str, pause: Duration) {
+    fn rest(&self, end: &End, pause: Duration) {
         if matches!(*self.inner.state.borrow(), State::Closed) {
             return;
         }
-        tracing::warn!(why, retry_after = ?pause, "the worker nursery failed; workers start plainly meanwhile");
+        match end {
+            End::Failed(why) => {
+                tracing::warn!(why, retry_after = ?pause, "the worker nursery failed; workers start plainly meanwhile");
+            }
+            End::Stale(path) => {
+                tracing::info!(path, "the worker nursery ends, because what it has imported was changed");
+            }
+        }
         let next = (pause * 2).min(RETRY_PAUSE.1);
         self.inner.state.replace(State::Resting(Instant::now() + pause, next));
         self.inner.changed.notify_waiters();
@@ -308,8 +323,7 @@ impl Link {
         }
         pending.next_id += 1;
         let id = pending.next_id;
-        let env = spec.command.env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        let mut line = serde_json::to_vec(&Request { id, argv: &spec.command.argv, env }).ok()?;
+        let mut line = serde_json::to_vec(&Request { id, argv: &spec.command.argv }).ok()?;
         line.push(b'\n');
         // As deep as the map of those who wait is large, so that it is never full; gone where the nursery is.
         self.requests.try_send(line).ok()?;
@@ -371,7 +385,13 @@ fn same_start(nursery: &CommandLine, worker: &CommandLine) -> bool {
 }
 
 fn nursery_spec(worker: &CommandLine) -> SpawnSpec {
-    let argv = vec![worker.argv[0].clone(), "-c".into(), PROGRAM.into(), worker.argv[1].clone()];
+    let read = format!(
+        "import socket; s = socket.socket(fileno=0); p = s.recv({}, socket.MSG_WAITALL); s.detach(); \
+         exec(compile(p, 'nursery.py', 'exec')); exec(*worker)",
+        PROGRAM.len()
+    );
+    let mut argv = vec![worker.argv[0].clone(), "-c".into(), read];
+    argv.extend_from_slice(&worker.argv[1..]);
     let command = CommandLine { argv, env: worker.env.clone(), env_remove: worker.env_remove.clone() };
     SpawnSpec { command, own_group: true, ..SpawnSpec::default() }
 }
@@ -383,7 +403,9 @@ mod tests {
     #[test]
     fn messages_are_told_apart() {
         for (line, expected) in [
-            (r#"{"ready": 1}"#, Message::Ready { ready: 1 }),
+            (r#"{"ready": true}"#, Message::Ready { ready: true }),
+            (r#"{"unfit": "why"}"#, Message::Unfit { unfit: "why".into() }),
+            (r#"{"stale": "/x"}"#, Message::Stale { stale: "/x".into() }),
             (r#"{"id": 3, "pid": 77}"#, Message::Forked { id: 3, pid: 77 }),
             (r#"{"id": 3, "error": "fork: no"}"#, Message::Failed { id: 3, error: "fork: no".into() }),
             (r#"{"exit": 77, "code": 5}"#, Message::Exited { exit: 77, code: 5 }),

@@ -96,3 +96,28 @@ def test_failed_pip_is_told_with_its_cause(tmp_path):
 
     with pytest.raises(RuntimeEnvSetupError, match="no_such_package"):
         get(never.remote(), 180)
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_environment_of_a_job_is_built_ahead(node, tmp_path, eager):
+    """As a job begins, before any task of it: unless it asks for the contrary."""
+    pantry = tmp_path / "pantry"
+    pantry.mkdir()
+    (pantry / f"jar-{eager}.txt").write_text("honey")
+    out = run_program(
+        """
+        import glob, sys, time, ray
+        eager = sys.argv[4] == "True"
+        ray.init(address=sys.argv[1], log_to_driver=False,
+                 runtime_env={"working_dir": sys.argv[2], "config": {"eager_install": eager}})
+        unpacked = f"{sys.argv[3]}/runtime_resources/working_dir_files/*/jar-{eager}.txt"
+        deadline = time.monotonic() + (30 if eager else 4)
+        while not glob.glob(unpacked) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        print(bool(glob.glob(unpacked)))
+        print(ray.get(ray.remote(lambda: open(f"jar-{eager}.txt").read()).remote(), timeout=60))
+        """,
+        node.address, pantry, node.session_dir, eager,
+        environment=clean_environment(RAY_AUTH_MODE=os.environ.get("RAY_AUTH_MODE")),
+    )
+    assert out.split() == [str(eager), "honey"]

@@ -1,6 +1,24 @@
-//! How bytes move: the ring that a core waits on, and what comes through it.
+//! How bytes move: the io_uring that a core waits on, and all of the native door: the messages, the frames around them on a Unix
+//! socket, the shared-memory rings that carry them without system calls, and the client.
 //!
-//! rkyv messages of the native door, peer streams and spill files come to live here; the Ray door has its own codecs in the
-//! node.
+//! | module | what |
+//! |---|---|
+//! | [`messages`] | what is said, in rkyv; `PROTOCOL.md` lists every byte |
+//! | [`frame`] | what stands around a message on the socket |
+//! | [`ring`] | a pair of one-way rings in shared memory, and the doorbells that wake who sleeps |
+//! | [`credit`] | private runs of memory: small objects without a round trip |
+//! | [`server`] | the node's side of a connection: state that a synchronous event loop drives, no I/O |
+//! | [`client`] | the blocking client, the async one, and the worker |
+//! | [`uring`] | the io_uring that a core waits on, and what comes through it |
+//!
+//! Nothing here knows a shard: identifiers are plain bytes, and the node converts.
 
+pub mod client;
+pub mod credit;
+pub mod fds;
+pub mod frame;
+pub mod ids;
+pub mod messages;
+pub mod ring;
+pub mod server;
 pub mod uring;

@@ -8,7 +8,7 @@
 //! | `AddResource`, `ResizeResource`, `JobFinished`, `OwnerGone`, `OwnerNodeGone`, `CancelClasses`, `Drain`, `Tick` | every shard |
 //! | `DefineClass`, `Request`, `Backlog` | the shard the caller chose for the class, always the same one. Classes that name bundle resources go to the home shard of the placement group |
 //! | `DepReady`, `DepLost`, `Return`, `Cancel`, `Withdraw` | the shard that got the `Request` |
-//! | `PrepareBundles`, `CommitBundles`, `ReturnBundles` | the home shard of the placement group, chosen by the caller, always the same one; one event never mixes groups of different homes |
+//! | `PrepareBundles`, `CommitBundles`, `ReturnBundles`, `ForgetGroup` | the home shard of the placement group, chosen by the caller, always the same one; one event never mixes groups of different homes |
 //! | `ReleaseUnusedBundles` | every shard |
 //! | `WorkerReady` with a start token, `StartFailed` | `start.shard()` |
 //! | `WorkerReady` without one | any |
@@ -20,7 +20,7 @@ use smallvec::SmallVec;
 
 use super::bank::SchedMsg;
 use super::types::*;
-use crate::ids::{ActorId, JobId, LeaseId, NodeId, NowNs, ObjectId, ShardId, Token, WorkerId};
+use crate::ids::{ActorId, JobId, LeaseId, NodeId, NowNs, ObjectId, PlacementGroupId, ShardId, Token, WorkerId};
 
 /// A request for a lease (Ray 2.60, `RequestWorkerLeaseRequest`).
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -109,11 +109,6 @@ pub enum SchedEvent {
         class: ClassId,
         /// What it asks for.
         def: Box<ClassDef>,
-    },
-    /// Forget a class: harmless where something of it is still queued or leased (then nothing happens).
-    ForgetClass {
-        /// Which.
-        class: ClassId,
     },
     /// A request for a lease, or its retry.
     Request(Box<LeaseRequest>),
@@ -260,6 +255,19 @@ pub enum SchedEvent {
         token: Token,
         /// The ones to keep.
         in_use: Vec<BundleId>,
+    },
+    /// Forget a placement group that is gone, with the classes and the resources that its name is in: their numbers will mean
+    /// something else. All or nothing: not while it has a bundle here, not while anything of such a class is queued, leased or
+    /// reported as backlog. Answered by `GroupForgotten`; may be asked again.
+    ForgetGroup {
+        /// For `GroupForgotten`.
+        token: Token,
+        /// The group.
+        group: PlacementGroupId,
+        /// Every class that names a resource of it. Each may be defined anew after this event, whatever the answer.
+        classes: Vec<ClassId>,
+        /// The resources of its bundles.
+        resources: Vec<ResourceId>,
     },
     /// The node takes no new work (`on`), or does again. Requests not granted yet are `Rejected(Draining)`.
     Drain {
@@ -488,6 +496,15 @@ pub enum SchedEffect {
         token: Token,
         /// The bundles given up by it.
         returned: SmallVec<[BundleId; 1]>,
+    },
+    /// Answer to `ForgetGroup`.
+    GroupForgotten {
+        /// Of the request.
+        token: Token,
+        /// The group.
+        group: PlacementGroupId,
+        /// False: something of it is in use, and nothing is forgotten.
+        forgotten: bool,
     },
     /// Deliver to another shard as `FromShard`, in order.
     ToShard {

@@ -11,7 +11,7 @@ use super::queue::{LeaseIdx, Stage};
 use super::remote::TakeFor;
 use super::scheduler::Scheduler;
 use super::types::*;
-use crate::ids::{NowNs, Token};
+use crate::ids::{NowNs, PlacementGroupId, Token};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum BundleState {
@@ -187,6 +187,40 @@ impl Scheduler {
             self.cancel_queued(CancelReason::BundleRemoved, waits, now, out);
         }
         self.close_if_empty(id);
+    }
+
+    /// Drops every trace of a group that is gone. False, with nothing changed, where it isn't gone or its classes are in use.
+    pub(crate) fn forget_group(
+        &mut self,
+        group: PlacementGroupId,
+        classes: &[ClassId],
+        resources: &[ResourceId],
+    ) -> bool {
+        let pending = |take: &TakeFor| match take {
+            TakeFor::Prepare { bundles, .. } => bundles.iter().any(|bundle| bundle.id.group == group),
+            TakeFor::Lease(_) => false,
+        };
+        let class_used = |id: &ClassId| self.leases.classes.get(id).is_some_and(|class| !class.is_idle());
+        let resource_used = |id: &ResourceId| {
+            let others = self.classes_by_resource.get(id).into_iter().flatten().any(|class| !classes.contains(class));
+            others || self.ledger.knows(*id)
+        };
+        let used = self.bundles.keys().any(|id| id.group == group)
+            || self.takes.values().any(pending)
+            || classes.iter().any(class_used)
+            || resources.iter().any(resource_used);
+        if used {
+            return false;
+        }
+        classes.iter().for_each(|class| self.forget(*class));
+        self.dirty.retain(|id| !resources.contains(id));
+        true
+    }
+
+    /// True where anything here goes by this number.
+    pub fn knows_resource(&self, id: ResourceId) -> bool {
+        let by_classes = self.classes_by_resource.contains_key(&id) || !self.waiters.is_empty(id);
+        by_classes || self.ledger.knows(id) || self.modes.contains_key(&id) || self.dirty.contains(&id)
     }
 
     fn close_if_empty(&mut self, id: BundleId) {

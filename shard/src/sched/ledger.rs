@@ -376,6 +376,11 @@ impl Ledger {
         }
     }
 
+    /// True for the id of a resource, of the node or of a bundle.
+    pub(crate) fn knows(&self, id: ResourceId) -> bool {
+        self.wild.contains_key(&id) || self.pools.contains_key(&id)
+    }
+
     /// True for an id that a bundle uses.
     pub(crate) fn is_bundle(&self, id: ResourceId) -> bool {
         self.wild.contains_key(&id) || self.pools.get(&id).is_some_and(|pool| pool.bundle.is_some())

@@ -182,6 +182,11 @@ impl Class {
         self.ready + self.waiting_deps + self.taking + self.holding() == 0
     }
 
+    /// True where nobody asks for it and nobody said that he will.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.is_unused() && self.backlog.is_empty() && self.wanted.is_none()
+    }
+
     fn count(&mut self, stage: Stage) -> &mut u32 {
         match stage {
             Stage::Deps => &mut self.waiting_deps,

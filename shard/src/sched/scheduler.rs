@@ -116,7 +116,6 @@ impl Scheduler {
             E::AddResource { id, total, kind } => self.add_resource(id, total, kind, now, out),
             E::ResizeResource { id, total } => self.resize_resource(id, total, now, out),
             E::DefineClass { class, def } => self.define(class, *def),
-            E::ForgetClass { class } => self.forget(class),
             E::Request(request) => self.request(*request, now, out),
             E::DepReady { lease, object } => self.dep_ready(lease, object, now, out),
             E::DepLost { lease, object } => self.dep_lost(lease, object, now, out),
@@ -143,6 +142,10 @@ impl Scheduler {
             E::CommitBundles { token, bundles } => self.commit_bundles(token, &bundles, out),
             E::ReturnBundles { token, bundles } => self.return_bundles(token, bundles, now, out),
             E::ReleaseUnusedBundles { token, in_use } => self.release_unused_bundles(token, &in_use, now, out),
+            E::ForgetGroup { token, group, classes, resources } => {
+                let forgotten = self.forget_group(group, &classes, &resources);
+                out.push(SchedEffect::GroupForgotten { token, group, forgotten });
+            }
             E::Drain { on } => self.drain(on, now, out),
             E::Tick => self.tick(now, out),
             E::FromShard { from, msg } => self.on_msg(from, msg, now, out),
@@ -242,6 +245,9 @@ impl Scheduler {
         if self.leases.classes.get(&id).is_some_and(|class| !class.is_unused()) {
             return;
         }
+        if self.leases.classes.get(&id).is_some_and(|class| class.def == def) {
+            return;
+        }
         self.forget(id);
         for (resource, _) in def.demand.iter() {
             self.classes_by_resource.entry(resource).or_default().insert(id);
@@ -249,7 +255,7 @@ impl Scheduler {
         self.leases.classes.insert(id, Class::new(def));
     }
 
-    fn forget(&mut self, id: ClassId) {
+    pub(crate) fn forget(&mut self, id: ClassId) {
         if self.leases.classes.get(&id).is_none_or(|class| !class.is_unused()) {
             return;
         }

@@ -27,9 +27,14 @@ impl Control {
             let specs = request.bundle_specs.iter().map(|bundle| names.bundle(bundle));
             specs.collect::<Result<Vec<_>, _>>().map_err(invalid)?
         };
+        self.bundles_prepared(&bundles);
+        let groups: Vec<PlacementGroupId> = bundles.iter().map(|bundle| bundle.id.group).collect();
         let mut ok = true;
         for (shard, bundles) in by_home(bundles, |spec| spec.id, self.shards()) {
             ok &= self.ask(shard, |token| SchedEvent::PrepareBundles { token, bundles }).await?;
+        }
+        if !ok {
+            self.groups_given_up(groups);
         }
         Ok(ok)
     }
@@ -58,7 +63,9 @@ impl Control {
         self.check_bundles(request.bundle_specs.len())?;
         let ids = ids_of(&request.bundle_specs)?;
         for (shard, bundles) in by_home(ids, |id| *id, self.shards()) {
+            let groups: Vec<PlacementGroupId> = bundles.iter().map(|id| id.group).collect();
             self.ask(shard, |token| SchedEvent::ReturnBundles { token, bundles }).await?;
+            self.groups_given_up(groups);
         }
         Ok(())
     }
@@ -74,6 +81,8 @@ impl Control {
             let in_use = in_use.clone();
             self.ask(shard, |token| SchedEvent::ReleaseUnusedBundles { token, in_use }).await?;
         }
+        let in_use: Vec<PlacementGroupId> = in_use.iter().map(|id| id.group).collect();
+        self.other_groups_given_up(&in_use);
         Ok(())
     }
 

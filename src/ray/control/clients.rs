@@ -34,7 +34,7 @@ impl Control {
             ClientMessage::Blocked => self.block(conn, true),
             ClientMessage::Unblocked => self.block(conn, false),
             ClientMessage::Fetch { id, objects } => self.fetch(conn, id, objects),
-            ClientMessage::CancelFetch { id } => self.objects.borrow_mut().cancel_fetch(conn, id),
+            ClientMessage::CancelFetch { id } => self.cancel_fetch(conn, id),
             ClientMessage::ActorArgsReady { task, attempt } => self.actor_args_ready(conn, task, attempt),
             ClientMessage::PlasmaReady { object } => self.plasma_ready(conn, object),
             ClientMessage::PushError { job, kind, message, timestamp_s } => {
@@ -44,7 +44,20 @@ impl Control {
         }
     }
 
+    /// A client registers: at once, or where it is a worker whose fork is not reported yet, when that is.
     fn register(self: &Rc<Self>, conn: ClientId, register: Register) {
+        let Some(forking) = self.forking.borrow().get(&register.worker).cloned() else {
+            return self.register_known(conn, register);
+        };
+        let control = self.clone();
+        tokio::task::spawn_local(async move {
+            // Never has permits: it is closed when the fork is settled.
+            let _ = forking.acquire().await;
+            control.register_known(conn, register);
+        });
+    }
+
+    fn register_known(self: &Rc<Self>, conn: ClientId, register: Register) {
         let start = Instant::now();
         let member = match WorkerType::try_from(register.worker_type) {
             Ok(WorkerType::Driver) => Ok(self.driver(conn, &register)),

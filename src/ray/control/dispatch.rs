@@ -10,6 +10,7 @@ use raylet_shard::sched::SchedEffect;
 use super::leases::Outcome;
 use super::Control;
 use crate::bridge::{ToControl, ToCore};
+use crate::ray::core_rpc::OWN_METHODS;
 use crate::ray::proto::node_death_info::Reason;
 use crate::ray::rpc::router::Router;
 
@@ -49,7 +50,12 @@ impl Control {
             ToControl::Sched(effect) => self.sched_effect(effect),
             ToControl::Batch(messages) => messages.into_iter().for_each(|message| self.handle(message, router)),
             ToControl::Call { from, call, path, message } => self.call(router, from, call, path, message),
-            ToControl::Served { path, ok, took } => self.counters.meters.served(path, ok, took),
+            ToControl::Served { path, ok, took } => {
+                if OWN_METHODS.contains(&path) {
+                    self.mark_store_changed();
+                }
+                self.counters.meters.served(path, ok, took);
+            }
             ToControl::Asked { lease, shard, spec } => self.asked_at_desk(lease, shard, *spec),
             ToControl::Granted { lease, worker } => self.granted_at_desk(lease, worker),
             ToControl::Returned { lease } => self.returned_at_desk(lease),
@@ -62,7 +68,7 @@ impl Control {
             ToControl::StoreFull => self.collect_garbage_soon(),
             ToControl::Message { conn, message } => self.client_message(conn, message),
             ToControl::Gone { conn, .. } => {
-                self.objects.borrow_mut().client_gone(conn);
+                self.cancel_fetches_of(conn);
                 self.connection_gone(conn);
             }
             ToControl::Failed { shard, error } => {
@@ -96,6 +102,7 @@ impl Control {
             SchedEffect::BundlesPrepared { token, ok } => self.bundles_answered(token, ok),
             SchedEffect::BundlesCommitted { token, unknown } => self.bundles_answered(token, unknown.is_empty()),
             SchedEffect::BundlesReturned { token, .. } => self.bundles_answered(token, true),
+            SchedEffect::GroupForgotten { group, forgotten, .. } => self.group_forgotten(group, forgotten),
             SchedEffect::CancelDone { .. } | SchedEffect::CancelledMany { .. } => {}
             // Carried out on the core.
             SchedEffect::WatchDeps { .. } | SchedEffect::UnwatchDeps { .. } | SchedEffect::ToShard { .. } => {}

@@ -1,5 +1,6 @@
 //! Jobs: their configuration, and what ends with them.
 
+use std::collections::hash_map::Entry;
 use std::rc::Rc;
 
 use raylet_shard::ids::JobId;
@@ -59,7 +60,10 @@ impl Control {
     /// A job began, or was heard of again.
     pub(super) fn job_started(&self, job: JobId, config: proto::JobConfig) {
         let mut jobs = self.jobs.borrow_mut();
-        jobs.known.entry(job).or_insert(Job { config, finished: false });
+        if let Entry::Vacant(new) = jobs.known.entry(job) {
+            self.runtime_env.job_started(job, &config);
+            new.insert(Job { config, finished: false });
+        }
         jobs.changed.notify_waiters();
     }
 
@@ -68,10 +72,16 @@ impl Control {
         let Some(job) = JobId::from_slice(&data.job_id) else {
             return;
         };
-        self.job_started(job, data.config.unwrap_or_default());
-        if data.is_dead {
-            self.job_finished(job);
+        let mut config = data.config.unwrap_or_default();
+        if !data.is_dead {
+            return self.job_started(job, config);
         }
+        if let Some(config) = config.runtime_env_info.as_mut().and_then(|info| info.runtime_env_config.as_mut()) {
+            // Workers of its detached actors may still come, but nothing is built ahead for a job that is over.
+            config.eager_install = false;
+        }
+        self.job_started(job, config);
+        self.job_finished(job);
     }
 
     /// A job is over: its workers go, except those below a detached actor.

@@ -14,10 +14,11 @@ use super::{lease_id, unix_ms, Control};
 use crate::bridge::{Requester, ToCore};
 use crate::ray::classes::{home_of, runtime_env_hash};
 use crate::ray::core_rpc::desk::Lesson;
+use crate::ray::labels::elsewhere;
 use crate::ray::lease_shape::{actor_of, lease_request, Asker, Shape};
 use crate::ray::proto::request_worker_lease_reply::SchedulingFailureType;
 use crate::ray::proto::{self, RequestWorkerLeaseReply, RequestWorkerLeaseRequest};
-use crate::ray::resources::{group_of, mapping};
+use crate::ray::resources::mapping;
 use crate::ray::rpc::frame::encode;
 
 /// Most leases remembered as cancelled before they were asked for (Ray 2.60: `max_cancelled_lease_tombstones`).
@@ -137,7 +138,7 @@ impl Control {
         let (sender, receiver) = oneshot::channel();
         let (class, shard) = self.class_of(&spec)?;
         let wanted = lease_request(token, lease, class, asker, &spec, request.grant_or_reject);
-        self.watch_owners(lease, &spec.dependencies);
+        self.fetch_arguments(lease, &spec.dependencies);
         let shard = self.note_asked(lease, shard, spec);
         self.sched(shard, SchedEvent::Request(Box::new(wanted)));
         self.waiters.borrow_mut().leases.insert(token, sender);
@@ -196,6 +197,12 @@ impl Control {
     }
 
     fn class_of(&self, spec: &proto::LeaseSpec) -> Result<(ClassId, ShardId), Status> {
+        let mut resources = spec.required_resources.clone();
+        let elsewhere = elsewhere(spec, &self.labels).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let teachable = elsewhere.is_none();
+        if let Some(name) = elsewhere {
+            resources.insert(name, 1.0);
+        }
         let mut classes = self.classes.borrow_mut();
         let worker = WorkerKey {
             language: u8::try_from(spec.language).map_err(|_| Status::invalid_argument("unknown language"))?,
@@ -203,23 +210,25 @@ impl Control {
             dynamic_options: classes.options(&spec.dynamic_worker_options),
         };
         let shards = self.shards();
-        let (class, new) = classes
-            .of(spec.required_resources.clone(), worker, &mut self.names.borrow_mut(), shards)
+        let (id, new) = classes
+            .of(resources, worker, &mut self.names.borrow_mut(), shards)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let found = (class.id, class.shard);
-        if new {
-            let def = Box::new(class.def.clone());
-            self.sched(class.shard, SchedEvent::DefineClass { class: class.id, def });
-            self.teach(spec, &class.def, found);
+        let class = classes.get(id).ok_or_else(|| Status::internal("a class is lost"))?;
+        let (found, settled) = ((class.id, class.shard), class.defined && class.group.is_none());
+        let def = (new && teachable && class.group.is_none()).then(|| class.def.clone());
+        drop(classes);
+        if !settled {
+            self.define_class(id, new);
+        }
+        if let Some(def) = def {
+            self.teach(spec, &def, found);
         }
         Ok(found)
     }
 
-    /// Tells the cores' desks of a class. Those of placement groups come and go, and their requests are for this thread.
+    /// Tells the cores' desks of a class. Those of placement groups come and go, and those for other labels look like others to a
+    /// desk: their requests are for this thread.
     fn teach(&self, spec: &proto::LeaseSpec, def: &ClassDef, (class, shard): (ClassId, ShardId)) {
-        if spec.required_resources.keys().any(|name| group_of(name).is_some()) {
-            return;
-        }
         let names = self.names.borrow();
         let names = def.demand.iter().map(|(id, _)| (id, names.name(id).to_owned())).collect();
         let lesson = Lesson { shape: Shape::of(spec), class, shard, names };
@@ -281,7 +290,7 @@ impl Control {
                 }
             }
         }
-        self.objects.borrow_mut().lease_settled(lease);
+        self.cancel_fetch_of_lease(lease);
         if let Some(worker) = granted {
             self.note_grant(lease, worker);
         }
@@ -365,7 +374,7 @@ impl Control {
         if let Some(member) = entry.worker.and_then(|worker| {
             self.registry.borrow_mut().get_mut(&worker).map(|m| {
                 m.lease = None;
-                m.broke_in = (fate == WorkerFate::Disconnect).then_some(entry.name);
+                m.broke_in = (fate == WorkerFate::Disconnect).then_some((lease, entry.name));
                 m.worker
             })
         }) {
@@ -403,12 +412,12 @@ impl Control {
     /// The autoscaler knows that no node can hold these shapes.
     pub(super) fn cancel_shapes(&self, request: &proto::CancelLeasesWithResourceShapesRequest) -> Result<(), Status> {
         for shape in &request.resource_shapes {
-            let demand = self
-                .names
-                .borrow_mut()
-                .set(&shape.resource_shape)
-                .map_err(|e| Status::invalid_argument(e.to_string()))?;
-            let classes = self.classes.borrow().with_demand(&demand);
+            let shape = self.names.borrow().known_set(&shape.resource_shape);
+            let shape = shape.map_err(|e| Status::invalid_argument(e.to_string()))?;
+            let Some(shape) = shape else {
+                continue;
+            };
+            let classes = self.classes.borrow().with_shape(&shape, &self.names.borrow());
             let token = self.token();
             self.sched_all(SchedEvent::CancelClasses { token, classes });
         }
@@ -423,12 +432,17 @@ impl Control {
         if self.registry.borrow().get(&owner).is_none() {
             return Ok(());
         }
-        let mut now = Vec::with_capacity(request.backlog_reports.len());
+        let mut sizes: FxHashMap<(ClassId, ShardId), u32> = FxHashMap::default();
         for report in request.backlog_reports {
             let spec = report.lease_spec.unwrap_or_default();
             let (class, shard) = self.class_of(&spec)?;
             let size = u32::try_from(report.backlog_size).unwrap_or(if report.backlog_size < 0 { 0 } else { u32::MAX });
-            now.push((class, shard));
+            // Owners tell functions apart, and the scheduler does not.
+            let sum = sizes.entry((class, shard)).or_default();
+            *sum = sum.saturating_add(size);
+        }
+        let now = sizes.keys().copied().collect();
+        for ((class, shard), size) in sizes {
             self.sched(shard, SchedEvent::Backlog { owner, class, size });
         }
         for (class, shard) in self.objects.borrow_mut().swap_backlog(owner, now) {
@@ -441,7 +455,8 @@ impl Control {
     pub fn prestart_at_boot(&self) {
         let key = WorkerKey { language: proto::Language::Python as u8, ..WorkerKey::default() };
         let shards = u32::from(self.shards());
-        let count = self.flags.num_prestart_python_workers;
+        // Stock starts them all at once and drops what is more than may start at the same time.
+        let count = self.flags.num_prestart_python_workers.min(self.startup_concurrency);
         for shard in 0..self.shards() {
             let share = (count + shards - 1 - u32::from(shard)) / shards;
             if share > 0 {

@@ -9,6 +9,7 @@ mod bundles;
 mod clients;
 mod cluster;
 mod dispatch;
+mod groups;
 mod jobs;
 mod leases;
 mod memory;
@@ -19,14 +20,16 @@ mod service;
 mod workers;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use raylet_shard::ids::{ClientId, LeaseId, NodeId, ShardId, Token, WorkerId};
 use raylet_shard::sched::SchedEvent;
 use raylet_shard::store::StoreEvent;
 use rustc_hash::FxHashMap;
-use tokio::sync::{oneshot, Notify};
+use tokio::sync::{oneshot, Notify, Semaphore};
 
 use crate::bridge::{shard_of_object, CoreHandle, Requester, ToCore, MAX_RPCS_IN_FLIGHT};
 use crate::cli::ray_flags::RayFlags;
@@ -34,6 +37,7 @@ use crate::config::ray::RayConfig;
 use crate::observe::histogram::Recorder;
 use crate::ray::agents::AgentManager;
 use crate::ray::classes::Classes;
+use crate::ray::labels::NODE_ID;
 use crate::ray::metrics::NodeCounters;
 use crate::ray::proto;
 use crate::ray::registry::{Dead, Registry};
@@ -43,6 +47,7 @@ use crate::ray::rpc::gcs::GcsClient;
 use crate::ray::rpc::pubsub::GcsSubscriber;
 use crate::ray::runtime_env::RuntimeEnvClient;
 use crate::workers::command::WorkerCommands;
+use crate::workers::nursery::Nursery;
 use crate::workers::process::ProcessTable;
 
 pub use leases::{died_as_granted, Leases};
@@ -73,6 +78,10 @@ pub struct ControlParts {
     pub processes: ProcessTable,
     /// What workers are started with.
     pub commands: WorkerCommands,
+    /// Forks those that start alike.
+    pub nursery: Nursery,
+    /// How many processes of the node start at the same time.
+    pub startup_concurrency: u32,
     /// The agent that builds runtime environments.
     pub runtime_env: RuntimeEnvClient,
     /// Clients of workers.
@@ -95,13 +104,21 @@ pub struct Control {
     pub(super) gcs: GcsClient,
     pub(super) processes: ProcessTable,
     pub(super) commands: WorkerCommands,
+    pub(super) nursery: Nursery,
+    pub(super) startup_concurrency: u32,
+    pub(super) start_places: Arc<Semaphore>,
     pub(super) runtime_env: RuntimeEnvClient,
     pub(super) core_workers: CoreWorkers,
+    /// The node's labels, with the one that names the node.
+    pub(super) labels: BTreeMap<String, String>,
     pub(super) names: RefCell<Names>,
     pub(super) classes: RefCell<Classes>,
+    pub(super) groups: RefCell<groups::Groups>,
     pub(super) registry: RefCell<Registry>,
     pub(super) leases: RefCell<Leases>,
     pub(super) starting: RefCell<FxHashMap<WorkerId, Starting>>,
+    /// Workers that are being forked; closed when they are in `starting`, or not coming.
+    pub(super) forking: RefCell<FxHashMap<WorkerId, Rc<Semaphore>>>,
     pub(super) objects: RefCell<Objects>,
     pub(super) jobs: RefCell<jobs::Jobs>,
     pub(super) dead: RefCell<Dead>,
@@ -165,6 +182,8 @@ impl Shutdown {
 impl Control {
     /// Puts the control thread's state together.
     pub fn new(parts: ControlParts) -> Rc<Self> {
+        let mut labels = parts.flags.labels.clone();
+        labels.insert(NODE_ID.to_owned(), parts.node_id.to_string());
         Rc::new(Self {
             flags: parts.flags,
             ray_config: parts.ray_config,
@@ -175,13 +194,19 @@ impl Control {
             gcs: parts.gcs,
             processes: parts.processes,
             commands: parts.commands,
+            nursery: parts.nursery,
+            startup_concurrency: parts.startup_concurrency,
+            start_places: Arc::new(Semaphore::new(parts.startup_concurrency as usize)),
             runtime_env: parts.runtime_env,
             core_workers: parts.core_workers,
+            labels,
             names: RefCell::new(parts.names),
             classes: RefCell::default(),
+            groups: RefCell::default(),
             registry: RefCell::default(),
             leases: RefCell::default(),
             starting: RefCell::default(),
+            forking: RefCell::default(),
             objects: RefCell::default(),
             jobs: RefCell::default(),
             dead: RefCell::default(),
@@ -247,6 +272,8 @@ impl Control {
     /// Forgets what expired.
     pub fn expire(&self) {
         self.leases.borrow_mut().expire();
+        self.give_up_unfetchable();
+        self.forget_groups();
     }
 
     /// The request to end.

@@ -1,28 +1,44 @@
 //! Objects as Ray's owners see them: pinned, freed, wanted, lost with their owner.
 
+use std::collections::hash_map::Entry;
+use std::collections::VecDeque;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use raylet_shard::ids::{ClientId, LeaseId, ObjectId, ShardId, TaskId, WorkerId};
+use raylet_shard::ids::{ClientId, LeaseId, NodeId, ObjectId, ShardId, TaskId, WorkerId};
 use raylet_shard::sched::ClassId;
 use raylet_shard::store::StoreEvent;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use tonic::Status;
 
 use super::Control;
 use crate::bridge::{shard_of_object, ToCore};
 use crate::ray::messages::{FetchId, Owner};
-use crate::ray::proto;
+use crate::ray::proto::{self, ErrorType};
+use crate::ray::rpc::owners::{OwnerEvent, OwnerSubscriber};
+
+/// Wishes at a time whose objects' owners are watched. Beyond it a request for objects waits for the objects alone, and is not told
+/// when they will never come.
+const MAX_WISHES: usize = 1 << 20;
 
 /// How long a worker has to hear that an object is there.
 const NOTICE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What is wanted, and by whom.
+/// How long objects may be missing before their owners are asked for them. What is on its way, or was here all along, has come
+/// by then, and nobody was asked for nothing.
+const ASK_AFTER: Duration = Duration::from_millis(100);
+
+/// What is wanted, by whom, and what the owners of it were asked.
 #[derive(Default)]
 pub struct Objects {
-    wishes: FxHashMap<Wish, Vec<(ObjectId, WorkerId)>>,
-    by_owner: FxHashMap<WorkerId, FxHashMap<Wish, usize>>,
+    wishes: FxHashMap<Wish, Wanted>,
+    /// When the owners of each wish are to be asked, in order. Wishes that ended meanwhile are skipped.
+    due: VecDeque<(Instant, Wish, u64)>,
+    asked: FxHashMap<ObjectId, Asked>,
+    numbers: u64,
     backlog: FxHashMap<WorkerId, Vec<(ClassId, ShardId)>>,
+    /// Subscriptions with owners; made with the first one.
+    owners: Option<OwnerSubscriber>,
 }
 
 /// Who wants objects.
@@ -32,54 +48,112 @@ enum Wish {
     Lease(LeaseId),
 }
 
+/// Wanted objects with their owners.
+struct Wanted {
+    /// Tells the wish from an earlier one of the same client.
+    number: u64,
+    objects: Vec<(ObjectId, Owner)>,
+    /// Their owners were asked.
+    asked: bool,
+}
+
+/// An object whose owner was asked where it is.
+struct Asked {
+    owner: WorkerId,
+    /// Wishes for it, of those whose owners were asked.
+    wishes: usize,
+    /// Since when the owner knows of no place to fetch it from, while it isn't making it either.
+    nowhere_since: Option<Instant>,
+}
+
+/// Subscriptions that nobody needs any more.
+type Unneeded = Vec<(WorkerId, ObjectId)>;
+
 impl Objects {
-    fn add(&mut self, wish: Wish, objects: Vec<(ObjectId, WorkerId)>) {
-        self.remove(&wish);
-        for (_, owner) in &objects {
-            *self.by_owner.entry(*owner).or_default().entry(wish).or_default() += 1;
+    /// Adds a wish, in place of an earlier one of the same name. True where no other was due: somebody has to see to this one.
+    fn add(&mut self, wish: Wish, objects: Vec<(ObjectId, Owner)>, now: Instant) -> (bool, Unneeded) {
+        let unneeded = self.remove(&wish);
+        if objects.is_empty() || self.wishes.len().max(self.due.len()) >= MAX_WISHES {
+            return (false, unneeded);
         }
-        self.wishes.insert(wish, objects);
+        self.numbers += 1;
+        self.wishes.insert(wish, Wanted { number: self.numbers, objects, asked: false });
+        self.due.push_back((now + ASK_AFTER, wish, self.numbers));
+        (self.due.len() == 1, unneeded)
     }
 
-    fn remove(&mut self, wish: &Wish) {
-        for (_, owner) in self.wishes.remove(wish).unwrap_or_default() {
-            if let Some(wishes) = self.by_owner.get_mut(&owner) {
-                wishes.remove(wish);
-                if wishes.is_empty() {
-                    self.by_owner.remove(&owner);
+    fn remove(&mut self, wish: &Wish) -> Unneeded {
+        let mut unneeded = Unneeded::new();
+        let Some(wanted) = self.wishes.remove(wish).filter(|wanted| wanted.asked) else {
+            return unneeded;
+        };
+        for (object, _) in wanted.objects {
+            if let Entry::Occupied(mut asked) = self.asked.entry(object) {
+                asked.get_mut().wishes -= 1;
+                if asked.get().wishes == 0 {
+                    unneeded.push((asked.remove().owner, object));
                 }
             }
         }
+        unneeded
     }
 
-    /// A client no longer wants what it wanted.
-    pub fn cancel_fetch(&mut self, conn: ClientId, id: FetchId) {
-        self.remove(&Wish::Client(conn, id));
-    }
-
-    /// A lease no longer waits for its objects.
-    pub fn lease_settled(&mut self, lease: LeaseId) {
-        self.remove(&Wish::Lease(lease));
-    }
-
-    /// A connection is gone, with all it wanted.
-    pub fn client_gone(&mut self, conn: ClientId) {
+    fn remove_client(&mut self, conn: ClientId) -> Unneeded {
         let of_client = self.wishes.keys().filter(|wish| matches!(wish, Wish::Client(c, _) if *c == conn));
-        for wish in of_client.copied().collect::<Vec<_>>() {
-            self.remove(&wish);
+        let of_client: Vec<Wish> = of_client.copied().collect();
+        of_client.iter().flat_map(|wish| self.remove(wish)).collect()
+    }
+
+    /// Objects whose owners are to be asked now, and when to look again.
+    fn take_due(&mut self, now: Instant) -> (Vec<(Owner, ObjectId)>, Option<Instant>) {
+        let mut ask = Vec::new();
+        while let Some((_, wish, number)) = self.due.front().filter(|due| due.0 <= now).copied() {
+            self.due.pop_front();
+            let Some(wanted) = self.wishes.get_mut(&wish).filter(|wanted| wanted.number == number) else {
+                continue;
+            };
+            wanted.asked = true;
+            for (object, owner) in &wanted.objects {
+                let asked = self.asked.entry(*object).or_insert_with(|| {
+                    ask.push((owner.clone(), *object));
+                    Asked { owner: owner.worker, wishes: 0, nowhere_since: None }
+                });
+                asked.wishes += 1;
+            }
+        }
+        (ask, self.due.front().map(|due| due.0))
+    }
+
+    /// What an owner knows of an object's whereabouts.
+    fn located(&mut self, object: &ObjectId, somewhere: bool, now: Instant) {
+        if let Some(asked) = self.asked.get_mut(object) {
+            asked.nowhere_since = if somewhere { None } else { asked.nowhere_since.or(Some(now)) };
         }
     }
 
-    /// A worker or driver is gone: its reports of what it still has to do are void.
-    pub fn member_gone(&mut self, worker: &WorkerId) {
-        self.backlog.remove(worker);
+    /// Objects that were nowhere for as long as `patience`. Their time begins anew.
+    fn take_unfetchable(&mut self, now: Instant, patience: Duration) -> Vec<ObjectId> {
+        let mut lost = Vec::new();
+        for (object, asked) in &mut self.asked {
+            if asked.nowhere_since.is_some_and(|since| now.saturating_duration_since(since) >= patience) {
+                asked.nowhere_since = Some(now);
+                lost.push(*object);
+            }
+        }
+        lost
     }
 
-    /// The objects of an owner that somebody wants.
+    /// A worker or driver is gone: its reports of what it still has to do are void.
+    /// Returns the classes that the shards still count it for.
+    pub fn member_gone(&mut self, worker: &WorkerId) -> Vec<(ClassId, ShardId)> {
+        self.backlog.remove(worker).unwrap_or_default()
+    }
+
+    /// The objects of an owner that somebody wants. Looks at every wish; owners die seldom.
     fn wanted_of(&self, owner: &WorkerId) -> Vec<ObjectId> {
-        let wishes = self.by_owner.get(owner).into_iter().flat_map(|wishes| wishes.keys());
-        let objects = wishes.flat_map(|wish| self.wishes.get(wish).into_iter().flatten());
-        objects.filter(|(_, o)| o == owner).map(|(id, _)| *id).collect()
+        let objects = self.wishes.values().flat_map(|wanted| &wanted.objects);
+        let distinct: FxHashSet<ObjectId> = objects.filter(|(_, o)| o.worker == *owner).map(|(id, _)| *id).collect();
+        distinct.into_iter().collect()
     }
 
     /// Replaces the classes of which an owner reported a backlog; returns those that are no longer among them.
@@ -90,7 +164,7 @@ impl Objects {
 }
 
 impl Control {
-    /// The user wants objects out of the store (`ray.internal.free`).
+    /// The user wants objects out of the store. `local_only` spares copies on other nodes, of which this node knows none.
     pub(super) fn free_objects(&self, objects: &[ObjectId]) {
         for id in objects {
             self.store(id, StoreEvent::Free { id: *id });
@@ -99,55 +173,166 @@ impl Control {
 
     /// An owner is dead: what it owned here is freed, and whoever waits for an object of its gets an error instead.
     pub(super) fn free_objects_of(&self, owner: &WorkerId) {
+        self.mark_store_changed();
         for shard in 0..self.shards() {
             self.to_core(shard, ToCore::FreeOwnedBy { owner: *owner });
         }
-        let wanted = self.objects.borrow().wanted_of(owner);
+        let (wanted, owners) = {
+            let objects = self.objects.borrow();
+            (objects.wanted_of(owner), objects.owners.clone())
+        };
         for id in wanted {
-            self.lose(id);
+            self.lose(id, ErrorType::OwnerDied);
+        }
+        if let Some(owners) = owners {
+            owners.owner_died(*owner);
         }
     }
 
-    /// A client wants objects. One whose owner is dead will never come, and an error is stored in its place.
-    pub(super) fn fetch(&self, conn: ClientId, id: FetchId, objects: Vec<(ObjectId, Owner)>) {
-        let owners = objects.into_iter().map(|(object, owner)| (object, owner.worker, owner.node));
-        let wanted = self.without_lost(owners);
-        self.objects.borrow_mut().add(Wish::Client(conn, id), wanted);
+    /// A client wants objects. For those that never come, because their owner is dead or has them no longer, an error is stored.
+    pub(super) fn fetch(self: &Rc<Self>, conn: ClientId, id: FetchId, objects: Vec<(ObjectId, Owner)>) {
+        self.want(Wish::Client(conn, id), objects);
     }
 
     /// As [`Self::fetch`], for the arguments of a queued lease.
-    pub(super) fn watch_owners(&self, lease: LeaseId, dependencies: &[proto::ObjectReference]) {
+    pub(super) fn fetch_arguments(self: &Rc<Self>, lease: LeaseId, dependencies: &[proto::ObjectReference]) {
         if dependencies.is_empty() {
             return;
         }
-        let owners = dependencies.iter().filter_map(|dependency| {
+        let objects = dependencies.iter().filter_map(|dependency| {
             let owner = dependency.owner_address.as_ref()?;
-            let node = raylet_shard::ids::NodeId::from_slice(&owner.node_id).unwrap_or_default();
-            Some((ObjectId::from_slice(&dependency.object_id)?, WorkerId::from_slice(&owner.worker_id)?, node))
+            let owner = Owner {
+                worker: WorkerId::from_slice(&owner.worker_id)?,
+                node: NodeId::from_slice(&owner.node_id).unwrap_or_default(),
+                ip_address: owner.ip_address.clone(),
+                port: owner.port,
+            };
+            Some((ObjectId::from_slice(&dependency.object_id)?, owner))
         });
-        let wanted = self.without_lost(owners);
-        self.objects.borrow_mut().add(Wish::Lease(lease), wanted);
+        self.want(Wish::Lease(lease), objects.collect());
     }
 
-    fn without_lost(
-        &self,
-        objects: impl Iterator<Item = (ObjectId, WorkerId, raylet_shard::ids::NodeId)>,
-    ) -> Vec<(ObjectId, WorkerId)> {
-        let dead = self.dead.borrow();
-        let mut wanted = Vec::new();
-        for (object, owner, node) in objects {
-            if dead.has(&owner, Some(&node)) {
-                self.lose(object);
-            } else {
-                wanted.push((object, owner));
+    fn want(self: &Rc<Self>, wish: Wish, mut objects: Vec<(ObjectId, Owner)>) {
+        {
+            let dead = self.dead.borrow();
+            objects.retain(|(object, owner)| {
+                let lost = dead.has(&owner.worker, Some(&owner.node));
+                if lost {
+                    self.lose(*object, ErrorType::OwnerDied);
+                }
+                !lost
+            });
+        }
+        let (first_due, unneeded) = self.objects.borrow_mut().add(wish, objects, Instant::now());
+        self.unsubscribe(unneeded);
+        if first_due {
+            tokio::task::spawn_local(self.clone().ask_owners());
+        }
+    }
+
+    /// A client no longer wants what it wanted, or has it.
+    pub(super) fn cancel_fetch(&self, conn: ClientId, id: FetchId) {
+        let unneeded = self.objects.borrow_mut().remove(&Wish::Client(conn, id));
+        self.unsubscribe(unneeded);
+    }
+
+    /// A lease no longer waits for its objects.
+    pub(super) fn cancel_fetch_of_lease(&self, lease: LeaseId) {
+        let unneeded = self.objects.borrow_mut().remove(&Wish::Lease(lease));
+        self.unsubscribe(unneeded);
+    }
+
+    /// A connection is gone, with all it wanted.
+    pub(super) fn cancel_fetches_of(&self, conn: ClientId) {
+        let unneeded = self.objects.borrow_mut().remove_client(conn);
+        self.unsubscribe(unneeded);
+    }
+
+    fn unsubscribe(&self, unneeded: Unneeded) {
+        if unneeded.is_empty() {
+            return;
+        }
+        let owners = self.objects.borrow().owners.clone();
+        for (owner, object) in unneeded {
+            owners.iter().for_each(|owners| owners.unsubscribe(owner, object));
+        }
+    }
+
+    /// Subscribes with the owners of what has been missing for a while, until nothing is due.
+    async fn ask_owners(self: Rc<Self>) {
+        loop {
+            let (ask, next) = self.objects.borrow_mut().take_due(Instant::now());
+            if !ask.is_empty() {
+                let owners = self.owners();
+                for (owner, object) in ask {
+                    owners.subscribe(&address(owner), object);
+                }
+            }
+            let Some(next) = next else {
+                return;
+            };
+            // A few at a time: under a steady load of gets this runs about as often as it has to.
+            tokio::time::sleep_until((next + ASK_AFTER / 2).into()).await;
+        }
+    }
+
+    fn owners(self: &Rc<Self>) -> OwnerSubscriber {
+        let mut objects = self.objects.borrow_mut();
+        let made = objects.owners.get_or_insert_with(|| {
+            let control = Rc::downgrade(self);
+            let patience_s = self.ray_config.core_worker_rpc_server_reconnect_timeout_max_s;
+            let deliver = move |event| {
+                if let Some(control) = control.upgrade() {
+                    control.owner_said(event);
+                }
+            };
+            OwnerSubscriber::new(
+                self.core_workers.clone(),
+                self.node_id,
+                Duration::from_secs(patience_s.into()),
+                deliver,
+            )
+        });
+        made.clone()
+    }
+
+    fn owner_said(&self, event: OwnerEvent) {
+        match event {
+            OwnerEvent::Locations { object, locations, .. } => {
+                let here = self.node_id.as_bytes();
+                let elsewhere = locations.node_ids.iter().any(|node| {
+                    node[..] != here[..]
+                        && !NodeId::from_slice(node).is_some_and(|node| self.dead.borrow().has_node(&node))
+                });
+                let somewhere = locations.pending_creation || elsewhere || !locations.spilled_url.is_empty();
+                self.objects.borrow_mut().located(&object, somewhere, Instant::now());
+            }
+            OwnerEvent::Ended { owner, object } => {
+                tracing::info!(%object, %owner, "an object is wanted that its owner has no more");
+                self.lose(object, ErrorType::ObjectDeleted);
+            }
+            OwnerEvent::Gone { owner, objects } => {
+                tracing::info!(%owner, objects = objects.len(), "the owner of wanted objects is gone");
+                for object in objects {
+                    self.lose(object, ErrorType::OwnerDied);
+                }
             }
         }
-        wanted
     }
 
-    /// Stores the error that readers of a lost object raise. Ray's readers know it by its metadata: the ErrorType in digits.
-    fn lose(&self, id: ObjectId) {
-        let metadata = (proto::ErrorType::OwnerDied as i32).to_string().into_bytes();
+    /// Gives up objects that are nowhere to be fetched from for `fetch_fail_timeout_milliseconds`.
+    pub(super) fn give_up_unfetchable(&self) {
+        let patience = Duration::from_millis(self.ray_config.fetch_fail_timeout_milliseconds.max(0) as u64);
+        let lost = self.objects.borrow_mut().take_unfetchable(Instant::now(), patience);
+        for object in lost {
+            self.lose(object, ErrorType::ObjectFetchTimedOut);
+        }
+    }
+
+    /// Stores the error that readers of a lost object raise, unless the object is there. Ray's readers know it by its metadata:
+    /// the ErrorType in digits.
+    fn lose(&self, id: ObjectId, error: ErrorType) {
+        let metadata = (error as i32).to_string().into_bytes();
         self.to_core(shard_of_object(&id, self.shards()), ToCore::PutError { id, metadata });
     }
 
@@ -193,21 +378,76 @@ impl Control {
     }
 }
 
+fn address(owner: Owner) -> proto::Address {
+    proto::Address {
+        node_id: owner.node.as_bytes().to_vec().into(),
+        ip_address: owner.ip_address,
+        port: owner.port,
+        worker_id: owner.worker.as_bytes().to_vec().into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const OBJECT: ObjectId = ObjectId([1; 28]);
+    const OTHER: ObjectId = ObjectId([3; 28]);
+
+    fn of(worker: u8) -> Owner {
+        Owner { worker: WorkerId([worker; 28]), node: NodeId::NIL, ip_address: "127.0.0.1".to_owned(), port: 1 }
+    }
+
+    fn lease(n: u8) -> Wish {
+        Wish::Lease(LeaseId([n; 32]))
+    }
+
     #[test]
     fn what_nobody_wants_any_more_is_not_remembered() {
-        let mut objects = Objects::default();
-        let (object, owner) = (ObjectId([1; 28]), WorkerId([2; 28]));
-        objects.add(Wish::Client(7, FetchId::Get(0)), vec![(object, owner), (ObjectId([3; 28]), owner)]);
-        objects.add(Wish::Lease(LeaseId([4; 32])), vec![(object, owner)]);
-        assert_eq!(objects.wanted_of(&owner).len(), 3);
-        objects.client_gone(7);
-        assert_eq!(objects.wanted_of(&owner), [object]);
-        objects.lease_settled(LeaseId([4; 32]));
-        assert!(objects.wishes.is_empty() && objects.by_owner.is_empty());
+        let (mut objects, now) = (Objects::default(), Instant::now());
+        assert!(objects.add(Wish::Client(7, FetchId::Get(0)), vec![(OBJECT, of(2)), (OTHER, of(2))], now).0);
+        assert!(!objects.add(lease(4), vec![(OBJECT, of(2))], now).0, "somebody sees to what is due already");
+        assert_eq!(objects.wanted_of(&WorkerId([2; 28])).len(), 2);
+        assert!(objects.remove_client(7).is_empty(), "its owner was not asked yet");
+        assert_eq!(objects.wanted_of(&WorkerId([2; 28])), [OBJECT]);
+        objects.remove(&lease(4));
+        assert!(objects.wishes.is_empty());
+        assert_eq!(objects.take_due(now + ASK_AFTER).0.len(), 0, "nobody is asked for what nobody wants");
+        assert!(objects.due.is_empty());
+    }
+
+    #[test]
+    fn owners_are_asked_once_for_what_stays_missing() {
+        let (mut objects, now) = (Objects::default(), Instant::now());
+        objects.add(lease(1), vec![(OBJECT, of(2))], now);
+        objects.add(lease(2), vec![(OBJECT, of(2)), (OTHER, of(5))], now);
+        let (ask, next) = objects.take_due(now);
+        assert!(ask.is_empty() && next == Some(now + ASK_AFTER));
+        let (ask, next) = objects.take_due(now + ASK_AFTER);
+        assert_eq!((ask.len(), next), (2, None));
+        assert!(objects.remove(&lease(1)).is_empty(), "the other lease still waits for it");
+        // The same name again, as a retried request: what was asked for it is not needed twice.
+        let (_, unneeded) = objects.add(lease(2), vec![(OTHER, of(5))], now + ASK_AFTER);
+        assert_eq!(unneeded, [(WorkerId([2; 28]), OBJECT), (WorkerId([5; 28]), OTHER)]);
+        assert!(objects.asked.is_empty());
+        assert_eq!(objects.take_due(now + 2 * ASK_AFTER).0.len(), 1);
+        assert_eq!(objects.remove(&lease(2)), [(WorkerId([5; 28]), OTHER)]);
+    }
+
+    #[test]
+    fn an_object_that_is_nowhere_is_given_up_in_time() {
+        let (mut objects, now) = (Objects::default(), Instant::now());
+        let patience = Duration::from_secs(10);
+        objects.add(lease(1), vec![(OBJECT, of(2))], now);
+        objects.take_due(now + ASK_AFTER);
+        assert!(objects.take_unfetchable(now + 2 * patience, patience).is_empty(), "its owner said nothing yet");
+        objects.located(&OBJECT, false, now);
+        objects.located(&OBJECT, false, now + patience);
+        objects.located(&OTHER, false, now);
+        assert_eq!(objects.take_unfetchable(now + patience, patience), [OBJECT]);
+        assert!(objects.take_unfetchable(now + patience, patience).is_empty(), "once in that time");
+        objects.located(&OBJECT, true, now + patience);
+        assert!(objects.take_unfetchable(now + 9 * patience, patience).is_empty(), "it is being made again");
     }
 
     #[test]

@@ -1,4 +1,7 @@
 //! Worker processes that a shard asked for: environment, command line, start, registration in time.
+//!
+//! A worker that nothing tells apart from others (Python, no runtime environment, no options of its own) is forked by the
+//! node's nursery, and then for no job yet: it learns its job with its first task, as prestarted workers do.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -6,22 +9,24 @@ use std::time::{Duration, Instant};
 use raylet_shard::ids::{JobId, LeaseId, WorkerId};
 use raylet_shard::sched::{SchedEvent, StartFailure, StartToken, WorkerKey};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use super::{unix_ms, Control};
 use crate::ray::proto;
 use crate::workers::command::{Language, WorkerKind, WorkerStart};
-use crate::workers::process::{Output, ProcessExit, ProcessKey, SpawnSpec, Stdin};
+use crate::workers::process::{ProcessExit, ProcessKey, SpawnSpec, Started};
 
 /// How long a worker waits to be started for a job that this node has not heard of yet.
 const JOB_CONFIG_WAIT: Duration = Duration::from_secs(5);
 
 /// A process that has not registered yet.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Starting {
     /// The start it answers.
     pub start: StartToken,
     /// The kind of worker.
     pub key: WorkerKey,
-    /// The job it is for.
+    /// The job it is started for; none for one that learns its job later.
     pub job: Option<JobId>,
     /// Its process.
     pub process: ProcessKey,
@@ -29,6 +34,22 @@ pub struct Starting {
     pub pid: u32,
     /// When its process was started.
     pub since: Instant,
+    /// Its place among those that start at the same time, given back when it has registered or ended.
+    pub place: OwnedSemaphorePermit,
+}
+
+/// A worker that is being forked. Whoever waits for it goes on when this is dropped.
+struct ForkAnnounced {
+    control: Rc<Control>,
+    worker: WorkerId,
+    settled: Rc<Semaphore>,
+}
+
+impl Drop for ForkAnnounced {
+    fn drop(&mut self) {
+        self.control.forking.borrow_mut().remove(&self.worker);
+        self.settled.close();
+    }
 }
 
 impl Control {
@@ -65,11 +86,12 @@ impl Control {
             self.job_config(job).await?;
         }
         let context = self.environment(key.runtime_env_hash, job, lease).await?;
+        // Taken after the environment is built, which may take minutes and must hold up nobody else.
+        let place = self.start_places.clone().acquire_owned().await.map_err(|_| StartFailure::NotRegistered)?;
         let options = self.classes.borrow().option_list(key.dynamic_options).to_vec();
         let worker = WorkerId(rand::random());
-        let command = self
-            .commands
-            .build(&WorkerStart {
+        let start_of = |job: Option<JobId>| {
+            let start = WorkerStart {
                 language,
                 kind: WorkerKind::Worker,
                 worker_id: worker,
@@ -78,32 +100,47 @@ impl Control {
                 serialized_runtime_env_context: &context,
                 dynamic_options: &options,
                 launch_time_ms: unix_ms(),
-            })
-            .map_err(|e| StartFailure::RuntimeEnv(e.to_string().into()))?;
-        let started = self
-            .processes
-            .spawn(&SpawnSpec {
+            };
+            let command = self.commands.build(&start).map_err(|e| StartFailure::RuntimeEnv(e.to_string().into()))?;
+            Ok(SpawnSpec {
                 command,
-                stdin: Stdin::Null,
-                stdout: Output::Inherit,
-                stderr: Output::Inherit,
                 own_group: self.ray_config.process_group_cleanup_enabled,
                 oom_score_adjustment: Some(self.ray_config.worker_oom_score_adjustment),
+                ..SpawnSpec::default()
             })
-            .map_err(|error| {
-                tracing::error!(%error, "cannot start a worker process");
-                StartFailure::NotRegistered
-            })?;
-        tracing::info!(pid = started.pid, %worker, "started a worker process");
+        };
+        let alike = key.runtime_env_hash == 0 && options.is_empty();
+        // Forgotten at the end of this function, when the worker is in `starting`.
+        let _announced = self.announce_fork(worker);
+        let forked = if alike { self.nursery.fork(&start_of(None)?).await } else { None };
+        let (started, job) = match forked {
+            Some(started) => (started, None),
+            None => (self.spawn(&start_of(job)?)?, job),
+        };
+        tracing::info!(pid = started.pid, %worker, forked = forked.is_some(), "started a worker process");
         if let Some(info) = self.jobs.borrow().environment(key.runtime_env_hash) {
             // The agent keeps the environment until the process that it was built for ends.
             self.runtime_env.held_by(started.key, &info.serialized_runtime_env);
         }
-        let entry = Starting { start, key, job, process: started.key, pid: started.pid, since: Instant::now() };
+        let entry = Starting { start, key, job, process: started.key, pid: started.pid, since: Instant::now(), place };
         self.counters.processes_started.add_one();
         self.starting.borrow_mut().insert(worker, entry);
         self.watch_registration(worker);
         Ok(())
+    }
+
+    /// Holds back the registration of a worker that may run before this thread hears of its process.
+    fn announce_fork(self: &Rc<Self>, worker: WorkerId) -> ForkAnnounced {
+        let settled = Rc::new(Semaphore::new(0));
+        self.forking.borrow_mut().insert(worker, settled.clone());
+        ForkAnnounced { control: self.clone(), worker, settled }
+    }
+
+    fn spawn(&self, spec: &SpawnSpec) -> Result<Started, StartFailure> {
+        self.processes.spawn(spec).map_err(|error| {
+            tracing::error!(%error, "cannot start a worker process");
+            StartFailure::NotRegistered
+        })
     }
 
     /// The context of a runtime environment, as the agent made it; empty for none.

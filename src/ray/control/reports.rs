@@ -17,12 +17,29 @@ use crate::ray::resources::kind_of;
 /// Longest wait for a worker's account of itself. One that hangs is left out.
 const WORKER_STATS_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Shortest time between two reports that only tell how full the store is.
+const STORE_REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Ray's name for the room in the object store.
+const OBJECT_STORE_MEMORY: &str = "object_store_memory";
+
 /// Requests and times of garbage collection in workers.
 #[derive(Default)]
 pub struct GcState {
     local_wanted: bool,
+    /// Workers were told at least once: the shortest interval counts from then on.
+    collected: bool,
+    /// When workers were told last; before that, when the node first looked.
     last_local: Option<Instant>,
     resources_dirty: Cell<bool>,
+    store_dirty: Cell<bool>,
+    last_report: Cell<Option<Instant>>,
+}
+
+impl GcState {
+    fn due(&self, since: Duration, min_interval: Duration, max_interval: Duration) -> bool {
+        (self.local_wanted && (!self.collected || since >= min_interval)) || since >= max_interval
+    }
 }
 
 /// The node's resources by number.
@@ -56,7 +73,9 @@ impl Control {
         let names = self.names.borrow();
         let named = |amounts: &FxHashMap<ResourceId, Fixed>| {
             let parts = amounts.iter().filter(|(_, amount)| amount.0 != 0);
-            parts.map(|(id, amount)| (names.name(*id).to_owned(), amount.to_f64())).collect()
+            let named = parts.map(|(id, amount)| (names.name(*id).to_owned(), amount.to_f64()));
+            // A bundle may have gone, with its names, since the cores told.
+            named.filter(|(name, _)| !name.is_empty()).collect()
         };
         (named(&resources.total), named(&resources.available))
     }
@@ -64,7 +83,9 @@ impl Control {
     /// The node's resources and its queued load, as the GCS asks for them.
     pub(super) async fn resources_data(&self) -> proto::ResourcesData {
         let reports = self.core_reports(false).await;
-        let (resources_total, resources_available) = self.named(&Self::resources_of(&reports));
+        let (resources_total, mut resources_available) = self.named(&Self::resources_of(&reports));
+        self.take_out_objects(&mut resources_available, &reports);
+        self.collect_garbage_if_full(&reports);
         let draining = self.draining.borrow();
         proto::ResourcesData {
             node_id: self.node_id.as_bytes().to_vec().into(),
@@ -76,9 +97,22 @@ impl Control {
             idle_duration_ms: idle_ms(&reports),
             is_draining: draining.is_some(),
             draining_deadline_timestamp_ms: draining.as_ref().map_or(0, |drain| drain.deadline_timestamp_ms),
-            labels: self.flags.labels.clone(),
+            labels: self.labels.clone(),
             ..Default::default()
         }
+    }
+
+    /// Room in the store that objects have taken is not available. What counts is what can't be evicted, unless
+    /// `scheduler_report_pinned_bytes_only` is off.
+    fn take_out_objects(&self, available: &mut BTreeMap<String, f64>, reports: &[CoreReport]) {
+        let Some(room) = available.get_mut(OBJECT_STORE_MEMORY) else {
+            return;
+        };
+        let used_bytes: u64 = match self.ray_config.scheduler_report_pinned_bytes_only {
+            true => reports.iter().map(|report| report.store.counters.pinned.bytes).sum(),
+            false => reports.iter().map(|report| report.store.allocated_bytes).sum(),
+        };
+        *room = (*room - used_bytes as f64).max(0.0);
     }
 
     fn demands(&self, reports: &[CoreReport]) -> Vec<proto::ResourceDemand> {
@@ -88,12 +122,13 @@ impl Control {
         let queued = loads.filter(|load| load.ready + load.waiting_worker > 0 || load.backlog > 0);
         let demands = queued.take(most).map(|load| {
             let waiting = u64::from(load.ready + load.waiting_worker);
+            let (shape, label_selectors) = names.shape(&load.demand);
             proto::ResourceDemand {
-                shape: names.amounts(&load.demand),
+                shape,
                 num_ready_requests_queued: if load.infeasible { 0 } else { waiting },
                 num_infeasible_requests_queued: if load.infeasible { waiting } else { 0 },
                 backlog_size: i64::try_from(load.backlog).unwrap_or(i64::MAX),
-                ..Default::default()
+                label_selectors,
             }
         });
         demands.collect()
@@ -119,9 +154,21 @@ impl Control {
         self.gc.borrow().resources_dirty.set(true);
     }
 
-    /// True once for each change since the last call.
+    /// Owners pinned or freed objects here, and with it the room in the store changed.
+    pub fn mark_store_changed(&self) {
+        self.gc.borrow().store_dirty.set(true);
+    }
+
+    /// True where others are to be told of a change since the last call. Changes of the store alone are told now and then.
     pub fn take_resources_changed(&self) -> bool {
-        self.gc.borrow().resources_dirty.replace(false)
+        let gc = self.gc.borrow();
+        let recently = gc.last_report.get().is_some_and(|at| at.elapsed() < STORE_REPORT_INTERVAL);
+        let changed = gc.resources_dirty.replace(false) || (gc.store_dirty.get() && !recently);
+        if changed {
+            gc.store_dirty.set(false);
+            gc.last_report.set(Some(Instant::now()));
+        }
+        changed
     }
 
     /// The node's statistics and those of its workers.
@@ -281,16 +328,28 @@ impl Control {
         gc.local_wanted = true;
     }
 
-    /// Carries out what garbage collection was asked for, at most once in `local_gc_min_interval_s`.
+    /// As [`Self::collect_garbage_soon`], where the store is fuller than `plasma_store_usage_trigger_gc_threshold`.
+    fn collect_garbage_if_full(&self, reports: &[CoreReport]) {
+        let used_bytes: u64 = reports.iter().map(|report| report.store.allocated_bytes).sum();
+        let limit = self.ray_config.plasma_store_usage_trigger_gc_threshold;
+        if used_bytes as f64 > limit * self.flags.object_store_memory_bytes as f64 {
+            self.collect_garbage_soon();
+        }
+    }
+
+    /// Carries out what garbage collection was asked for, at most once in `local_gc_min_interval_s`, and unasked every
+    /// `local_gc_interval_s`. Every worker of this node is told; of the other nodes' workers, those nodes see to.
     pub fn collect_garbage(&self) {
         let min_interval = Duration::from_secs(self.ray_config.local_gc_min_interval_s);
+        let max_interval = Duration::from_secs(self.ray_config.local_gc_interval_s);
         {
             let mut gc = self.gc.borrow_mut();
-            let recently = gc.last_local.is_some_and(|at| at.elapsed() < min_interval);
-            if !gc.local_wanted || recently {
+            let since = gc.last_local.get_or_insert_with(Instant::now).elapsed();
+            if !gc.due(since, min_interval, max_interval) {
                 return;
             }
             gc.local_wanted = false;
+            gc.collected = true;
             gc.last_local = Some(Instant::now());
         }
         for member in self.registry.borrow().iter().filter(|m| m.port != 0) {
@@ -352,6 +411,17 @@ fn reference_line(object: &proto::ObjectRefInfo, sizes: &FxHashMap<&[u8], i64>) 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn garbage_is_collected_when_asked_but_not_too_often_and_now_and_then_unasked() {
+        let (least, most) = (Duration::from_secs(10), Duration::from_secs(100));
+        let mut gc = GcState::default();
+        assert!(!gc.due(least, least, most) && gc.due(most, least, most));
+        gc.local_wanted = true;
+        assert!(gc.due(Duration::ZERO, least, most), "the first time at once");
+        gc.collected = true;
+        assert!(!gc.due(least / 2, least, most) && gc.due(least, least, most));
+    }
 
     #[test]
     fn the_memory_table_names_each_reference_with_its_process() {

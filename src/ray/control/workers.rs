@@ -150,16 +150,20 @@ impl Control {
         tracing::info!(worker = %member.worker, pid = member.pid, kind = ?exit.kind, detail = exit.detail, "client disconnected");
         self.core_workers.forget(&member.ip_address, member.port);
         self.report_failure(&member, &exit, exception);
-        self.objects.borrow_mut().member_gone(&member.worker);
+        let backlog = self.objects.borrow_mut().member_gone(&member.worker);
+        for (class, shard) in backlog {
+            self.sched(shard, SchedEvent::Backlog { owner: member.worker, class, size: 0 });
+        }
         let lease = member.lease.and_then(|lease| self.leases.borrow_mut().remove(&lease));
         if exit.kind == WorkerExitType::SystemError {
-            let name = lease.map(|lease| lease.name).or_else(|| member.broke_in.clone());
+            let name = lease.map(|lease| lease.name).or_else(|| Some(member.broke_in.clone()?.1));
             self.counters.failures.add(Occupation::of(&member), name.unwrap_or_default());
         }
         if member.is_driver() {
             self.finish_driver_job(&member);
         } else {
-            if exit.kind == WorkerExitType::SystemError && (member.lease.is_some() || member.actor.is_some()) {
+            let worked = member.lease.is_some() || member.broke_in.is_some() || member.actor.is_some();
+            if exit.kind == WorkerExitType::SystemError && worked {
                 self.push_worker_died(&member, &exit);
             }
             self.sched(member.shard, SchedEvent::WorkerGone { worker: member.worker });
@@ -206,17 +210,19 @@ impl Control {
     }
 
     fn push_worker_died(self: &Rc<Self>, member: &Member, exit: &Exit) {
-        let lease = member.lease.map_or_else(|| "none".to_owned(), |lease| lease.to_string());
+        let lease = member.lease.or_else(|| Some(member.broke_in.as_ref()?.0));
+        let lease = lease.map_or_else(|| "none".to_owned(), |lease| lease.to_string());
+        // Stock's words (seen in its executable): people search for them.
         let message = format!(
-            "A worker died while it ran a task, because of an unexpected system error; the logs of the dead worker may tell more. \
-             Lease ID: {lease} Worker ID: {} Node ID: {} Worker IP address: {} Worker port: {} Worker PID: {} Worker exit type: {:?} \
+            "A worker died or was killed while executing a task by an unexpected system error. To troubleshoot the problem, \
+             check the logs for the dead worker. Lease ID: {lease} Worker ID: {} Node ID: {} Worker IP address: {} Worker port: {} Worker PID: {} Worker exit type: {} \
              Worker exit detail: {}",
             member.worker,
             self.node_id,
             member.ip_address,
             member.port,
             member.pid,
-            exit.kind,
+            exit.kind.as_ray_name(),
             exit.detail
         );
         self.push_error(member.job, "worker_died", message, super::unix_ms() as f64 / 1000.0);

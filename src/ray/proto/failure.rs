@@ -53,6 +53,19 @@ pub enum WorkerExitType {
     NodeOutOfMemory = 4,
 }
 
+impl WorkerExitType {
+    /// Its name in Ray's protocol, which is what users see (common.proto, enum WorkerExitType).
+    pub fn as_ray_name(self) -> &'static str {
+        match self {
+            Self::SystemError => "SYSTEM_ERROR",
+            Self::IntendedSystemExit => "INTENDED_SYSTEM_EXIT",
+            Self::UserError => "USER_ERROR",
+            Self::IntendedUserExit => "INTENDED_USER_EXIT",
+            Self::NodeOutOfMemory => "NODE_OUT_OF_MEMORY",
+        }
+    }
+}
+
 /// Ray message `ray.rpc.RayErrorInfo`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RayErrorInfo {

@@ -89,6 +89,7 @@ pub(super) enum Asked {
     Prepare(u32),
     Commit,
     Return,
+    Forget(u32),
 }
 
 /// Counts of what happened, so that a run that tried nothing shows.
@@ -102,6 +103,7 @@ pub(super) struct Seen {
     pub(super) moved: u64,
     pub(super) prepared: u64,
     pub(super) killed: u64,
+    pub(super) forgotten: u64,
 }
 
 /// The node as seen from outside.
@@ -123,6 +125,8 @@ pub(super) struct Model {
     instances: FxHashMap<(ResourceId, u16), Fixed>,
     /// Prepares that succeeded, by bundle group.
     pub(super) prepared: Vec<u32>,
+    /// Groups that were forgotten: the world defines their classes anew.
+    pub(super) forgotten: Vec<u32>,
     pub(super) seen: Seen,
 }
 
@@ -285,6 +289,16 @@ impl Model {
             }
             F::BundlesCommitted { token, .. } => self.answer(*token, Asked::Commit),
             F::BundlesReturned { token, .. } => self.answer(*token, Asked::Return),
+            F::GroupForgotten { token, forgotten, .. } => {
+                let Some(Asked::Forget(group)) = self.asked.remove(token) else {
+                    return Err(format!("{effect:?} answers nothing"));
+                };
+                if *forgotten {
+                    self.seen.forgotten += 1;
+                    self.forgotten.push(group);
+                }
+                Ok(())
+            }
             F::ToShard { .. } => Ok(()),
         }
     }

@@ -51,6 +51,8 @@ pub struct Report {
     pub prepared: u64,
     /// Workers killed.
     pub killed: u64,
+    /// Placement groups forgotten.
+    pub forgotten: u64,
 }
 
 impl Report {
@@ -66,12 +68,14 @@ impl Report {
         self.moved += other.moved;
         self.prepared += other.prepared;
         self.killed += other.killed;
+        self.forgotten += other.forgotten;
     }
 }
 
 struct Kind {
     shard: ShardId,
     is_gpu: bool,
+    group: Option<u32>,
 }
 
 pub(super) struct World {
@@ -158,24 +162,48 @@ impl World {
             _ => vec![(CPU, tenths(5 * (1 + rng.below(4))))],
         };
         let mut shard = rng.below(self.shards.len() as u64) as ShardId;
-        if rng.permille(300) {
-            let group = rng.below(u64::from(GROUPS)) as u32;
-            let indexed = rng.permille(500).then(|| rng.below(u64::from(BUNDLES_PER_GROUP)) as u32);
-            let amount = tenths(1 + rng.below(15));
-            let original = if rng.permille(600) { CPU.0 } else { GPU.0 };
-            demand = vec![(wildcard(group, original), amount), (wildcard(group, LABEL), Fixed(10))];
-            if let Some(index) = indexed {
-                demand
-                    .extend([(in_bundle(group, index, original), amount), (in_bundle(group, index, LABEL), Fixed(10))]);
-            }
+        let group = rng.permille(300).then(|| rng.below(u64::from(GROUPS)) as u32);
+        if let Some(group) = group {
+            demand = demand_in(rng, group);
             shard = self.homes[group as usize];
         }
         let demand = ResourceSet::new(demand);
         let is_gpu = demand.get(GPU) > Fixed::ZERO;
         let worker = WorkerKey { language: 0, runtime_env_hash: (rng.below(8) / 6) as i32, dynamic_options: 0 };
-        self.kinds.push(Kind { shard, is_gpu });
+        self.kinds.push(Kind { shard, is_gpu, group });
         let def = Box::new(ClassDef { demand, worker });
         self.send(shard, SchedEvent::DefineClass { class, def }).expect("defining a class answers nothing");
+    }
+
+    /// A group is gone for good: what it was known by means something else from now on.
+    fn reuse_names_of(&mut self, group: u32) -> Outcome {
+        let home = self.homes[group as usize];
+        if let Some(known) = names_of(group).into_iter().find(|id| self.shards[usize::from(home)].knows_resource(*id)) {
+            return Err(format!("group {group} was forgotten, but shard {home} knows its {known:?}"));
+        }
+        for (at, _) in self.kinds.iter().enumerate().filter(|(_, kind)| kind.group == Some(group)) {
+            let lives = |n: &u32| self.model.leases[*n as usize].class == at as u32;
+            if self.model.queued.all().iter().chain(&self.model.granted.all()).any(lives) {
+                return Err(format!("group {group} was forgotten while class {at} was in use"));
+            }
+        }
+        for at in self.classes_of(group) {
+            let def =
+                ClassDef { demand: ResourceSet::new(demand_in(&mut self.rng, group)), worker: WorkerKey::default() };
+            self.send(home, SchedEvent::DefineClass { class: at, def: Box::new(def) })?;
+        }
+        Ok(())
+    }
+
+    fn classes_of(&self, group: u32) -> Vec<ClassId> {
+        let named = self.kinds.iter().enumerate().filter(|(_, kind)| kind.group == Some(group));
+        named.map(|(at, _)| ClassId(at as u32)).collect()
+    }
+
+    fn forget(&mut self, group: u32) -> Outcome {
+        let (token, classes) = (self.token(Asked::Forget(group)), self.classes_of(group));
+        let (id, resources) = (bundle_id(group, 0).group, names_of(group));
+        self.send(self.homes[group as usize], SchedEvent::ForgetGroup { token, group: id, classes, resources })
     }
 
     pub(super) fn steps(&self) -> u64 {
@@ -195,6 +223,7 @@ impl World {
             moved: seen.moved,
             prepared: seen.prepared,
             killed: seen.killed,
+            forgotten: seen.forgotten,
         }
     }
 
@@ -223,7 +252,11 @@ impl World {
         }
         self.effects = effects;
         self.shards[usize::from(to)].check_books()?;
-        self.check_totals()
+        self.check_totals()?;
+        match self.model.forgotten.pop() {
+            Some(group) => self.reuse_names_of(group),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn everywhere(&mut self, event: SchedEvent) -> Outcome {
@@ -566,6 +599,7 @@ impl World {
                 let bundles = (0..BUNDLES_PER_GROUP).map(|index| bundle_id(group, index)).collect();
                 self.send(shard, SchedEvent::ReturnBundles { token, bundles })
             }
+            9 if self.rng.permille(700) => self.forget(group),
             _ => {
                 let in_use: Vec<BundleId> =
                     (0..GROUPS).filter(|_| self.rng.permille(700)).map(|group| bundle_id(group, 0)).collect();
@@ -665,6 +699,25 @@ pub(super) fn bundle_id(group: u32, index: u32) -> BundleId {
 
 fn in_bundle(group: u32, index: u32, original: u32) -> ResourceId {
     ResourceId(FIRST_BUNDLE_RESOURCE + group * 100 + (index + 1) * 10 + original)
+}
+
+/// What a class asks of a group's bundles: of any, or of one.
+fn demand_in(rng: &mut Rng, group: u32) -> Vec<(ResourceId, Fixed)> {
+    let indexed = rng.permille(500).then(|| rng.below(u64::from(BUNDLES_PER_GROUP)) as u32);
+    let amount = Fixed(1000 * (1 + rng.below(15)) as i64);
+    let original = if rng.permille(600) { CPU.0 } else { GPU.0 };
+    let mut demand = vec![(wildcard(group, original), amount), (wildcard(group, LABEL), Fixed(10))];
+    if let Some(index) = indexed {
+        demand.extend([(in_bundle(group, index, original), amount), (in_bundle(group, index, LABEL), Fixed(10))]);
+    }
+    demand
+}
+
+/// Every resource that bundles of a group may have.
+fn names_of(group: u32) -> Vec<ResourceId> {
+    let originals = [CPU.0, GPU.0, LABEL];
+    let indexed = (0..BUNDLES_PER_GROUP).flat_map(|index| originals.map(|original| in_bundle(group, index, original)));
+    indexed.chain(originals.map(|original| wildcard(group, original))).collect()
 }
 
 fn wildcard(group: u32, original: u32) -> ResourceId {
