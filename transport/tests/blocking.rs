@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use raylet_transport::client::{Client, ClientError, Event, LeaseEnd, LeaseSpec, Options, Work, Worker};
 use raylet_transport::ids::{ObjectId, TaskId, WorkerId};
-use raylet_transport::messages::{object_event, topic, RefusalCode};
+use raylet_transport::messages::{object_event, topic, Limits, RefusalCode};
+use raylet_transport::server::DEFAULT_LIMITS;
 use reference::{Config, Reference};
 
 const SHORT: Option<Duration> = Some(Duration::from_millis(50));
@@ -62,6 +63,20 @@ fn many_small_puts_use_run_after_run() {
         assert_eq!(client.get(*id, Some(Duration::ZERO)).unwrap()[..], body(n, 1000), "object {n}");
     }
     assert_eq!(client.list().unwrap().len(), 3000);
+    assert_eq!(client.take_failures(), []);
+}
+
+#[test]
+fn a_node_that_grants_little_gets_larger_objects_singly() {
+    let limits = Limits { credit_bytes: 4096, credit_runs: 1, ..DEFAULT_LIMITS };
+    let node = Reference::start(Config { limits, ..Config::default() });
+    let client = connect(&node, &Options::default());
+    for n in 0..40 {
+        for bytes in [100, 5000] {
+            let id = client.put(&body(n, bytes)).unwrap();
+            assert_eq!(client.get(id, LONG).unwrap()[..], body(n, bytes));
+        }
+    }
     assert_eq!(client.take_failures(), []);
 }
 

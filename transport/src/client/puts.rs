@@ -78,9 +78,14 @@ impl Shared {
         pin: bool,
     ) -> Result<(Guard<'a>, bool), ClientError> {
         let (data_bytes, metadata_bytes) = (data.len() as u32, metadata.len() as u32);
+        let mut is_fresh = false;
         loop {
             let place = state.puts.current.and_then(|run| run.take(data_bytes, metadata_bytes).map(|at| (run, at)));
             let Some((run, offset_bytes)) = place else {
+                // A node may grant less than was asked for: what does not fit a fresh run is created singly.
+                if std::mem::replace(&mut is_fresh, true) {
+                    return Ok((state, false));
+                }
                 let is_there;
                 (state, is_there) = self.next_run(state)?;
                 if is_there {
