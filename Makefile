@@ -23,7 +23,7 @@ build: setup ## build the release executables
 	$(CARGO) build --locked --release --workspace --bins
 
 attach: build ## make the Ray in .venv use raylet-uring
-	@$(BIN) attach --status $(PY) >/dev/null 2>&1 || $(BIN) attach $(PY)
+	@$(BIN) attach $(PY) >/dev/null
 
 detach: ## give the Ray in .venv its own raylet back
 	@$(BIN) detach $(PY)
