@@ -194,6 +194,8 @@ pub enum ToCore {
     CancelledAhead {
         /// The lease.
         lease: LeaseId,
+        /// How long it is refused.
+        ttl: Duration,
     },
     /// Tell everything that was to be told later, and then [`ToControl::CaughtUp`].
     Flush {

@@ -298,7 +298,7 @@ impl Core {
             ToCore::Answered { call, reply } => self.rpc.answered(call, reply),
             ToCore::Learn(lesson) => self.rpc.desk.borrow_mut().learn(*lesson),
             ToCore::WorkerReady { worker, card } => self.rpc.desk.borrow_mut().worker_ready(worker, *card),
-            ToCore::CancelledAhead { lease } => self.rpc.desk.borrow_mut().cancelled_ahead(lease),
+            ToCore::CancelledAhead { lease, ttl } => self.rpc.desk.borrow_mut().cancelled_ahead(lease, ttl),
             ToCore::Flush { token } => self.tell_control(ToControl::CaughtUp { token }),
             ToCore::Accepted { socket, stream } => self.io.serve(self, socket, stream),
             ToCore::FreeOwnedBy { owner } => self.free_owned_by(owner),

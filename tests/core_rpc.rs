@@ -165,7 +165,7 @@ fn what_a_desk_cannot_judge_goes_to_the_control_thread_as_it_came() {
         let channel = cores.channel(Auth::disabled());
         cores.teach(0, &spec(1));
         let cancelled = LeaseId([5; LeaseId::LEN]);
-        cores.engine.cores[0].send(ToCore::CancelledAhead { lease: cancelled });
+        cores.engine.cores[0].send(ToCore::CancelledAhead { lease: cancelled, ttl: Duration::from_secs(60) });
         cores.engine.cores[0].send(ToCore::Sched(SchedEvent::OwnerGone { owner: WorkerId([4; 28]) }));
         let by_the_dead = LeaseSpec {
             caller_address: Some(Address { worker_id: vec![4; 28].into(), ..Default::default() }),

@@ -5,6 +5,7 @@ pub mod boot;
 pub mod classes;
 pub mod control;
 pub mod core_rpc;
+pub mod expiring;
 pub mod labels;
 pub mod lease_shape;
 pub mod memory_monitor;

@@ -1,6 +1,5 @@
 //! Leases as Ray asks for them: RequestWorkerLease, ReturnWorkerLease, CancelWorkerLease and their relatives.
 
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -14,15 +13,13 @@ use super::{lease_id, unix_ms, Control};
 use crate::bridge::{Requester, ToCore};
 use crate::ray::classes::{home_of, runtime_env_hash};
 use crate::ray::core_rpc::desk::Lesson;
+use crate::ray::expiring::{Expiring, MAX_TOMBSTONES};
 use crate::ray::labels::elsewhere;
 use crate::ray::lease_shape::{actor_of, lease_request, Asker, Shape};
 use crate::ray::proto::request_worker_lease_reply::SchedulingFailureType;
 use crate::ray::proto::{self, RequestWorkerLeaseReply, RequestWorkerLeaseRequest};
 use crate::ray::resources::mapping;
 use crate::ray::rpc::frame::encode;
-
-/// Most leases remembered as cancelled before they were asked for (Ray 2.60: `max_cancelled_lease_tombstones`).
-const MAX_TOMBSTONES: usize = 100_000;
 
 /// Most causes of worker failures kept for owners that ask (`GetWorkerFailureCause`).
 const MAX_FAILURE_CAUSES: usize = 10_000;
@@ -403,7 +400,7 @@ impl Control {
             None => {
                 let ttl = Duration::from_millis(self.ray_config.cancelled_lease_tombstone_ttl_ms);
                 leases.tombstones.insert(lease, (), ttl, MAX_TOMBSTONES);
-                self.to_cores(|| ToCore::CancelledAhead { lease });
+                self.to_cores(|| ToCore::CancelledAhead { lease, ttl });
             }
         }
         Ok(())
@@ -535,62 +532,9 @@ fn failed(kind: SchedulingFailureType, message: &str) -> RequestWorkerLeaseReply
     }
 }
 
-/// Entries that are forgotten after a time, the oldest first where there are too many.
-struct Expiring<T> {
-    entries: FxHashMap<LeaseId, T>,
-    order: VecDeque<(std::time::Instant, LeaseId)>,
-}
-
-impl<T> Default for Expiring<T> {
-    fn default() -> Self {
-        Self { entries: FxHashMap::default(), order: VecDeque::new() }
-    }
-}
-
-impl<T> Expiring<T> {
-    fn insert(&mut self, lease: LeaseId, value: T, ttl: Duration, most: usize) {
-        if self.entries.insert(lease, value).is_none() {
-            self.order.push_back((std::time::Instant::now() + ttl, lease));
-        }
-        while self.order.len() > most {
-            if let Some((_, oldest)) = self.order.pop_front() {
-                self.entries.remove(&oldest);
-            }
-        }
-    }
-
-    fn get(&self, lease: &LeaseId) -> Option<&T> {
-        self.entries.get(lease)
-    }
-
-    fn has(&self, lease: &LeaseId) -> bool {
-        !self.entries.is_empty() && self.entries.contains_key(lease)
-    }
-
-    fn expire(&mut self) {
-        let now = std::time::Instant::now();
-        while let Some((_, lease)) = self.order.front().filter(|(at, _)| *at <= now) {
-            self.entries.remove(lease);
-            self.order.pop_front();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn old_entries_go_first_and_expired_ones_go_all() {
-        let mut entries = Expiring::default();
-        for n in 0..5u8 {
-            entries.insert(LeaseId([n; 32]), n, Duration::ZERO, 3);
-        }
-        assert!(!entries.has(&LeaseId([0; 32])));
-        assert_eq!(entries.get(&LeaseId([4; 32])), Some(&4));
-        entries.expire();
-        assert!(entries.entries.is_empty() && entries.order.is_empty());
-    }
 
     #[test]
     fn the_bundle_of_a_request_is_read_from_its_strategy() {

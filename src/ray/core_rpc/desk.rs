@@ -7,26 +7,24 @@
 //! nothing waits for it.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
 use raylet_shard::ids::{LeaseId, NodeId, ShardId, WorkerId};
 use raylet_shard::sched::{ClassId, ResourceId, SchedEffect, SchedEvent, WorkerFate};
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 use tonic::Status;
 
 use crate::bridge::{Requester, ToControl, MAX_RPCS_IN_FLIGHT};
 use crate::core_loop::Core;
 use crate::ray::control::died_as_granted;
+use crate::ray::expiring::{Expiring, MAX_TOMBSTONES};
 use crate::ray::lease_shape::{lease_request, Asker, Shape};
 use crate::ray::proto::{self, RequestWorkerLeaseReply, RequestWorkerLeaseRequest};
 use crate::ray::registry::Dead;
 use crate::ray::resources::mapping;
 use crate::ray::rpc::frame::encode;
-
-/// Most leases that are refused because they were cancelled before they came. The oldest are forgotten first; the control thread
-/// keeps them as long as Ray wants.
-const MAX_TOMBSTONES: usize = 100_000;
 
 /// What the control thread teaches of a scheduling class.
 #[derive(Clone, Debug)]
@@ -59,7 +57,8 @@ pub struct Desk {
     cards: FxHashMap<WorkerId, Card>,
     /// Leases that the desk let through and granted, with their shard.
     granted: FxHashMap<LeaseId, ShardId>,
-    tombstones: FxHashSet<LeaseId>,
+    /// Leases that were cancelled before they were asked for.
+    tombstones: Expiring<()>,
     dead: Dead,
 }
 
@@ -97,10 +96,9 @@ impl Desk {
     }
 
     /// A lease was cancelled before it was asked for.
-    pub fn cancelled_ahead(&mut self, lease: LeaseId) {
-        if self.tombstones.len() < MAX_TOMBSTONES {
-            self.tombstones.insert(lease);
-        }
+    pub fn cancelled_ahead(&mut self, lease: LeaseId, ttl: Duration) {
+        self.tombstones.expire();
+        self.tombstones.insert(lease, (), ttl, MAX_TOMBSTONES);
     }
 
     /// A lease ended without being given back.
@@ -115,7 +113,7 @@ impl Desk {
             && spec.dependencies.is_empty()
             && spec.label_selector.as_ref().is_none_or(|selector| selector.label_constraints.is_empty())
             && spec.fallback_strategy.as_ref().is_none_or(|fallback| fallback.options.is_empty())
-            && !self.tombstones.contains(lease)
+            && !self.tombstones.has(lease)
             && !self.dead.has(&asker.owner, Some(&asker.node))
     }
 
