@@ -8,10 +8,8 @@ pub mod desk;
 
 use std::cell::RefCell;
 use std::convert::Infallible;
-use std::future::Future;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,7 +27,7 @@ use tonic::{Code, Status};
 use super::rpc::auth::Auth;
 use super::rpc::frame::{encode, FrameReader};
 use super::rpc::ring_stream::{Pipe, RingStream};
-use super::rpc::router::{parse, unary_reply, ReplyBody};
+use super::rpc::router::{parse, unary_reply, LocalFuture, ReplyBody};
 use super::rpc::server::http2_builder;
 use crate::bridge::{Requester, ToControl, MAX_RPCS_IN_FLIGHT};
 use crate::core_io::CoreExec;
@@ -222,7 +220,7 @@ struct PortService {
 impl Service<Request<Incoming>> for PortService {
     type Response = Response<ReplyBody>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<ReplyBody>, Infallible>>>>;
+    type Future = LocalFuture<Result<Response<ReplyBody>, Infallible>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let (core, port) = (self.core.clone(), self.port.clone());
