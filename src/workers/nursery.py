@@ -1,9 +1,9 @@
 """Forks Ray workers from a process that has imported Ray, so that each costs milliseconds instead of half a second.
 
 Standard input is a stream socket to the node, from which Python has read this text (see `nursery_spec`). Each message is one
-line of JSON. From the node: {"id", "argv"}: fork a worker. To the node: {"ready": true} or {"unfit": why}, {"id", "pid"} or {"id", "error"}, {"exit": pid, "code" or "signal"},
-and {"stale": path} where what was imported has changed on disk. The end of the socket is the end of this process; workers
-notice the end of the node by themselves.
+line of JSON. From the node: {"id", "argv", "oom_score_adjustment"}: fork a worker. To the node: {"ready": true} or
+{"unfit": why}, {"id", "pid"} or {"id", "error"}, {"exit": pid, "code" or "signal"}, and {"stale": path} where what was imported
+has changed on disk. The end of the socket is the end of this process; workers notice the end of the node by themselves.
 """
 import ast
 import gc
@@ -85,9 +85,23 @@ def make_own():
         sys.modules["threading"].main_thread()._set_native_id()
 
 
-def become_worker(code, comm, argv):
+def adjust_oom_score(adjustment):
+    """Adds to the inherited score. Done here, not by the node, so that a worker has it before its script begins."""
+    try:
+        with open("/proc/self/oom_score_adj", "r+") as file:
+            adjusted = int(file.read()) + adjustment
+            file.seek(0)
+            file.write(str(min(max(adjusted, -1000), 1000)))
+    except OSError as error:
+        print(f"can't set the OOM score of this worker; the kernel may take the node first: {error}", file=sys.stderr)
+
+
+def become_worker(code, comm, request):
     """Makes this forked process what a worker is when its script begins; returns the script's code and its globals."""
+    argv = request["argv"]
     make_own()
+    if request["oom_score_adjustment"] is not None:
+        adjust_oom_score(request["oom_score_adjustment"])
     # What `ps` shows until the worker is registered and takes a title of its own. There is room: the nursery was started with
     # the arguments of a worker.
     sys.modules["ray._raylet"].setproctitle(" ".join(argv))
@@ -132,7 +146,7 @@ class Nursery:
             self.send({"id": request["id"], "error": f"fork: {error}"})
             return
         if pid == 0:
-            raise BecomeWorker(request["argv"])
+            raise BecomeWorker(request)
         try:
             # From both sides, so that the group exists whoever runs first.
             os.setpgid(pid, pid)
@@ -184,12 +198,12 @@ class Nursery:
 class BecomeWorker(BaseException):
     """Unwinds the nursery's stack in a forked child, so that a worker doesn't run on top of it."""
 
-    def __init__(self, argv):
-        self.argv = argv
+    def __init__(self, request):
+        self.request = request
 
 
 def serve(script):
-    """Forks workers as asked. Returns in each of them: its script's code, the name of a process and the worker's `argv`."""
+    """Forks workers as asked. Returns in each of them: its script's code, the name of a process and the request."""
     control = socket.socket(fileno=os.dup(0))
     os.set_inheritable(control.fileno(), False)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -221,7 +235,7 @@ def serve(script):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for end in (control, nursery.wake, waker):
             end.close()
-        return code, comm, leave.argv
+        return code, comm, leave.request
 
 
 if __name__ == "__main__":

@@ -110,6 +110,7 @@ struct Pending {
 struct Request<'a> {
     id: u64,
     argv: &'a [String],
+    oom_score_adjustment: Option<i32>,
 }
 
 #[derive(Debug, Deserialize, PartialEq)]
@@ -323,7 +324,8 @@ impl Link {
         }
         pending.next_id += 1;
         let id = pending.next_id;
-        let mut line = serde_json::to_vec(&Request { id, argv: &spec.command.argv }).ok()?;
+        let request = Request { id, argv: &spec.command.argv, oom_score_adjustment: spec.oom_score_adjustment };
+        let mut line = serde_json::to_vec(&request).ok()?;
         line.push(b'\n');
         // As deep as the map of those who wait is large, so that it is never full; gone where the nursery is.
         self.requests.try_send(line).ok()?;

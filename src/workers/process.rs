@@ -239,6 +239,7 @@ impl ProcessTable {
     }
 
     /// Watches a process that another process of this node started by `spec`, and whose status comes through `status`.
+    /// Whoever started it has applied all of `spec`, its OOM score too.
     ///
     /// # Errors
     /// A full table, or a process that no longer exists.
@@ -252,7 +253,6 @@ impl ProcessTable {
         let program = spec.command.argv.first().ok_or(SpawnError::EmptyCommand)?;
         let (pid_t, pidfd) =
             open_pidfd(pid).map_err(|source| SpawnError::Watch { program: program.clone(), pid, source })?;
-        apply_oom_score(pid, spec.oom_score_adjustment);
         let entry = self.insert(pid_t, pidfd, spec.own_group, None);
         tokio::task::spawn_local(self.clone().watch_foreign(entry.clone(), status));
         Ok(Started { key: entry.key, pid })
