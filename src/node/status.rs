@@ -122,6 +122,7 @@ fn arenas(facts: &Facts, reports: &[CoreReport]) -> Vec<ArenaStatus> {
             asked: report.asked.to_string(),
             fallback_reason: report.fallback,
             numa_node: report.numa_node,
+            numa_problem: report.numa_problem,
             numa_pages_on_node: report.numa_pages.map_or(0, |pages| pages.on_node),
             numa_pages_elsewhere: report.numa_pages.map_or(0, |pages| pages.elsewhere),
             touched_bytes: report.touched_bytes,
