@@ -96,6 +96,8 @@ pub struct Engine {
     pub from_cores: flume::Receiver<ToControl>,
     /// The hardware thread of each shard; `None` where the kernel chooses.
     pub placed: Vec<Option<u32>>,
+    /// The machine.
+    pub topology: Topology,
     /// The memory of all objects.
     pub segments: Vec<Arc<Segment>>,
     /// Bytes that objects can take.
@@ -138,6 +140,7 @@ impl Engine {
             cores: handles,
             from_cores,
             placed: cores.iter().map(|core| pinned.then_some(*core)).collect(),
+            topology: topology.clone(),
             capacity_bytes: layout.capacity_bytes(),
             max_queued_creates: store_config(settings, &layout, shards).max_queued_creates as u64,
             segments: segments.clone(),

@@ -58,6 +58,7 @@ pub async fn with_reports(control: &Rc<Control>, facts: &Facts) -> (Vec<CoreRepo
             (name, ResourceStatus { total, available })
         })
         .collect();
+    status.workers.pinned = control.pinned_workers() as u64;
     status.workers.drivers = control.driver_count() as u64;
     status.sockets = control.addresses().into_iter().map(|(name, address)| SocketStatus { name, address }).collect();
     (reports, status)

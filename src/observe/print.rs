@@ -89,17 +89,18 @@ fn counts(status: &NodeStatus) -> Rows {
         let text = parts.iter().map(|(n, what)| format!("{n} {what}")).collect::<Vec<_>>().join(", ");
         vec![name.to_owned(), text]
     };
+    let mut workers_shown = vec![
+        (workers.total, "in all"),
+        (workers.leased, "leased"),
+        (workers.idle, "idle"),
+        (workers.starting, "starting"),
+    ];
+    if workers.pinned > 0 {
+        workers_shown.push((workers.pinned, "bound to a NUMA node"));
+    }
     vec![
         line("leases", &[(leases.granted, "granted"), (leases.queued, "queued"), (leases.infeasible, "infeasible")]),
-        line(
-            "workers",
-            &[
-                (workers.total, "in all"),
-                (workers.leased, "leased"),
-                (workers.idle, "idle"),
-                (workers.starting, "starting"),
-            ],
-        ),
+        line("workers", &workers_shown),
         line("drivers", &[(workers.drivers, "connected")]),
     ]
 }

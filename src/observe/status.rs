@@ -139,6 +139,8 @@ pub struct WorkerCounts {
     pub leased: u64,
     /// Driver connections.
     pub drivers: u64,
+    /// Bound to the cores of a NUMA node (`pin_workers`).
+    pub pinned: u64,
     /// All worker processes (without drivers).
     pub total: u64,
 }

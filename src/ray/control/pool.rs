@@ -118,6 +118,9 @@ impl Control {
             None => (self.spawn(&start_of(job)?)?, job),
         };
         tracing::info!(pid = started.pid, %worker, forked = forked.is_some(), "started a worker process");
+        if let Some(pins) = &self.pins {
+            pins.borrow_mut().started(worker, started.pid, start.shard());
+        }
         if let Some(info) = self.jobs.borrow().environment(key.runtime_env_hash) {
             // The agent keeps the environment until the process that it was built for ends.
             self.runtime_env.held_by(started.key, &info.serialized_runtime_env);
