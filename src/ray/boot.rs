@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use raylet_shard::ids::{JobId, NodeId, WorkerId};
 use raylet_shard::sched::{Fixed, SchedEvent};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::control::{routes, Control, ControlParts};
@@ -152,8 +152,8 @@ impl Door {
         for listener in transfers {
             serve(Router::new(), &auth, listener, stopped.clone());
         }
-        accept(raylet_socket, Socket::Raylet, engine.cores.clone());
-        accept(plasma_socket, Socket::Plasma, engine.cores.clone());
+        tokio::task::spawn_local(socket::hand_out(raylet_socket, Socket::Raylet, engine.cores.clone()));
+        tokio::task::spawn_local(socket::hand_out(plasma_socket, Socket::Plasma, engine.cores.clone()));
         for listener in listeners {
             accept_rpc(listener, engine.cores.clone(), stopped.clone());
         }
@@ -384,25 +384,6 @@ fn serve(router: Router, auth: &Auth, listener: TcpListener, mut stopped: watch:
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };
     tokio::task::spawn_local(server.serve(listener, stop));
-}
-
-/// Hands the connections of a socket to the cores, in turn.
-fn accept(listener: UnixListener, socket: Socket, cores: Vec<CoreHandle>) {
-    tokio::task::spawn_local(async move {
-        for turn in 0.. {
-            let accepted = listener.accept().await.and_then(|(stream, _)| stream.into_std());
-            match accepted {
-                Ok(stream) => {
-                    let stream = stream.into();
-                    cores[turn % cores.len()].send(ToCore::Accepted { socket, stream });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, ?socket, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
-            }
-        }
-    });
 }
 
 /// Hands the connections of the node manager's port to the cores, in turn, until the node ends.
