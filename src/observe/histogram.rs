@@ -198,7 +198,9 @@ mod tests {
     #[test]
     fn buckets_count_each_value_once() {
         let mut recorder = Recorder::new();
-        [1, 9, 10, 11, 500, 2_000_000].map(|us| recorder.record(Operation::PlasmaGet, micros(us)));
+        for us in [1, 9, 10, 11, 500, 2_000_000] {
+            recorder.record(Operation::PlasmaGet, micros(us));
+        }
         let buckets = recorder.snapshot().buckets::<4>(&[1.0, 10.0, 1000.0]);
         let (name, added) = &buckets[0];
         // A bucket of the histogram is up to 1 % wide, and belongs where it begins.
