@@ -16,6 +16,7 @@ use raylet_transport::uring::Doorbell;
 
 use tonic::Status;
 
+use crate::core_io::RingUse;
 use crate::native::control::{NativeAsk, NativeTell};
 use crate::native::NativePeer;
 use crate::observe::histogram::Snapshot;
@@ -336,6 +337,8 @@ pub struct CoreReport {
     pub objects: Vec<ObjectInfo>,
     /// Latencies of its operations.
     pub latencies: Snapshot,
+    /// How its ring is used.
+    pub ring: RingUse,
 }
 
 /// Longest wait for a core's account of itself.

@@ -493,6 +493,7 @@ impl Core {
             natives: self.native.count(),
             objects: if objects { store.objects().collect() } else { Vec::new() },
             latencies: self.recorder.borrow().snapshot(),
+            ring: self.io.ring_use(),
         }
     }
 

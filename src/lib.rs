@@ -13,6 +13,7 @@ pub mod engine;
 pub mod native;
 pub mod node;
 pub mod observe;
+pub mod peer;
 pub mod ray;
 pub mod socket;
 pub mod workers;

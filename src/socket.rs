@@ -9,21 +9,19 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::rc::Rc;
 
 use rustix::net::{SendFlags, Shutdown};
 
-use crate::bridge::{CoreHandle, Socket, ToCore};
 use crate::core_io::Wishes;
+use crate::peer::SOCKET_MODE;
 use crate::ray::wire::fdpass::{PendingSend, Progress};
 use crate::ray::wire::frame::{self, parse_header, Frame, FrameError, HEADER_BYTES};
 
 /// Most bytes of replies kept for a client that does not read them.
 pub const MAX_UNSENT_BYTES: usize = 64 << 20;
-
-/// Pause after a connection that could not be accepted, for want of descriptors as a rule.
-const ACCEPT_RETRY: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// A buffer of a connection that once held a large frame is given back when it is larger than this.
 const KEPT_BUFFER_BYTES: usize = 256 << 10;
@@ -63,25 +61,10 @@ pub fn listen(path: &Path) -> io::Result<tokio::net::UnixListener> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(e),
     }
-    tokio::net::UnixListener::bind(path)
-        .map_err(|e| io::Error::other(format!("cannot listen on {}: {e}", path.display())))
-}
-
-/// Hands the connections of a socket to the cores, in turn, for ever.
-pub async fn hand_out(listener: tokio::net::UnixListener, socket: Socket, cores: Vec<CoreHandle>) {
-    for turn in 0.. {
-        let accepted = listener.accept().await.and_then(|(stream, _)| stream.into_std());
-        match accepted {
-            Ok(stream) => {
-                let stream = stream.into();
-                cores[turn % cores.len()].send(ToCore::Accepted { socket, stream });
-            }
-            Err(error) => {
-                tracing::warn!(%error, ?socket, "a connection could not be accepted");
-                tokio::time::sleep(ACCEPT_RETRY).await;
-            }
-        }
-    }
+    let failed = |e: io::Error| io::Error::other(format!("cannot listen on {}: {e}", path.display()));
+    let listener = tokio::net::UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE)).map_err(failed)?;
+    Ok(listener)
 }
 
 /// The bytes of a connection that are no whole frame yet.

@@ -37,6 +37,7 @@ use raylet_transport::messages::Limits;
 use raylet_transport::server::DEFAULT_LIMITS;
 
 use crate::bridge::{shard_of_object, CoreHandle, Requester, Socket};
+use crate::ray::accept::accept;
 
 pub use door::Natives;
 pub use leases::{lost, settle};
@@ -158,7 +159,7 @@ pub fn listen(settings: &NativeSettings, cores: Vec<CoreHandle>) -> std::io::Res
     let listener = crate::socket::listen(&settings.socket)?;
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
     std::fs::set_permissions(&settings.socket, mode)?;
-    Ok(tokio::task::spawn_local(crate::socket::hand_out(listener, Socket::Native, cores)))
+    Ok(accept(listener, Socket::Native, cores))
 }
 
 /// The process at the other end of a socket; 0 where the system does not tell.
