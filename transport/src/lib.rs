@@ -9,12 +9,14 @@
 //! | [`credit`] | private runs of memory: small objects without a round trip |
 //! | [`server`] | the node's side of a connection: state that a synchronous event loop drives, no I/O |
 //! | [`client`] | the blocking client, the async one, and the worker |
+//! | [`fault`] | where a client can be made to die, for tests |
 //! | [`uring`] | the io_uring that a core waits on, and what comes through it |
 //!
 //! Nothing here knows a shard: identifiers are plain bytes, and the node converts.
 
 pub mod client;
 pub mod credit;
+pub mod fault;
 pub mod fds;
 pub mod frame;
 pub mod ids;

@@ -10,6 +10,7 @@ use super::puts::Puts;
 use super::shared::{due, refusal_of, About, KnownClass, Shared, State};
 use super::slots::Undo;
 use super::{ClientError, Lease, Object, ObjectWriter, Options};
+use crate::fault::{self, Point};
 use crate::ids::{NodeId, ObjectId, WorkerId};
 use crate::messages::*;
 use crate::ring::Rings;
@@ -25,7 +26,7 @@ pub struct Client {
 pub struct LeaseSpec {
     /// What it holds: names and amounts in 1/10,000 of a unit.
     pub resources: Vec<(String, u64)>,
-    /// The kind of worker that serves it; empty: any.
+    /// The kind of worker that serves it; empty: it needs none, the lease is of resources alone.
     pub class: String,
     /// Objects that have to be sealed on the node before it is granted.
     pub deps: Vec<ObjectId>,
@@ -151,8 +152,10 @@ impl Client {
             limits: welcome.limits,
         };
         let shared = Shared::new(state, options, about);
+        fault::pass(Point::Welcomed);
         if let Some(lines) = ring_lines {
             shared.open_ring(lines)?;
+            fault::pass(Point::RingOpened);
         }
         Ok(Self { shared })
     }
@@ -245,6 +248,7 @@ impl Client {
         let (state, ticket) = self.shared.submit(self.shared.lock(), &get, Undo::Release(id))?;
         let (state, answer) = self.shared.answer(state, ticket)?;
         let found = due!(refusal_of("Get", *answer)?, Found)?;
+        fault::pass(Point::ObjectGot);
         let piece = state.link.piece(&found.place)?;
         drop(state);
         Ok(Object::new(self.shared.clone(), id, piece))
@@ -331,6 +335,7 @@ impl Client {
             state.link.leases.remove(&lease);
         }
         let Granted { worker, allocation, address, .. } = granted?;
+        fault::pass(Point::LeaseGranted);
         drop(state);
         Ok(Lease::new(self.shared.clone(), lease, worker, address, allocation))
     }

@@ -8,6 +8,7 @@ use super::segments::Piece;
 use super::shared::{due, Shared};
 use super::slots::Undo;
 use super::ClientError;
+use crate::fault::{self, Point};
 use crate::ids::{ObjectId, WorkerId};
 use crate::messages::{AllocatedResource, KeepLease, Refusal, ReturnLease, Seal};
 
@@ -106,6 +107,7 @@ impl ObjectWriter {
     }
 
     fn seal_as(mut self, pin: bool) -> Result<ObjectId, ClientError> {
+        fault::pass(Point::ObjectWritten);
         let answer = self.shared.call(&Seal { object: self.id, pin }, Undo::Nothing)?;
         due!(answer, Done)?;
         self.is_sealed = true;

@@ -10,6 +10,7 @@ use rustix::event::epoll;
 use super::segments::Segments;
 use super::slots::{Slots, Ticket, Undo};
 use super::{ClientError, LeaseEnd};
+use crate::fault::{self, Point};
 use crate::fds;
 use crate::frame::{BodyWriter, Decoder, Encoder, FrameError, Head, BODY_MAX_BYTES};
 use crate::messages::{Abort, Message, OwnedReply, Place, Refusal, Release, Reply, ReturnLease, SocketHint};
@@ -252,6 +253,7 @@ impl Link {
     pub(crate) fn flush(&mut self) -> Result<(), ClientError> {
         if let Some(ring) = &mut self.ring {
             if ring.endpoint.must_wake() {
+                fault::pass(Point::SleeperChosen);
                 ring.peer_bell.ring();
             }
         }
@@ -452,7 +454,9 @@ impl Link {
         let deferred = self.deferred.front().map(|(_, body)| body.len());
         let room = for_room.then(|| ring.endpoint.body_max_bytes());
         let wake = Wake { for_data: true, for_space: deferred.or(room) };
-        ring.endpoint.announce_sleep(wake).map_err(|e| self.die(e.into()))
+        let asleep = ring.endpoint.announce_sleep(wake).map_err(|e| self.die(e.into()));
+        fault::pass(Point::SleepAnnounced);
+        asleep
     }
 
     /// After sleeping.

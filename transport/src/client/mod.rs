@@ -39,7 +39,7 @@ use std::time::Duration;
 pub use asynchronous::{AsyncClient, Driver};
 pub use blocking::{Client, Event, LeaseSpec};
 pub use handles::{Lease, LeaseEnd, Object, ObjectWriter};
-pub use worker::{Assignment, Work, Worker};
+pub use worker::{Assignment, Work, Worker, STATUS_DROPPED};
 
 use crate::frame::FrameError;
 use crate::messages::{Refusal, RefusalCode};

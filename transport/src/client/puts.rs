@@ -4,6 +4,7 @@ use super::shared::{due, Guard, Shared, State};
 use super::slots::{Ticket, Undo};
 use super::ClientError;
 use crate::credit::{Run, OBJECT_MAX_BYTES, RUN_BYTES};
+use crate::fault::{self, Point};
 use crate::ids::{ObjectId, TaskId, WorkerId};
 use crate::messages::{
     capability, Create, CreditGranted, NewPutTask, OwnedReply, Place, Publish, RequestCredit, ReturnCredit, Seal,
@@ -102,6 +103,7 @@ impl Shared {
             let (to_data, to_metadata) = piece.bytes_mut().split_at_mut(data.len());
             to_data.copy_from_slice(data);
             to_metadata.copy_from_slice(metadata);
+            fault::pass(Point::ObjectCopied);
             let publish = Publish { object, credit: run.credit, offset_bytes, data_bytes, metadata_bytes, pin };
             if !state.link.one_way(&publish)? {
                 // While this waits for room, another thread may take the same place: then it is written again.
@@ -111,6 +113,7 @@ impl Shared {
             if let Some(run) = &mut state.puts.current {
                 run.published(data_bytes, metadata_bytes);
             }
+            fault::pass(Point::ObjectPublished);
             state.ask_ahead()?;
             state.link.flush()?;
             return Ok((state, true));
@@ -152,6 +155,7 @@ impl Shared {
         let (to_data, to_metadata) = piece.bytes_mut().split_at_mut(data.len());
         to_data.copy_from_slice(data);
         to_metadata.copy_from_slice(metadata);
+        fault::pass(Point::ObjectWritten);
         due!(self.call(&Seal { object, pin }, Undo::Nothing)?, Done).map(drop)
     }
 
@@ -167,6 +171,7 @@ impl Shared {
         let (state, ticket) = self.submit(self.lock(), &create, Undo::Abort(object))?;
         let (state, answer) = self.answer(state, ticket)?;
         let created = due!(super::shared::refusal_of("Create", *answer)?, Created)?;
+        fault::pass(Point::ObjectCreated);
         state.link.piece(&created.place)
     }
 }
@@ -197,6 +202,7 @@ impl State {
         match *answer {
             OwnedReply::CreditGranted(CreditGranted { credit, segment, offset_bytes, size_bytes }) => {
                 self.puts.spare = Some(Run::new(credit, segment, offset_bytes, size_bytes));
+                fault::pass(Point::CreditTaken);
             }
             // Refused: objects are created singly for a while, which waits for room or says why there is none.
             _ => self.puts.pause = PAUSE_PUTS,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::shared::{due, Shared, State};
 use super::slots::Undo;
 use super::{Client, ClientError, Options};
+use crate::fault::{self, Point};
 use crate::ids::WorkerId;
 use crate::messages::{AllocatedResource, Blocked, OwnedReply, RegisterWorker, Unblocked, WorkDone, WorkerExit};
 
@@ -82,6 +83,7 @@ impl Worker {
             address: address.to_owned(),
         };
         let id = due!(client.shared.call(&register, Undo::Nothing)?, Registered)?.worker;
+        fault::pass(Point::WorkerRegistered);
         Ok(Self { client, id })
     }
 
@@ -120,6 +122,7 @@ fn next_work(state: &mut State, shared: &Arc<Shared>) -> Option<Work> {
     let is_work =
         |event: &OwnedReply| matches!(event, OwnedReply::Assigned(_) | OwnedReply::Revoked(_) | OwnedReply::Stop(_));
     let at = state.link.events.iter().position(is_work)?;
+    fault::pass(Point::WorkTaken);
     Some(match state.link.events.remove(at)? {
         OwnedReply::Assigned(assigned) => Work::Assigned(Assignment {
             shared: shared.clone(),

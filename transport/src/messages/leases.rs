@@ -30,7 +30,7 @@ messages! {
     /// Names a kind of lease by a number, so that a request is short. Leases of a class wait in one queue, first come, first served
     /// within a priority. The same definition gets the same number. Answer: [`ClassDefined`].
     48 DefineClass {
-        /// The kind of worker that serves it; empty: any.
+        /// The kind of worker that serves it; empty: it needs none, the lease is of resources alone. (No worker registers without a name.)
         name: String,
         /// What each lease holds.
         resources: Vec<ResourceAmount>,

@@ -6,6 +6,7 @@ use super::layout::{body_max_bytes, lines_of, FIRST_BYTES, FURTHER, FURTHER_BYTE
 use super::memory::{Line, Memory};
 use super::sync::Ordering;
 use super::{PushError, RingError};
+use crate::fault::{self, Point};
 use crate::frame::Head;
 
 /// Writes records for the other side. One per ring, in one thread at a time.
@@ -62,11 +63,16 @@ impl Sender {
             write_words(&line[1..], part);
             line[0].store(lead(position, FURTHER | (n as u32 + 1)), Ordering::Relaxed);
         }
+        if !further.is_empty() {
+            fault::pass(Point::FurtherLines);
+        }
         let line = self.line(self.tail);
         line[1].store(head.to_word(), Ordering::Relaxed);
         write_words(&line[2..], first_part);
+        fault::pass(Point::RecordWritten);
         // Whoever sees this stamp sees the whole record.
         line[0].store(lead(self.tail, body.len() as u32), Ordering::Release);
+        fault::pass(Point::RecordStamped);
         self.tail += needed as u64;
         Ok(())
     }
