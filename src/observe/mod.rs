@@ -6,5 +6,6 @@ pub mod histogram;
 pub mod log;
 pub mod metrics;
 pub mod print;
+pub mod ray_json;
 pub mod runtime_dir;
 pub mod status;
