@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 const OURS: &str = env!("CARGO_BIN_EXE_raylet-uring");
 const ID: &str = "540ade94a7ad625d7ba123d8e26d778f2b88a0db882b5c17c764113c";
 /// Nothing here takes longer on a machine that isn't stuck.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The program under a name, with nothing of ours or Ray's in its environment but what a test sets.
 fn program(name: &str) -> Command {

@@ -60,6 +60,9 @@ if what == "stay":
 sys.exit(5)
 "#;
 
+/// Longer than a busy machine takes from seeing the end of a nursery to asking for the next worker.
+const RETRY_PAUSE: Duration = Duration::from_secs(4);
+
 struct Stage {
     dir: tempfile::TempDir,
     python: String,
@@ -121,8 +124,12 @@ fn run(enabled: bool, python: &Path, site: &str, test: impl AsyncFnOnce(&Stage))
         let (sender, exits) = flume::bounded(64);
         let config = ProcessConfig { max_processes: 64, kill_timeout: Duration::from_millis(500) };
         let table = ProcessTable::new(config, sender);
-        let settings =
-            NurserySettings { enabled, ready_timeout: Duration::from_secs(60), ..NurserySettings::default() };
+        let settings = NurserySettings {
+            enabled,
+            ready_timeout: Duration::from_secs(60),
+            fork_timeout: Duration::from_secs(60),
+            retry_pause: RETRY_PAUSE,
+        };
         let nursery = Nursery::new(settings, table.clone());
         let stage = Stage { dir, python: python.display().to_string(), nursery, table, exits };
         tokio::time::timeout(Duration::from_secs(120), test(&stage)).await.expect("in time");
@@ -227,7 +234,7 @@ fn a_nursery_that_dies_costs_nothing_but_time() {
         stage.table.kill(worker.key);
         let exit = stage.exits.recv_async().await.unwrap();
         assert_eq!((exit.key, exit.status), (worker.key, ExitStatus::Unknown));
-        tokio::time::sleep(Duration::from_millis(1100)).await;
+        tokio::time::sleep(RETRY_PAUSE + Duration::from_millis(100)).await;
         let parent = stage.parent_of_next().await;
         assert_eq!(parent, u64::from(stage.nursery.pid().unwrap()), "a second nursery");
         assert_ne!(parent, u64::from(first));
@@ -244,7 +251,7 @@ fn a_nursery_ends_when_what_it_has_imported_changes() {
         fs::write(&script, format!("{WORKER}\n# Changed.")).unwrap();
         assert_eq!(stage.parent_of_next().await, this, "plain, with what is new");
         eventually("the nursery is gone", || stage.nursery.pid().is_none()).await;
-        tokio::time::sleep(Duration::from_millis(1100)).await;
+        tokio::time::sleep(RETRY_PAUSE + Duration::from_millis(100)).await;
         let parent = stage.parent_of_next().await;
         assert_eq!(parent, u64::from(stage.nursery.pid().unwrap()), "a second nursery");
         assert_ne!(parent, u64::from(first));

@@ -26,6 +26,8 @@ use super::exit::ExitStatus;
 
 /// How often the members left in a process group are looked at while they may still end by themselves.
 const GROUP_POLL: Duration = Duration::from_millis(50);
+/// How often they are looked at once they have had their SIGKILL.
+const KILL_POLL: Duration = Duration::from_millis(2);
 /// How long the status of a process that is not our child may come after its end.
 const FOREIGN_STATUS_WAIT: Duration = Duration::from_millis(500);
 /// Between SIGTERM and the end of a lifetime pipe. A Python process that reads the pipe on a thread does not end before
@@ -433,6 +435,11 @@ impl ProcessTable {
             tokio::time::sleep(GROUP_POLL).await;
         }
         signal_group(group, Signal::KILL);
+        // The signal is sent, not yet obeyed. Where nobody reaps orphans the group exists for ever, so this has an end.
+        let deadline = tokio::time::Instant::now() + KILL_WAIT / 2;
+        while group_exists(group) && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(KILL_POLL).await;
+        }
     }
 }
 
