@@ -206,6 +206,7 @@ impl Io {
                 let ended = self.connection(key).map_or(Ok(()), |c| c.inbound.borrow().close(c.socket.limit_bytes()));
                 self.end(core, key, ended);
             }
+            Completion::Bell { .. } => {}
             Completion::Writable { key } => {
                 if let Some(connection) = self.connection(key) {
                     connection.writer.writable();

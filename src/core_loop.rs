@@ -544,6 +544,7 @@ impl Core {
                     self.send_peer(0, PeerMessage::Bank(event));
                 }
             }
+            StoreEffect::CreditGranted { .. } | StoreEffect::Adopted { .. } => {}
             StoreEffect::FullPressure { .. } => {}
             StoreEffect::GcWanted => self.tell_control(ToControl::StoreFull),
             StoreEffect::FallbackWanted { id, token, .. } => {

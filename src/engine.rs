@@ -10,16 +10,13 @@ use raylet_shard::ids::ShardId;
 use raylet_shard::sched::{SchedConfig, SchedEvent, Scheduler};
 use raylet_shard::store::{BankConfig, Layout, NodeMemory, SegmentSpec, SpanBank, Store, StoreConfig};
 use raylet_transport::uring::{CoreRing, Doorbell, RingError};
-use raylet_tuning::{CoreChoice, PageChoice, Segment, SegmentRequest, Topology, Warmer};
+use raylet_tuning::placement::is_pinned;
+use raylet_tuning::{plan_arenas, ArenaPlan, CoreChoice, PageChoice, Segment, SegmentRequest, Topology, Warmer};
 
 use crate::bridge::{CoreHandle, ToControl, ToCore};
 use crate::core_io;
 use crate::core_loop::{Core, CoreParts, Memory, WarmReserve};
 use crate::observe::histogram::Recorder;
-
-/// On machines of up to this many usable cores the threads of `--cores auto` are not pinned: there the node shares every core
-/// with workers, and the kernel places it better than a fixed choice does.
-const PIN_ABOVE_CORES: usize = 4;
 
 /// What the engine is built with.
 #[derive(Clone, Debug)]
@@ -99,6 +96,8 @@ pub struct Engine {
     pub from_cores: flume::Receiver<ToControl>,
     /// The hardware thread of each shard; `None` where the kernel chooses.
     pub placed: Vec<Option<u32>>,
+    /// The machine.
+    pub topology: Topology,
     /// The memory of all objects.
     pub segments: Vec<Arc<Segment>>,
     /// Bytes that objects can take.
@@ -117,9 +116,10 @@ impl Engine {
     pub fn start(settings: &EngineSettings) -> Result<Self, EngineError> {
         let topology = Topology::discover()?;
         let cores = settings.cores.resolve(&topology)?;
-        let pinned = settings.cores != CoreChoice::Auto || topology.usable_cores() > PIN_ABOVE_CORES;
+        let pinned = is_pinned(&settings.cores, &topology);
         let shards = cores.len() as ShardId;
-        let segments = make_segments(settings, &topology)?;
+        let segments =
+            make_segments(settings, &plan_arenas(&topology, &settings.cores, &cores, settings.object_store_bytes))?;
         let layout = make_layout(&segments, shards)?;
         let warmer = (settings.warm_reserve_bytes > 0)
             .then(|| Warmer::start(segments.clone(), settings.warm_reserve_bytes))
@@ -140,6 +140,7 @@ impl Engine {
             cores: handles,
             from_cores,
             placed: cores.iter().map(|core| pinned.then_some(*core)).collect(),
+            topology: topology.clone(),
             capacity_bytes: layout.capacity_bytes(),
             max_queued_creates: store_config(settings, &layout, shards).max_queued_creates as u64,
             segments: segments.clone(),
@@ -204,18 +205,14 @@ impl Engine {
     }
 }
 
-fn make_segments(settings: &EngineSettings, topology: &Topology) -> Result<Vec<Arc<Segment>>, EngineError> {
-    let nodes: Vec<Option<u32>> = match topology.numa_nodes.len() {
-        0 | 1 => vec![None],
-        _ => topology.numa_nodes.iter().map(|node| Some(node.index)).collect(),
-    };
-    let share = settings.object_store_bytes / nodes.len() as u64;
-    let mut segments = Vec::with_capacity(nodes.len());
-    for numa_node in nodes {
+/// Makes the segments that were planned, in their order.
+fn make_segments(settings: &EngineSettings, plans: &[ArenaPlan]) -> Result<Vec<Arc<Segment>>, EngineError> {
+    let mut segments = Vec::with_capacity(plans.len());
+    for plan in plans {
         let segment = Segment::create(&SegmentRequest {
             name: "raylet-uring-plasma".to_owned(),
-            size_bytes: share,
-            numa_node,
+            size_bytes: plan.size_bytes,
+            numa_node: plan.numa_node,
             pages: settings.pages,
         })?;
         let report = segment.report();

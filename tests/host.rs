@@ -281,6 +281,59 @@ fn a_service_manager_hears_of_readiness_life_and_end_and_topology_shows_the_node
     assert_eq!(say(program(&nodes.path().join("nodes")).arg("log-level")).code, Some(3));
 }
 
+/// A node of its own on a machine that hwloc is told about, with its status once it answers.
+fn node_on(machine: &str, arguments: &[&str]) -> (TempDir, Running, Value) {
+    let nodes = tempfile::tempdir().unwrap();
+    let mut command = program(&nodes.path().join("nodes"));
+    command.env("HWLOC_SYNTHETIC", machine).args(["--object-store-memory=64M", "--warm-reserve=64M"]).args(arguments);
+    let log = nodes.path().join("log");
+    let mut node = Running(command.stdout(Stdio::null()).stderr(fs::File::create(&log).unwrap()).spawn().unwrap());
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let said = say(program(&nodes.path().join("nodes")).args(["status", "--json"]));
+        if said.code == Some(0) {
+            let mut status: Value = serde_json::from_str(&said.out).unwrap();
+            return (nodes, node, status[0].take());
+        }
+        let waits = node.0.try_wait().unwrap().is_none() && Instant::now() < deadline;
+        assert!(waits, "{}{}", said.err, fs::read_to_string(&log).unwrap());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The arenas of a status: planned NUMA node and size in MiB.
+fn arenas(status: &Value) -> Vec<(Option<u64>, u64)> {
+    let arenas = status["arenas"].as_array().unwrap().iter();
+    arenas.map(|arena| (arena["numa_node"].as_u64(), arena["size_bytes"].as_u64().unwrap() >> 20)).collect()
+}
+
+#[test]
+fn arenas_are_made_where_the_cores_were_chosen() {
+    // This machine has two hardware threads at least, and they are all that such a node is pinned to.
+    let two = "node:2 core:1 pu:1";
+    assert_eq!(arenas(&node_on(two, &["--cores=auto"]).2), [(Some(0), 32), (Some(1), 32)]);
+    assert_eq!(arenas(&node_on(two, &["--cores=0-1"]).2), [(Some(0), 32), (Some(1), 32)]);
+    assert_eq!(arenas(&node_on("node:1 core:2 pu:1", &["--cores=auto"]).2), [(None, 64)]);
+    let (nodes, _node, status) = node_on(two, &["--cores=numa:0"]);
+    assert_eq!((arenas(&status), &status["cores"][0]), (vec![(Some(0), 64)], &0.into()));
+    // What was planned is checked: pages that were touched ahead are looked up.
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let said = say(program(&nodes.path().join("nodes")).args(["status", "--json"]));
+        let status: Value = serde_json::from_str(&said.out).unwrap();
+        let arena = &status[0]["arenas"][0];
+        if arena["touched_bytes"] == arena["size_bytes"] {
+            assert_eq!(arena["numa_problem"], Value::Null);
+            assert!(arena["numa_pages_on_node"].as_u64() > Some(0), "{arena}");
+            break;
+        }
+        assert!(Instant::now() < deadline, "{arena}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let said = say(program(&nodes.path().join("nodes")).arg("status"));
+    assert!(said.out.contains("pages there)"), "{}", said.out);
+}
+
 #[test]
 fn the_log_has_the_form_that_was_asked_for() {
     let nodes = tempfile::tempdir().unwrap();

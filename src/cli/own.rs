@@ -38,6 +38,9 @@ pub struct NodeFlags {
     /// Fork plain Python workers from a process that has imported Ray: true or false [env: RAYLET_URING_WORKER_NURSERY].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub worker_nursery: Option<String>,
+    /// Bind a leased worker to the NUMA node of the shard that granted its lease: true or false [env: RAYLET_URING_PIN_WORKERS].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub pin_workers: Option<String>,
     /// Unix socket of the native door [env: RAYLET_URING_SOCKET].
     #[arg(long, value_name = "PATH")]
     pub socket: Option<String>,
@@ -68,6 +71,7 @@ impl NodeFlags {
             ("object_store_memory_bytes", &self.object_store_memory),
             ("warm_reserve_bytes", &self.warm_reserve),
             ("worker_nursery", &self.worker_nursery),
+            ("pin_workers", &self.pin_workers),
             ("socket", &self.socket),
             ("runtime_dir", &self.runtime_dir),
             ("config", &self.config),

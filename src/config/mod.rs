@@ -38,6 +38,8 @@ pub struct Config {
     pub warm_reserve_bytes: u64,
     /// Fork workers that start alike from a process that has imported Ray, instead of starting a Python for each.
     pub worker_nursery: bool,
+    /// Bind a leased worker to the cores of the NUMA node of the shard that granted its lease.
+    pub pin_workers: bool,
     /// The Unix socket of the native door; `None`: one in the runtime directory.
     pub socket: Option<PathBuf>,
     /// The directory of the admin sockets, by which `raylet-uring status` finds running nodes.
@@ -140,6 +142,7 @@ impl Config {
                 .take("warm_reserve_bytes", size::EXPECTED, size::parse_size_bytes)?
                 .unwrap_or(WARM_RESERVE_DEFAULT_BYTES),
             worker_nursery: values.take("worker_nursery", switch, parse_switch)?.unwrap_or(true),
+            pin_workers: values.take("pin_workers", switch, parse_switch)?.unwrap_or(false),
             socket: values.take("socket", "a path", parse_path)?,
             runtime_dir: values.take("runtime_dir", "an absolute path", parse_absolute)?.unwrap_or(runtime_dir),
             log: values.take("log", LOG_EXPECTED, parse_log)?.unwrap_or_else(|| "info".to_owned()),
@@ -182,6 +185,7 @@ impl Config {
                     format!("{} ({})", self.warm_reserve_bytes, size::format_bytes(self.warm_reserve_bytes))
                 }
                 "worker_nursery" => self.worker_nursery.to_string(),
+                "pin_workers" => self.pin_workers.to_string(),
                 "socket" => path(&self.socket, "in runtime_dir"),
                 "runtime_dir" => self.runtime_dir.display().to_string(),
                 "log" => self.log.clone(),

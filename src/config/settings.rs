@@ -51,6 +51,12 @@ pub const SETTINGS: &[Setting] = &[
         "--worker-nursery",
         "fork plain Python workers from a process that has imported Ray; under Ray only",
     ),
+    setting(
+        "pin_workers",
+        "RAYLET_URING_PIN_WORKERS",
+        "--pin-workers",
+        "bind a leased worker to the NUMA node of the shard that granted its lease",
+    ),
     setting("socket", "RAYLET_URING_SOCKET", "--socket", "Unix socket of the native door"),
     setting("runtime_dir", "RAYLET_URING_RUNTIME_DIR", "--runtime-dir", "directory of the admin sockets, mode 0700"),
     setting("log", "RAYLET_URING_LOG", "--log-level", "log level, or directives by module"),

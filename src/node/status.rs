@@ -58,6 +58,7 @@ pub async fn with_reports(control: &Rc<Control>, facts: &Facts) -> (Vec<CoreRepo
             (name, ResourceStatus { total, available })
         })
         .collect();
+    status.workers.pinned = control.pinned_workers() as u64;
     status.workers.drivers = control.driver_count() as u64;
     status.sockets = control.addresses().into_iter().map(|(name, address)| SocketStatus { name, address }).collect();
     (reports, status)
@@ -122,6 +123,7 @@ fn arenas(facts: &Facts, reports: &[CoreReport]) -> Vec<ArenaStatus> {
             asked: report.asked.to_string(),
             fallback_reason: report.fallback,
             numa_node: report.numa_node,
+            numa_problem: report.numa_problem,
             numa_pages_on_node: report.numa_pages.map_or(0, |pages| pages.on_node),
             numa_pages_elsewhere: report.numa_pages.map_or(0, |pages| pages.elsewhere),
             touched_bytes: report.touched_bytes,

@@ -89,17 +89,18 @@ fn counts(status: &NodeStatus) -> Rows {
         let text = parts.iter().map(|(n, what)| format!("{n} {what}")).collect::<Vec<_>>().join(", ");
         vec![name.to_owned(), text]
     };
+    let mut workers_shown = vec![
+        (workers.total, "in all"),
+        (workers.leased, "leased"),
+        (workers.idle, "idle"),
+        (workers.starting, "starting"),
+    ];
+    if workers.pinned > 0 {
+        workers_shown.push((workers.pinned, "bound to a NUMA node"));
+    }
     vec![
         line("leases", &[(leases.granted, "granted"), (leases.queued, "queued"), (leases.infeasible, "infeasible")]),
-        line(
-            "workers",
-            &[
-                (workers.total, "in all"),
-                (workers.leased, "leased"),
-                (workers.idle, "idle"),
-                (workers.starting, "starting"),
-            ],
-        ),
+        line("workers", &workers_shown),
         line("drivers", &[(workers.drivers, "connected")]),
     ]
 }
@@ -122,10 +123,12 @@ fn arenas(arenas: &[ArenaStatus]) -> Rows {
             Some(reason) => format!("{} (asked for {}: {reason})", a.page_kind, a.asked),
             None => a.page_kind.clone(),
         };
-        let numa = match (a.numa_node, a.numa_pages_elsewhere) {
+        let seen = a.numa_pages_on_node + a.numa_pages_elsewhere;
+        let numa = match (a.numa_node, &a.numa_problem) {
             (None, _) => "any".to_owned(),
-            (Some(node), 0) => node.to_string(),
-            (Some(node), n) => format!("{node} ({n} of {} pages elsewhere)", n + a.numa_pages_on_node),
+            (Some(node), Some(problem)) => format!("{node} planned, not bound: {problem}"),
+            (Some(node), None) if seen == 0 => format!("{node} (no page touched yet)"),
+            (Some(node), None) => format!("{node} ({} of {seen} pages there)", a.numa_pages_on_node),
         };
         let bytes = [a.size_bytes, a.touched_bytes, a.used_bytes].map(format_bytes);
         let [size, touched, used] = bytes;
@@ -243,6 +246,7 @@ mod tests {
                 asked: "2m".into(),
                 fallback_reason: Some("the pool is empty".into()),
                 numa_node: Some(1),
+                numa_problem: None,
                 numa_pages_on_node: 500,
                 numa_pages_elsewhere: 12,
                 touched_bytes: 1 << 20,
@@ -287,8 +291,8 @@ objects
   in the store  3 (2.00 KiB), 2 sealed, 1 pinned, 3 creates wait for room
 
 arenas
-  segment      size   touched  used                      NUMA node  pages
-  0        1.00 GiB  1.00 MiB   0 B  1 (12 of 512 pages elsewhere)  thp-tmpfs (asked for 2m: the pool is empty)
+  segment      size   touched  used                   NUMA node  pages
+  0        1.00 GiB  1.00 MiB   0 B  1 (500 of 512 pages there)  thp-tmpfs (asked for 2m: the pool is empty)
 
 shards
   shard  core  connections  leases  queued  objects     bytes

@@ -101,8 +101,10 @@ pub struct ArenaStatus {
     pub asked: String,
     /// Why the segment got another kind than the one asked for; `None` where it got what was asked for.
     pub fallback_reason: Option<String>,
-    /// The NUMA node to which the segment is bound; `None` where it isn't bound.
+    /// The NUMA node that was planned for the segment; `None` where none was, as on machines with one.
     pub numa_node: Option<u32>,
+    /// Why the kernel did not take that preference; `None` where it did.
+    pub numa_problem: Option<String>,
     /// Of a sample of touched pages, those on that NUMA node; 0 where it isn't bound.
     pub numa_pages_on_node: u64,
     /// Of the sample, those on other nodes: the node was full, or the kernel moved them.
@@ -137,6 +139,8 @@ pub struct WorkerCounts {
     pub leased: u64,
     /// Driver connections.
     pub drivers: u64,
+    /// Bound to the cores of a NUMA node (`pin_workers`).
+    pub pinned: u64,
     /// All worker processes (without drivers).
     pub total: u64,
 }

@@ -41,6 +41,7 @@ use crate::ray::runtime_env::{RuntimeEnvClient, RuntimeEnvSettings};
 use crate::socket;
 use crate::workers::command::WorkerCommands;
 use crate::workers::nursery::{Nursery, NurserySettings};
+use crate::workers::pinning::Pins;
 use crate::workers::process::{ProcessConfig, ProcessTable};
 
 /// Longest wait for the GCS to take note of the node's end. It may be gone itself by then.
@@ -136,6 +137,7 @@ impl Door {
             core_workers: CoreWorkers::new(context),
             names,
             agents: agents.clone(),
+            pins: config.pin_workers.then(|| Pins::new(&engine.topology, &engine.placed)).flatten(),
         });
         let health = Health::new();
         health.set(&node_id.to_string(), true);

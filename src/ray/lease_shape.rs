@@ -78,6 +78,7 @@ pub fn lease_request(
         root_detached_actor: ActorId::from_slice(&spec.root_detached_actor_id).filter(|id| !id.is_nil()),
         is_gpu: spec.required_resources.get("GPU").is_some_and(|gpus| *gpus > 0.0),
         grant_or_reject,
+        priority: 0,
         deps: spec.dependencies.iter().filter_map(|dep| ObjectId::from_slice(&dep.object_id)).collect(),
     }
 }

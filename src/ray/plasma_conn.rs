@@ -594,7 +594,7 @@ fn code(error: Option<StoreError>) -> PlasmaError {
         Some(StoreError::ObjectNotSealed) => PlasmaError::ObjectNotSealed,
         Some(StoreError::ObjectInUse) => PlasmaError::ObjectInUse,
         Some(StoreError::ObjectSealed) => PlasmaError::ObjectSealed,
-        Some(StoreError::NotCreator) => PlasmaError::UnexpectedError,
+        Some(StoreError::NotCreator | StoreError::UnknownRun) => PlasmaError::UnexpectedError,
     }
 }
 

@@ -224,6 +224,14 @@ pub fn unhex(hex: &str) -> Option<Vec<u8>> {
     digits.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
 }
 
+/// Thousandths of a CPU that a request asks for, of the node's own or of a bundle's. A request for a bundle names its CPU twice,
+/// with the bundle's index and without.
+pub fn cpu_milli<'a>(resources: impl IntoIterator<Item = (&'a String, &'a f64)>) -> u64 {
+    let of_cpu = |name: &str| name == CPU || name.starts_with("CPU_group_");
+    let amounts = resources.into_iter().filter(|(name, _)| of_cpu(name)).map(|(_, amount)| (amount * 1000.0) as u64);
+    amounts.max().unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -252,6 +260,10 @@ mod tests {
         assert_eq!(group_of(&format!("CPU_group_3_{group}")), Some(group));
         assert_eq!(group_of(&format!("my_group_CPU_group_{group}")), Some(group));
         assert_eq!(group_of("CPU"), None);
+        let bundle =
+            [(format!("CPU_group_3_{group}"), 1.5), (format!("CPU_group_{group}"), 1.5), ("GPU".to_owned(), 4.0)];
+        assert_eq!(cpu_milli(bundle.iter().map(|(name, amount)| (name, amount))), 1500);
+        assert_eq!(cpu_milli(&BTreeMap::from([("memory".to_owned(), 9.0)])), 0);
         assert_eq!(group_of("CPU_group_xyz"), None);
     }
 

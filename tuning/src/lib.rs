@@ -8,6 +8,7 @@
 //! | [`devices`] | network cards and disks, by NUMA node |
 //! | [`cores`] | what `--cores 0-15,18`, `auto:4` or `numa:0` means on this machine |
 //! | [`placement`] | which arenas are made on which node, and the machine with a node in place |
+//! | [`pinning`] | which NUMA node a leased worker is bound to |
 //! | [`arena`] | [`Segment`]: memory shared with clients through a file descriptor, with the page kind that was got and why |
 //! | [`warm`] | [`Warmer`]: touches pages ahead of demand, at idle priority |
 //! | [`hugepages`] | the kernel's pools of 2 MiB and 1 GiB pages per NUMA node, and reserving from them |
@@ -33,6 +34,7 @@ pub mod hugepages;
 pub mod limits;
 pub mod memory;
 pub mod pages;
+pub mod pinning;
 pub mod placement;
 mod privatefs;
 pub mod probes;
@@ -48,6 +50,7 @@ pub use host::Host;
 pub use hugepages::{HugePagePool, HugePagesError, HugePagesReserved};
 pub use memory::{MemoryHeadroom, MemoryLimiter};
 pub use pages::{PageChoice, PageKind};
+pub use pinning::WorkerPlaces;
 pub use placement::{plan_arenas, ArenaPlan, Picture};
 pub use topology::{Topology, TopologyError, TopologySource};
 pub use warm::{WarmStats, Warmer};

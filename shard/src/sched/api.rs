@@ -47,6 +47,8 @@ pub struct LeaseRequest {
     pub is_gpu: bool,
     /// Reject instead of queueing where it does not fit at once.
     pub grant_or_reject: bool,
+    /// Of its class, those of a higher priority go first; Ray has no such thing and asks with 0.
+    pub priority: i32,
     /// Objects that must be local first.
     pub deps: SmallVec<[ObjectId; 2]>,
 }
@@ -366,7 +368,7 @@ pub enum SchedEffect {
         lease: LeaseId,
         /// Its class.
         class: ClassId,
-        /// The worker that serves it.
+        /// The worker that serves it; nil where its class needs none.
         worker: WorkerId,
         /// What it holds.
         allocation: Allocation,
@@ -460,13 +462,13 @@ pub enum SchedEffect {
         /// Why.
         why: KillReason,
     },
-    /// A granted lease ended with its worker.
+    /// A granted lease ended with its worker; one that has no worker, with what it was for.
     LeaseLost {
         /// The lease.
         lease: LeaseId,
         /// Its class.
         class: ClassId,
-        /// The worker that is gone.
+        /// The worker that is gone; nil for none.
         worker: WorkerId,
     },
     /// Events about this worker go to another shard from now on.

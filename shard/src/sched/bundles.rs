@@ -168,6 +168,7 @@ impl Scheduler {
         resources.iter().for_each(|resource| self.ledger.seal_bundle(resource));
         for at in users {
             match self.leases.get(at).stage {
+                Stage::Granted(worker) if worker.is_nil() => self.lose(at, now, out),
                 Stage::Granted(worker) => {
                     let lease = self.leases.get_mut(at);
                     if !std::mem::replace(&mut lease.killed, true) {

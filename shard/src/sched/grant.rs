@@ -283,6 +283,9 @@ impl Scheduler {
         self.use_bundles(at, &allocation);
         self.leases.get_mut(at).allocation = allocation;
         let fit = self.fit_of(at);
+        if fit.key == WorkerKey::NONE {
+            return self.grant(at, WorkerId::NIL, out);
+        }
         match self.workers.pop_idle(&fit, id) {
             Some(worker) => self.grant(at, worker, out),
             None => {

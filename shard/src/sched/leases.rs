@@ -5,7 +5,7 @@ use super::queue::{ClassState, Lease, LeaseIdx, Stage};
 use super::scheduler::Scheduler;
 use super::types::ClassId;
 use super::workers::Doing;
-use crate::ids::{JobId, LeaseId, NowNs, ObjectId, Token};
+use crate::ids::{JobId, LeaseId, NowNs, ObjectId, Token, WorkerId};
 
 impl Scheduler {
     pub(crate) fn request(&mut self, request: LeaseRequest, now: NowNs, out: &mut Vec<SchedEffect>) {
@@ -142,6 +142,9 @@ impl Scheduler {
         };
         let killed = self.leases.get(at).killed;
         self.end(at, now, out);
+        if worker.is_nil() {
+            return;
+        }
         match fate {
             WorkerFate::Keep if !killed => {
                 if let Some(worker) = self.workers.remove(worker) {
@@ -224,29 +227,51 @@ impl Scheduler {
         count
     }
 
-    /// Kills the workers of granted leases that meet a condition.
-    pub(crate) fn kill_where(&mut self, why: KillReason, test: impl Fn(&Lease) -> bool, out: &mut Vec<SchedEffect>) {
-        for (_, lease) in &mut self.leases.slab {
+    /// Kills the workers of granted leases that meet a condition; those without a worker just end.
+    pub(crate) fn kill_where(
+        &mut self,
+        why: KillReason,
+        test: impl Fn(&Lease) -> bool,
+        now: NowNs,
+        out: &mut Vec<SchedEffect>,
+    ) {
+        let mut without_worker = Vec::new();
+        for (at, lease) in &mut self.leases.slab {
             let Stage::Granted(worker) = lease.stage else {
                 continue;
             };
-            if !lease.killed && test(lease) {
-                lease.killed = true;
-                out.push(SchedEffect::KillWorker { worker, lease: Some(lease.id), why });
+            if lease.killed || !test(lease) {
+                continue;
             }
+            if worker.is_nil() {
+                without_worker.push(at as LeaseIdx);
+                continue;
+            }
+            lease.killed = true;
+            out.push(SchedEffect::KillWorker { worker, lease: Some(lease.id), why });
         }
+        for at in without_worker {
+            self.lose(at, now, out);
+        }
+    }
+
+    /// Ends a granted lease that has no worker.
+    pub(crate) fn lose(&mut self, at: LeaseIdx, now: NowNs, out: &mut Vec<SchedEffect>) {
+        let (lease, class) = (self.leases.get(at).id, self.leases.get(at).class);
+        out.push(SchedEffect::LeaseLost { lease, class, worker: WorkerId::NIL });
+        self.end(at, now, out);
     }
 
     pub(crate) fn owners_gone(&mut self, test: impl Fn(&Lease) -> bool, now: NowNs, out: &mut Vec<SchedEffect>) {
         self.cancel_queued(CancelReason::OwnerGone, |lease| !lease.detached && test(lease), now, out);
-        self.kill_where(KillReason::OwnerGone, |lease| !lease.detached && test(lease), out);
+        self.kill_where(KillReason::OwnerGone, |lease| !lease.detached && test(lease), now, out);
     }
 
     pub(crate) fn job_finished(&mut self, job: JobId, now: NowNs, out: &mut Vec<SchedEffect>) {
         self.note_finished(job);
         let below = move |lease: &Lease| lease.job == job && lease.root.is_none();
         self.cancel_queued(CancelReason::JobFinished, below, now, out);
-        self.kill_where(KillReason::JobFinished, below, out);
+        self.kill_where(KillReason::JobFinished, below, now, out);
         self.workers.prestarts.retain(|start| start.job != Some(job));
         let idle = self.workers.map.values().filter(|worker| worker.job == Some(job) && worker.root.is_none());
         let mut idle: Vec<_> = idle

@@ -61,6 +61,7 @@ pub(crate) struct Lease {
     pub(crate) root: Option<ActorId>,
     pub(crate) is_gpu: bool,
     pub(crate) grant_or_reject: bool,
+    pub(crate) priority: i32,
     pub(crate) watched: bool,
     /// Its worker is blocked: its CPU is free for others.
     pub(crate) cpu_out: bool,
@@ -88,6 +89,7 @@ impl Lease {
             root: request.root_detached_actor,
             is_gpu: request.is_gpu,
             grant_or_reject: request.grant_or_reject,
+            priority: request.priority,
             watched: false,
             cpu_out: false,
             killed: false,
@@ -126,7 +128,8 @@ pub(crate) enum ClassState {
 pub(crate) struct Class {
     pub(crate) def: ClassDef,
     head: LeaseIdx,
-    tail: LeaseIdx,
+    /// Each priority of which something is ready, and the last of it: the highest first.
+    lanes: SmallVec<[(i32, LeaseIdx); 1]>,
     pub(crate) ready: u32,
     pub(crate) waiting_deps: u32,
     pub(crate) taking: u32,
@@ -154,7 +157,7 @@ impl Class {
         Self {
             def,
             head: NONE,
-            tail: NONE,
+            lanes: SmallVec::new(),
             ready: 0,
             waiting_deps: 0,
             taking: 0,
@@ -271,15 +274,22 @@ impl Leases {
         (head != NONE).then_some(head)
     }
 
+    /// Puts a lease into its class's queue: behind those of its priority, or in front of them. Takes as long as it takes to find the
+    /// priority among those that wait.
     fn link(&mut self, at: LeaseIdx, class: ClassId, front: bool) {
+        let priority = self.slab[at as usize].priority;
         let ends = self.classes.get_mut(&class).expect("a lease's class stays until the lease is gone");
-        let (prev, next) = if front { (NONE, ends.head) } else { (ends.tail, NONE) };
-        if prev == NONE {
-            ends.head = at;
-        }
-        if next == NONE {
-            ends.tail = at;
-        }
+        let lane = ends.lanes.partition_point(|lane| lane.0 > priority);
+        let higher = lane.checked_sub(1).map_or(NONE, |above| ends.lanes[above].1);
+        let prev = match ends.lanes.get_mut(lane).filter(|lane| lane.0 == priority) {
+            Some(_) if front => higher,
+            Some(lane) => std::mem::replace(&mut lane.1, at),
+            None => {
+                ends.lanes.insert(lane, (priority, at));
+                higher
+            }
+        };
+        let next = if prev == NONE { std::mem::replace(&mut ends.head, at) } else { self.slab[prev as usize].next };
         if prev != NONE {
             self.slab[prev as usize].next = at;
         }
@@ -291,13 +301,17 @@ impl Leases {
     }
 
     fn unlink(&mut self, at: LeaseIdx, class: ClassId) {
-        let (prev, next) = (self.slab[at as usize].prev, self.slab[at as usize].next);
+        let Lease { prev, next, priority, .. } = self.slab[at as usize];
+        let before = self.slab.get(prev as usize).filter(|before| before.priority == priority).map(|_| prev);
         let ends = self.class_mut(class);
         if prev == NONE {
             ends.head = next;
         }
-        if next == NONE {
-            ends.tail = prev;
+        let lane = ends.lanes.partition_point(|lane| lane.0 > priority);
+        match (ends.lanes.get_mut(lane).filter(|lane| lane.1 == at), before) {
+            (Some(lane), Some(before)) => lane.1 = before,
+            (Some(_), None) => drop(ends.lanes.remove(lane)),
+            (None, _) => {}
         }
         if prev != NONE {
             self.slab[prev as usize].next = next;
@@ -327,6 +341,19 @@ impl Leases {
         let mut known = 0;
         for (id, class) in &self.classes {
             let queued = self.queue(*id).inspect(|lease| debug_assert_eq!(lease.stage, Stage::Ready)).count();
+            let order: Vec<i32> = self.queue(*id).map(|lease| lease.priority).collect();
+            let lasts = class.lanes.iter().map(|(priority, last)| (*priority, self.get(*last).priority));
+            if !order.is_sorted_by(|a, b| a >= b) || !lasts.clone().all(|(a, b)| a == b) {
+                return Err(format!("{id:?}: priorities {order:?}, lanes {:?}", class.lanes));
+            }
+            let ends = class.lanes.iter().all(|(priority, last)| {
+                self.slab.get(self.get(*last).next as usize).is_none_or(|next| next.priority < *priority)
+            });
+            let mut distinct = order;
+            distinct.dedup();
+            if !ends || distinct.len() != class.lanes.len() {
+                return Err(format!("{id:?}: {distinct:?} are ready, lanes {:?}", class.lanes));
+            }
             if queued != class.ready as usize {
                 return Err(format!("{id:?}: {queued} in the queue, {} counted", class.ready));
             }

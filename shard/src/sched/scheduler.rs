@@ -330,7 +330,7 @@ impl Scheduler {
         for (_, lease) in &self.leases.slab {
             if let Stage::Granted(worker) = lease.stage {
                 let doing = self.workers.map.get(&worker).map(|worker| worker.doing);
-                if doing != Some(Doing::Leased(lease.id)) {
+                if !worker.is_nil() && doing != Some(Doing::Leased(lease.id)) {
                     return Err(format!("{:?} is granted to a worker that is {doing:?}", lease.id));
                 }
             }

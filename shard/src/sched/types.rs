@@ -185,12 +185,17 @@ pub struct WorkerKey {
     pub dynamic_options: u32,
 }
 
+impl WorkerKey {
+    /// Of leases that are resources alone: no worker serves them. (Ray has no such language.)
+    pub const NONE: Self = Self { language: u8::MAX, runtime_env_hash: 0, dynamic_options: 0 };
+}
+
 /// What a scheduling class asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ClassDef {
     /// Resources each lease holds. For bundle resources: the wildcard, and the indexed one where the request names a bundle.
     pub demand: ResourceSet,
-    /// The worker process it needs.
+    /// The worker process it needs, or [`WorkerKey::NONE`].
     pub worker: WorkerKey,
 }
 

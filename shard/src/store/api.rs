@@ -58,6 +58,8 @@ pub enum StoreError {
     ObjectSealed,
     /// Seal or abort by a client that did not create the object.
     NotCreator,
+    /// The client has no such run, or not that much left of it.
+    UnknownRun,
     /// The queue of waiting creates is at its limit ([`StoreConfig::max_queued_creates`](super::StoreConfig)): try again later.
     QueueFull,
 }
@@ -72,7 +74,7 @@ impl StoreError {
             Self::OutOfMemory | Self::QueueFull => 3,
             Self::ObjectNotSealed => 4,
             Self::ObjectInUse => 5,
-            Self::NotCreator => 6,
+            Self::NotCreator | Self::UnknownRun => 6,
             Self::ObjectSealed => 7,
         }
     }
@@ -88,6 +90,7 @@ impl fmt::Display for StoreError {
             Self::ObjectInUse => "the object is in use; it is deleted when the last user is done with it",
             Self::ObjectSealed => "the object is sealed already",
             Self::NotCreator => "only the client that created an object may seal or abort it",
+            Self::UnknownRun => "the client has no such run of memory, or not that much left of it",
             Self::QueueFull => "too many creates wait for memory; try again later",
         })
     }
@@ -115,6 +118,19 @@ pub struct Placement {
     /// What the object takes from the store, from `header_offset` on: header, data, metadata and padding. Objects of 64 KiB
     /// and more are padded to whole 4 KiB pages, so a direct read may fill the last page without touching a neighbour.
     pub allocated_bytes: u64,
+}
+
+/// Memory that a client fills with small objects by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CreditRun {
+    /// Its number, until it is used up or given back.
+    pub run: u32,
+    /// Which segment.
+    pub segment: u32,
+    /// Its start, in bytes from the start of the segment. A multiple of 64.
+    pub offset_bytes: u64,
+    /// Its length. A multiple of 64.
+    pub size_bytes: u64,
 }
 
 /// What happens to the store.
@@ -214,7 +230,7 @@ pub enum StoreEvent {
         /// Which object.
         id: ObjectId,
     },
-    /// The client is gone: its references are given back, its unsealed objects aborted, its waiting gets and creates dropped.
+    /// The client is gone: its references and runs are given back, its unsealed objects aborted, its waiting gets and creates dropped.
     ClientGone {
         /// Who is gone.
         client: ClientId,
@@ -250,6 +266,43 @@ pub enum StoreEvent {
         token: Token,
         /// The object of the watch.
         id: ObjectId,
+    },
+    /// A client wants memory of its own for small objects: a run. Answer: [`StoreEffect::CreditGranted`], perhaps after an answer of the
+    /// bank, but never after a wait for others: creates that wait go first.
+    GrantCredit {
+        /// Who wants it.
+        client: ClientId,
+        /// Comes back in the answer.
+        token: Token,
+        /// How long a run, in bytes; cut to whole lines of 64 and to [`CREDIT_RUN_MAX_BYTES`](super::CREDIT_RUN_MAX_BYTES).
+        bytes: u64,
+    },
+    /// The next lines of a run are a finished object: it exists from here on, sealed, and its memory is its own. Answer:
+    /// [`StoreEffect::Adopted`]. The lines leave the run also where the object is refused.
+    Adopt {
+        /// Whose run.
+        client: ClientId,
+        /// Comes back in the answer.
+        token: Token,
+        /// The run.
+        run: u32,
+        /// The new object.
+        id: ObjectId,
+        /// Length of its data.
+        data_bytes: u32,
+        /// Length of its metadata, which follows the data directly.
+        metadata_bytes: u32,
+        /// The worker that owns it.
+        owner: WorkerId,
+        /// Who holds a reference on it from the beginning.
+        keeper: Option<ClientId>,
+    },
+    /// What is left of a run is given back. No answer.
+    ReturnCredit {
+        /// Whose run.
+        client: ClientId,
+        /// The run.
+        run: u32,
     },
     /// Time passes: queued creates are tried again and given up at their deadline. [`Store::next_deadline`](super::Store::next_deadline)
     /// says when the next one is useful.
@@ -403,6 +456,26 @@ pub enum StoreEffect {
         token: Token,
         /// The object.
         id: ObjectId,
+    },
+    /// Answer to [`StoreEvent::GrantCredit`].
+    CreditGranted {
+        /// Who asked.
+        client: ClientId,
+        /// The token of the request.
+        token: Token,
+        /// The run, or why there is none.
+        result: Result<CreditRun, StoreError>,
+    },
+    /// Answer to [`StoreEvent::Adopt`].
+    Adopted {
+        /// Who asked.
+        client: ClientId,
+        /// The token of the request.
+        token: Token,
+        /// The object.
+        id: ObjectId,
+        /// Done, or why not.
+        result: Result<(), StoreError>,
     },
     /// A new sealed object: the node tells whoever keeps locations.
     ObjectSealed {

@@ -10,7 +10,7 @@ use super::blocks::{BlockId, Blocks};
 use super::config::{Layout, LARGE_ALIGN_BYTES, LARGE_OBJECT_BYTES, MIN_SPAN_BYTES, SMALL_ALIGN_BYTES};
 
 /// Small objects come from chunks of this size, in bytes.
-const CHUNK_BYTES: u64 = MIN_SPAN_BYTES;
+pub(super) const CHUNK_BYTES: u64 = MIN_SPAN_BYTES;
 
 /// Memory of one object. Addresses are of the node's spans laid end to end: span number times span size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,21 +73,14 @@ impl Arena {
     pub(super) fn alloc(&mut self, bytes: u64) -> Option<Allocation> {
         let len = Self::footprint(bytes);
         let got = if bytes < LARGE_OBJECT_BYTES { self.alloc_small(len) } else { self.alloc_large(len) }?;
-        let segment = self.segment_of(got.addr) as usize;
-        let until = &mut self.touched_until[segment];
-        *until = (*until).max(got.addr + got.len);
+        self.touch(&got);
         Some(got)
     }
 
     fn alloc_small(&mut self, len: u64) -> Option<Allocation> {
         let mut block = self.small.alloc(len);
-        if block.is_none() {
-            if let Some(chunk) = self.spare.take().or_else(|| self.large.alloc(CHUNK_BYTES)) {
-                let addr = self.large.start(chunk);
-                self.chunks.insert(addr, chunk);
-                self.small.add_region(addr, CHUNK_BYTES);
-                block = self.small.alloc(len);
-            }
+        if block.is_none() && self.add_chunk() {
+            block = self.small.alloc(len);
         }
         match block {
             Some(block) => Some(Allocation { addr: self.small.start(block), len, block, small: true }),
@@ -103,6 +96,44 @@ impl Arena {
         }
         let block = block?;
         Some(Allocation { addr: self.large.start(block), len, block, small: false })
+    }
+
+    /// Memory for a run of small objects, of whole lines, or `None` where no chunk has so much in one piece.
+    pub(super) fn alloc_run(&mut self, len: u64) -> Option<Allocation> {
+        let mut block = self.small.alloc(len);
+        if block.is_none() && self.add_chunk() {
+            block = self.small.alloc(len);
+        }
+        let block = block?;
+        let run = Allocation { addr: self.small.start(block), len, block, small: true };
+        self.touch(&run);
+        Some(run)
+    }
+
+    /// Takes the first `len` bytes out of a run, which is longer, as memory of their own.
+    pub(super) fn cut(&mut self, run: &mut Allocation, len: u64) -> Allocation {
+        debug_assert!(run.small && len < run.len);
+        let rest = self.small.cut(run.block, len);
+        let piece = Allocation { len, ..*run };
+        *run = Allocation { addr: run.addr + len, len: run.len - len, block: rest, small: true };
+        piece
+    }
+
+    fn touch(&mut self, got: &Allocation) {
+        let segment = self.segment_of(got.addr) as usize;
+        let until = &mut self.touched_until[segment];
+        *until = (*until).max(got.addr + got.len);
+    }
+
+    /// Another chunk for small objects; false where there is none.
+    fn add_chunk(&mut self) -> bool {
+        let Some(chunk) = self.spare.take().or_else(|| self.large.alloc(CHUNK_BYTES)) else {
+            return false;
+        };
+        let addr = self.large.start(chunk);
+        self.chunks.insert(addr, chunk);
+        self.small.add_region(addr, CHUNK_BYTES);
+        true
     }
 
     /// Gives an object's memory back.

@@ -222,6 +222,12 @@ impl Blocks {
         Some(id)
     }
 
+    /// Cuts a used block in two, the first of `len` bytes, both used; the second one's id.
+    pub(super) fn cut(&mut self, id: BlockId, len: u64) -> BlockId {
+        debug_assert!(!self.block(id).free && len & ((1 << self.unit_shift) - 1) == 0);
+        self.split(id, len)
+    }
+
     /// Cuts a block that is on no list; the second part is on no list either.
     fn split(&mut self, id: BlockId, len: u64) -> BlockId {
         let block = *self.block(id);

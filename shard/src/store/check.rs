@@ -13,7 +13,7 @@ impl Store {
             Backing::Arena(allocation) => Some(allocation),
             Backing::File(..) => None,
         });
-        self.arena.check(allocations)?;
+        self.arena.check(allocations.chain(self.credit.allocations()))?;
         self.objects.check()?;
         self.check_references()?;
         self.waiters.check(|id| self.place(id).is_some())?;
@@ -47,6 +47,7 @@ impl Store {
             out_of_memory: self.counters.out_of_memory,
             queue_full: self.counters.queue_full,
             stray_events: self.counters.stray_events,
+            credit: self.credit.tally(),
             by_source: [Tally::default(); ObjectSource::COUNT],
             ..Counters::default()
         };

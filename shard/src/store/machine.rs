@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use super::api::{GoneReason, StoreEffect, StoreError, StoreEvent};
 use super::arena::Arena;
 use super::config::StoreConfig;
+use super::credit::{Adoption, Credit};
 use super::objects::{Backing, Object, Objects};
 use super::queue::{Create, Queue};
 use super::refs::Refs;
@@ -22,6 +23,7 @@ pub struct Store {
     pub(super) refs: Refs,
     pub(super) waiters: Waiters,
     pub(super) queue: Queue,
+    pub(super) credit: Credit,
     pub(super) link: BankLink,
     pub(super) counters: Counters,
     /// Messages to the bank, in order.
@@ -39,6 +41,7 @@ impl Store {
             refs: Refs::default(),
             waiters: Waiters::default(),
             queue: Queue::default(),
+            credit: Credit::default(),
             link: BankLink::default(),
             counters: Counters::default(),
             to_bank: VecDeque::new(),
@@ -101,6 +104,12 @@ impl Store {
             StoreEvent::Unwatch { token, id } => {
                 self.waiters.cancel(&id, Who::Watch, token);
             }
+            StoreEvent::GrantCredit { client, token, bytes } => self.want_credit(client, token, bytes, now, out),
+            StoreEvent::Adopt { client, token, run, id, data_bytes, metadata_bytes, owner, keeper } => {
+                let adoption = Adoption { client, token, run, id, data_bytes, metadata_bytes, owner, keeper };
+                self.adopt(&adoption, now, out);
+            }
+            StoreEvent::ReturnCredit { client, run } => self.return_credit(client, run),
             StoreEvent::Tick => self.tick(now, out),
             StoreEvent::Spilling { active } => self.spilling(active, now, out),
             StoreEvent::FallbackReady { id, token, segment } => self.filed(id, token, segment, now, out),
@@ -119,10 +128,14 @@ impl Store {
     fn seal(&mut self, client: ClientId, token: Token, id: ObjectId, now: NowNs, out: &mut Vec<StoreEffect>) {
         let result = self.try_seal(client, &id, now);
         out.push(StoreEffect::Sealed { client, token, id, result: result.map(|_| ()) });
-        let Ok(slot) = result else {
-            return;
-        };
-        let &Object { owner, data_bytes, metadata_bytes, source, .. } = self.objects.get(slot);
+        if let Ok(slot) = result {
+            self.announce(slot, out);
+        }
+    }
+
+    /// An object can be read: whoever keeps locations is told, and who waits for it gets it.
+    pub(super) fn announce(&mut self, slot: u32, out: &mut Vec<StoreEffect>) {
+        let &Object { id, owner, data_bytes, metadata_bytes, source, .. } = self.objects.get(slot);
         out.push(StoreEffect::ObjectSealed { id, owner, data_bytes, metadata_bytes, source });
         while let Some((who, token)) = self.waiters.pop(&id) {
             match who {
@@ -174,8 +187,8 @@ impl Store {
         }
     }
 
-    /// Answers a get, with a reference.
-    fn give(&mut self, client: ClientId, token: Token, slot: u32, out: &mut Vec<StoreEffect>) {
+    /// The client uses a sealed object from here on.
+    pub(super) fn hold(&mut self, client: ClientId, slot: u32) {
         let holder = self.refs.client(client);
         if self.refs.add(holder, slot) {
             let object = self.objects.get_mut(slot);
@@ -185,6 +198,11 @@ impl Store {
                 self.objects.reorder(slot);
             }
         }
+    }
+
+    /// Answers a get, with a reference.
+    fn give(&mut self, client: ClientId, token: Token, slot: u32, out: &mut Vec<StoreEffect>) {
+        self.hold(client, slot);
         let object = self.objects.get(slot);
         let place = Some(object.place(&self.arena));
         out.push(StoreEffect::Got { client, token, id: object.id, place });
@@ -269,6 +287,7 @@ impl Store {
     fn client_gone(&mut self, client: ClientId, out: &mut Vec<StoreEffect>) {
         self.waiters.drop_client(client);
         self.queue.forget(|create| create.client == client);
+        self.drop_credit_of(client);
         let Some(holder) = self.refs.find(client) else {
             return;
         };

@@ -179,6 +179,16 @@ impl Objects {
         slot
     }
 
+    /// Adds an object that is sealed, without references, as the newest of the evictable ones.
+    pub(super) fn insert_sealed(&mut self, new: NewObject) -> u32 {
+        let now = new.created_ns;
+        let slot = self.insert(new);
+        let object = self.get_mut(slot);
+        (object.sealed_ns, object.refs) = (Some(now), 0);
+        self.reorder(slot);
+        slot
+    }
+
     pub(super) fn remove(&mut self, slot: u32) -> Object {
         self.leave(slot);
         let object = self.slots.remove(slot as usize);

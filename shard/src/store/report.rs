@@ -39,6 +39,8 @@ pub struct Counters {
     pub in_use: Tally,
     /// Of these, in files on disk.
     pub fallback: Tally,
+    /// Runs of memory that clients fill by themselves, and what is left of them.
+    pub credit: Tally,
     /// Objects ever created.
     pub created: Tally,
     /// Objects ever evicted.

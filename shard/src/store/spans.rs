@@ -69,6 +69,7 @@ impl Store {
         self.link.dry_until_ns = 0;
         self.arena.grant(first, count);
         self.run_queue(now, out);
+        self.serve_credit(now, out);
     }
 
     pub(super) fn refused(&mut self, now: NowNs, out: &mut Vec<StoreEffect>) {
@@ -77,6 +78,7 @@ impl Store {
             self.link.refused = self.link.standing.is_some();
         }
         self.run_queue(now, out);
+        self.serve_credit(now, out);
     }
 
     pub(super) fn reclaim(&mut self, count: u32, hold: bool, now: NowNs, out: &mut Vec<StoreEffect>) {

@@ -19,7 +19,7 @@ use crate::ray::labels::elsewhere;
 use crate::ray::lease_shape::{actor_of, lease_request, Asker, Shape};
 use crate::ray::proto::request_worker_lease_reply::SchedulingFailureType;
 use crate::ray::proto::{self, RequestWorkerLeaseReply, RequestWorkerLeaseRequest};
-use crate::ray::resources::mapping;
+use crate::ray::resources::{cpu_milli, mapping};
 use crate::ray::rpc::frame::encode;
 
 /// Most causes of worker failures kept for owners that ask (`GetWorkerFailureCause`).
@@ -54,6 +54,8 @@ pub struct Lease {
     pub name: String,
     /// Whether the task is tried again when its worker dies.
     pub retriable: bool,
+    /// Thousandths of a CPU that it holds.
+    pub cpu_milli: u64,
     /// The worker that serves it, once granted.
     pub worker: Option<WorkerId>,
     /// Requests for it that wait for their answer.
@@ -162,6 +164,7 @@ impl Control {
             retriable: if actor.is_some() { spec.max_actor_restarts != 0 } else { spec.max_retries != 0 },
             owner: spec.caller_address.unwrap_or_default(),
             runtime_env: spec.runtime_env_info,
+            cpu_milli: cpu_milli(&spec.required_resources),
             name: spec.task_name,
             worker: None,
             waiting: 0,
@@ -196,6 +199,14 @@ impl Control {
         let mut registry = self.registry.borrow_mut();
         if let Some(member) = entry.worker.and_then(|worker| registry.get_mut(&worker)) {
             member.lease = None;
+            self.unpin(&member.worker);
+        }
+    }
+
+    /// A worker has no lease any more, so it need not stay where it was bound.
+    fn unpin(&self, worker: &WorkerId) {
+        if let Some(pins) = &self.pins {
+            pins.borrow_mut().returned(worker);
         }
     }
 
@@ -284,6 +295,9 @@ impl Control {
             if member.granted_at_ms != 0 {
                 self.counters.grants_from_cache.add_one();
             }
+            if let Some(pins) = &self.pins {
+                pins.borrow_mut().leased(worker, member.pid, entry.shard, entry.cpu_milli);
+            }
             member.lease = Some(lease);
             member.granted_at_ms = unix_ms();
             if member.job.is_nil() {
@@ -355,6 +369,7 @@ impl Control {
         if let Some(member) = entry.worker.and_then(|worker| {
             self.registry.borrow_mut().get_mut(&worker).map(|m| {
                 m.lease = None;
+                self.unpin(&m.worker);
                 m.broke_in = (fate == WorkerFate::Disconnect).then_some((lease, entry.name));
                 m.worker
             })

@@ -48,6 +48,7 @@ use crate::ray::rpc::pubsub::GcsSubscriber;
 use crate::ray::runtime_env::RuntimeEnvClient;
 use crate::workers::command::WorkerCommands;
 use crate::workers::nursery::Nursery;
+use crate::workers::pinning::{Doing, Pins};
 use crate::workers::process::ProcessTable;
 
 pub use leases::{died_as_granted, Leases};
@@ -90,6 +91,8 @@ pub struct ControlParts {
     pub names: Names,
     /// The agents.
     pub agents: AgentManager,
+    /// Binds leased workers to cores, where that was asked for.
+    pub pins: Option<Pins>,
 }
 
 /// The control thread's state.
@@ -106,6 +109,7 @@ pub struct Control {
     pub(super) commands: WorkerCommands,
     pub(super) nursery: Nursery,
     pub(super) startup_concurrency: u32,
+    pub(super) pins: Option<RefCell<Pins>>,
     pub(super) start_places: Arc<Semaphore>,
     pub(super) runtime_env: RuntimeEnvClient,
     pub(super) core_workers: CoreWorkers,
@@ -201,6 +205,7 @@ impl Control {
             commands: parts.commands,
             nursery: parts.nursery,
             startup_concurrency: parts.startup_concurrency,
+            pins: parts.pins.map(RefCell::new),
             start_places: Arc::new(Semaphore::new(parts.startup_concurrency as usize)),
             runtime_env: parts.runtime_env,
             core_workers: parts.core_workers,
@@ -280,6 +285,22 @@ impl Control {
         self.leases.borrow_mut().expire();
         self.give_up_unfetchable();
         self.forget_groups();
+        self.settle_pins();
+    }
+
+    /// Workers bound to cores, where that was asked for.
+    pub fn pinned_workers(&self) -> usize {
+        self.pins.as_ref().map_or(0, |pins| pins.borrow().count())
+    }
+
+    fn settle_pins(&self) {
+        let Some(pins) = &self.pins else { return };
+        let (registry, starting) = (self.registry.borrow(), self.starting.borrow());
+        pins.borrow_mut().settle(|worker| match (registry.get(worker).is_some(), starting.contains_key(worker)) {
+            (true, _) => Doing::Up,
+            (false, true) => Doing::Starting,
+            (false, false) => Doing::Gone,
+        });
     }
 
     /// The request to end.

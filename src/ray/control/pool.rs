@@ -120,6 +120,9 @@ impl Control {
             None => (self.spawn(&start_of(job)?)?, job),
         };
         tracing::info!(pid = started.pid, %worker, forked = forked.is_some(), "started a worker process");
+        if let Some(pins) = &self.pins {
+            pins.borrow_mut().started(worker, started.pid, start.shard());
+        }
         if let Some(environment) = environment {
             environment.held_by(started.key);
         }

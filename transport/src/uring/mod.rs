@@ -40,6 +40,12 @@ const RECEIVE: u64 = 1 << KEY_BITS;
 const WRITABLE: u64 = 2 << KEY_BITS;
 const WAKE: u64 = 3 << KEY_BITS;
 const TIMER: u64 = 4 << KEY_BITS;
+const BELL: u64 = 5 << KEY_BITS;
+const RUNG: u64 = 6 << KEY_BITS;
+const FORGET: u64 = 7 << KEY_BITS;
+
+/// What rings an eventfd; the kernel reads it while a write is on its way.
+static ONE_RING: [u8; 8] = 1u64.to_le_bytes();
 
 /// Why a ring can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +86,19 @@ pub enum Completion<'a> {
         /// The socket.
         key: u64,
     },
+    /// A bell that is watched was rung.
+    Bell {
+        /// Whose.
+        key: u64,
+    },
+}
+
+/// A bell that is being rung.
+struct Ringing {
+    /// Open until the kernel is done.
+    bell: Rc<OwnedFd>,
+    /// It was to be rung again meanwhile.
+    again: bool,
 }
 
 /// Wakes a core that sleeps; cheap for one that doesn't. Rung by whoever has put something where the core looks.
@@ -115,6 +134,9 @@ pub struct CoreRing {
     ring: IoUring,
     buffers: Buffers,
     receiving: FxHashMap<u64, Rc<OwnedFd>>,
+    /// Bells that are watched.
+    bells: FxHashMap<u64, Rc<OwnedFd>>,
+    ringing: FxHashMap<u64, Ringing>,
     doorbell: Arc<Doorbell>,
     /// When the earliest timer of the ring goes off.
     timer: Option<Instant>,
@@ -127,10 +149,11 @@ impl CoreRing {
     /// See [`RingError`].
     pub fn new(doorbell: Arc<Doorbell>) -> Result<Self, RingError> {
         let mut builder = IoUring::builder();
-        builder.setup_single_issuer().setup_defer_taskrun().setup_clamp();
+        builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_clamp();
         let ring: IoUring = builder.build(SUBMISSIONS).map_err(RingError::Setup)?;
         let buffers = Buffers::register(&ring, RECEIVE_BUFFERS, RECEIVE_BUFFER_BYTES).map_err(RingError::Buffers)?;
-        let mut ring = Self { ring, buffers, receiving: FxHashMap::default(), doorbell, timer: None };
+        let (receiving, bells, ringing) = Default::default();
+        let mut ring = Self { ring, buffers, receiving, bells, ringing, doorbell, timer: None };
         ring.watch_doorbell();
         Ok(ring)
     }
@@ -149,6 +172,46 @@ impl CoreRing {
         };
         let poll = opcode::PollAdd::new(types::Fd(socket.as_raw_fd()), writable()).build();
         self.push(poll.user_data(WRITABLE | key));
+    }
+
+    /// Tells each time that an eventfd is rung, until [`Self::forget_bell`]. The key is the caller's, below 2^56.
+    pub fn watch_bell(&mut self, key: u64, bell: Rc<OwnedFd>) {
+        self.arm_bell(key, &bell);
+        self.bells.insert(key, bell);
+    }
+
+    /// Watches and rings the bells of this key no longer.
+    pub fn forget_bell(&mut self, key: u64) {
+        if self.bells.remove(&key).is_some() {
+            self.push(opcode::AsyncCancel::new(BELL | key).build().user_data(FORGET));
+        }
+        // A write to an eventfd whose counter is full would otherwise wait for ever.
+        if let Some(ringing) = self.ringing.get_mut(&key) {
+            ringing.again = false;
+            self.push(opcode::AsyncCancel::new(RUNG | key).build().user_data(FORGET));
+        }
+    }
+
+    /// Rings an eventfd that another process shares, without ever waiting for it, with the next submission. Several rings that meet
+    /// are one.
+    pub fn ring_bell(&mut self, key: u64, bell: Rc<OwnedFd>) {
+        match self.ringing.get_mut(&key) {
+            Some(ringing) => ringing.again = true,
+            None => {
+                self.push(write_one(&bell).user_data(RUNG | key));
+                self.ringing.insert(key, Ringing { bell, again: false });
+            }
+        }
+    }
+
+    /// True where there is something to submit or to take: told from shared memory, without a system call.
+    pub fn has_news(&mut self) -> bool {
+        let submissions = self.ring.submission();
+        if !submissions.is_empty() || submissions.taskrun() || submissions.cq_overflow() {
+            return true;
+        }
+        drop(submissions);
+        !self.ring.completion().is_empty()
     }
 
     /// Waits until something happened, until `until`, or until the doorbell rings. `ready` is asked once more after the core
@@ -224,11 +287,30 @@ impl CoreRing {
             match mark {
                 RECEIVE => self.received(key, &entry, &mut each),
                 WRITABLE => each(Completion::Writable { key }),
+                BELL => self.rung(key, &entry, &mut each),
+                RUNG => self.has_rung(key),
                 WAKE if !cqueue::more(entry.flags()) => self.watch_doorbell(),
                 TIMER => self.timer = self.timer.filter(|at| *at > Instant::now()),
                 _ => {}
             }
         }
+    }
+
+    fn rung(&mut self, key: u64, entry: &cqueue::Entry, each: &mut impl FnMut(Completion<'_>)) {
+        let Some(bell) = self.bells.get(&key).cloned() else {
+            return;
+        };
+        if !cqueue::more(entry.flags()) && entry.result() >= 0 {
+            self.arm_bell(key, &bell);
+        }
+        each(Completion::Bell { key });
+    }
+
+    fn has_rung(&mut self, key: u64) {
+        let Some(Ringing { bell, again: true }) = self.ringing.remove(&key) else {
+            return;
+        };
+        self.ring_bell(key, bell);
     }
 
     fn received(&mut self, key: u64, entry: &cqueue::Entry, each: &mut impl FnMut(Completion<'_>)) {
@@ -272,6 +354,11 @@ impl CoreRing {
         self.push(receive.user_data(RECEIVE | key));
     }
 
+    fn arm_bell(&mut self, key: u64, bell: &OwnedFd) {
+        let poll = opcode::PollAdd::new(types::Fd(bell.as_raw_fd()), readable()).multi(true).build();
+        self.push(poll.user_data(BELL | key));
+    }
+
     fn watch_doorbell(&mut self) {
         let event = types::Fd(self.doorbell.event.as_fd().as_raw_fd());
         let poll = opcode::PollAdd::new(event, readable()).multi(true).build();
@@ -281,8 +368,8 @@ impl CoreRing {
     /// Puts an entry into the queue, submitting what is there where it is full.
     fn push(&mut self, entry: squeue::Entry) {
         loop {
-            // SAFETY: the entries of this module point at no memory but a timespec that its caller keeps until the submit
-            // that follows, and name descriptors that `receiving` and `doorbell` keep open while they are armed.
+            // SAFETY: the entries of this module point at no memory but a static and a timespec that its caller keeps until the
+            // submit that follows, and name descriptors that `receiving`, `bells`, `ringing` and `doorbell` keep open meanwhile.
             let pushed = unsafe { self.ring.submission().push(&entry) };
             if pushed.is_ok() {
                 return;
@@ -300,6 +387,11 @@ const EAGAIN: i32 = rustix::io::Errno::AGAIN.raw_os_error();
 const EBUSY: i32 = rustix::io::Errno::BUSY.raw_os_error();
 const ETIME: i32 = rustix::io::Errno::TIME.raw_os_error();
 const ENOBUFS: i32 = rustix::io::Errno::NOBUFS.raw_os_error();
+
+fn write_one(bell: &OwnedFd) -> squeue::Entry {
+    // An eventfd has no position.
+    opcode::Write::new(types::Fd(bell.as_raw_fd()), ONE_RING.as_ptr(), ONE_RING.len() as u32).build()
+}
 
 fn readable() -> u32 {
     u32::from(rustix::event::PollFlags::IN.bits())

@@ -28,7 +28,7 @@ fn collect(ring: &mut CoreRing, done: impl Fn(&FxHashMap<u64, Vec<u8>>, &[u64]) 
                 assert!(error.is_none(), "{error:?}");
                 ended.push(key);
             }
-            Completion::Writable { .. } => panic!("nobody asked"),
+            Completion::Writable { .. } | Completion::Bell { .. } => panic!("nobody asked"),
         });
     }
     came
@@ -198,4 +198,86 @@ fn somebody_else_can_wait_for_the_ring() {
     }
     assert!(!ring.begin_wait_on(&event, || true).unwrap());
     ring.end_wait_on().unwrap();
+}
+
+fn bell() -> Rc<OwnedFd> {
+    Rc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap())
+}
+
+/// Waits until a bell was rung, and silences it.
+fn hear(ring: &mut CoreRing, bell: &OwnedFd) -> Vec<u64> {
+    let (deadline, mut heard) = (Instant::now() + PATIENCE, Vec::new());
+    while heard.is_empty() {
+        assert!(Instant::now() < deadline, "the bell is never heard");
+        ring.wait(Some(deadline), || false).unwrap();
+        ring.reap(|completion| match completion {
+            Completion::Bell { key } => heard.push(key),
+            other => panic!("{other:?}"),
+        });
+    }
+    rustix::io::read(bell, &mut [0; 8]).unwrap();
+    heard
+}
+
+#[test]
+fn a_watched_bell_is_heard_each_time_until_it_is_forgotten() {
+    let mut ring = CoreRing::new(Doorbell::new().unwrap()).unwrap();
+    let bell = bell();
+    ring.watch_bell(7, bell.clone());
+    for _ in 0..3 {
+        rustix::io::write(&*bell, &1u64.to_ne_bytes()).unwrap();
+        assert_eq!(hear(&mut ring, &bell)[0], 7);
+    }
+    ring.forget_bell(7);
+    ring.poll().unwrap();
+    rustix::io::write(&*bell, &1u64.to_ne_bytes()).unwrap();
+    ring.wait(Some(Instant::now() + Duration::from_millis(20)), || false).unwrap();
+    ring.reap(|completion| panic!("{completion:?}"));
+    assert_eq!(Rc::strong_count(&bell), 1, "the ring has let go of it");
+}
+
+#[test]
+fn a_bell_whose_counter_a_peer_has_filled_holds_nobody_up() {
+    let mut ring = CoreRing::new(Doorbell::new().unwrap()).unwrap();
+    let blocking = Rc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+    let deadline = Instant::now() + PATIENCE;
+    ring.ring_bell(1, blocking.clone());
+    let is_rung = || {
+        let mut polled = [rustix::event::PollFd::new(&*blocking, rustix::event::PollFlags::IN)];
+        let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut polled, Some(&none)).unwrap() == 1
+    };
+    while !is_rung() {
+        assert!(Instant::now() < deadline, "the bell is never rung");
+        ring.poll().unwrap();
+        ring.reap(|completion| panic!("{completion:?}"));
+    }
+    rustix::io::read(&*blocking, &mut [0; 8]).unwrap();
+    rustix::io::write(&*blocking, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    for _ in 0..3 {
+        ring.ring_bell(1, blocking.clone());
+        ring.poll().unwrap();
+        ring.reap(|completion| panic!("{completion:?}"));
+    }
+    ring.forget_bell(1);
+    while Rc::strong_count(&blocking) > 1 {
+        assert!(Instant::now() < deadline, "the ring keeps the bell");
+        ring.wait(Some(Instant::now() + Duration::from_millis(5)), || false).unwrap();
+        ring.reap(|completion| panic!("{completion:?}"));
+    }
+}
+
+#[test]
+fn news_are_seen_without_a_system_call() {
+    let mut ring = CoreRing::new(Doorbell::new().unwrap()).unwrap();
+    let mut stream = socket(&mut ring, 3);
+    ring.poll().unwrap();
+    assert!(!ring.has_news());
+    stream.write_all(b"x").unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while !ring.has_news() {
+        assert!(Instant::now() < deadline, "bytes that came are never seen");
+    }
+    let came = collect(&mut ring, |came, _| came.contains_key(&3));
+    assert_eq!(came[&3], b"x");
 }

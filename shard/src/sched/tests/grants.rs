@@ -319,3 +319,38 @@ fn backlog_is_summed_over_owners() {
     }
     assert_eq!(node.shards[0].loads().map(|load| load.backlog).sum::<u64>(), 2);
 }
+
+fn define_without_worker(node: &mut Node) {
+    let def = Box::new(ClassDef { demand: cpus(1), worker: WorkerKey::NONE });
+    node.to(0, SchedEvent::DefineClass { class: ClassId(1), def });
+}
+
+#[test]
+fn of_a_class_higher_priorities_go_first_and_equal_ones_in_their_order() {
+    let mut node = Node::one(1);
+    define_without_worker(&mut node);
+    assert_eq!(grants(&node.ask(request(100, 1))).len(), 1);
+    for (n, priority) in [(1, 0), (2, 5), (3, 0), (4, -1), (5, 5), (6, 9)] {
+        assert!(node.ask(LeaseRequest { priority, ..request(n, 1) }).is_empty());
+    }
+    let (mut order, mut last) = (Vec::new(), 100);
+    loop {
+        node.give_back(0, last);
+        let Some((next, _)) = grants(&node.take()).pop() else { break };
+        order.push(next);
+        last = next;
+    }
+    assert_eq!(order, [6, 2, 5, 1, 3, 4]);
+}
+
+#[test]
+fn a_lease_of_resources_alone_needs_no_worker_and_ends_with_its_owner() {
+    let mut node = Node::one(2);
+    define_without_worker(&mut node);
+    assert_eq!(grants(&node.ask(request(1, 1))), [(1, WorkerId::NIL)]);
+    assert!(node.send(SchedEvent::Return { lease: lease(1), fate: WorkerFate::Disconnect }).is_empty());
+    node.ask(request(2, 1));
+    let lost = node.send(SchedEvent::OwnerGone { owner: worker(1_000_000) });
+    assert!(matches!(lost[..], [SchedEffect::LeaseLost { worker: WorkerId::NIL, .. }]), "{lost:?}");
+    assert_eq!(node.free(CPU), Fixed::units(2));
+}

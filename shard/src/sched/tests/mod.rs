@@ -45,6 +45,7 @@ fn request(n: u32, class: u32) -> LeaseRequest {
         root_detached_actor: None,
         is_gpu: false,
         grant_or_reject: false,
+        priority: 0,
         deps: smallvec![],
     }
 }

@@ -67,6 +67,7 @@ pub(super) struct LeaseModel {
     pub(super) deps: u32,
     pub(super) watched: bool,
     pub(super) request: LeaseRequest,
+    needs_worker: bool,
     allocation: Allocation,
 }
 
@@ -142,6 +143,9 @@ pub(super) fn worker_id(n: u32) -> WorkerId {
     WorkerId(id)
 }
 
+/// The number of the nil id.
+pub(super) const NO_WORKER: u32 = u32::MAX;
+
 fn number(bytes: &[u8]) -> u32 {
     u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
@@ -155,12 +159,20 @@ macro_rules! ensure {
 }
 
 impl Model {
-    pub(super) fn new_lease(&mut self, request: LeaseRequest, class: u32, shard: ShardId, deps: u32) {
+    pub(super) fn new_lease(
+        &mut self,
+        request: LeaseRequest,
+        class: u32,
+        shard: ShardId,
+        deps: u32,
+        needs_worker: bool,
+    ) {
         let n = number(&request.lease.0);
         self.asked.insert(request.token, Asked::Request(n));
         let tokens = vec![request.token];
         let (state, allocation) = (LeaseState::Queued, Allocation::default());
-        self.leases.push(LeaseModel { class, shard, state, tokens, deps, watched: false, request, allocation });
+        let watched = false;
+        self.leases.push(LeaseModel { class, shard, state, tokens, deps, watched, request, needs_worker, allocation });
         self.queued.insert(n);
     }
 
@@ -174,10 +186,12 @@ impl Model {
     /// The owner gives a lease back, before the scheduler hears of it.
     pub(super) fn returned(&mut self, n: u32, retired: bool) {
         if let LeaseState::Granted(worker) = self.leases[n as usize].state {
-            let worker = &mut self.workers[worker as usize];
-            worker.lease = None;
-            worker.blocked = false;
-            worker.retired |= retired;
+            if worker != NO_WORKER {
+                let worker = &mut self.workers[worker as usize];
+                worker.lease = None;
+                worker.blocked = false;
+                worker.retired |= retired;
+            }
             self.end(n);
         }
     }
@@ -267,8 +281,10 @@ impl Model {
                 let (n, w) = (number(&lease.0), number(&worker.0));
                 let state = self.leases[n as usize].state;
                 ensure!(state == LeaseState::Granted(w), "{lease:?} was lost while {state:?}");
-                ensure!(!self.workers[w as usize].alive, "{lease:?} was lost, but {worker:?} lives");
-                self.workers[w as usize].lease = None;
+                if w != NO_WORKER {
+                    ensure!(!self.workers[w as usize].alive, "{lease:?} was lost, but {worker:?} lives");
+                    self.workers[w as usize].lease = None;
+                }
                 self.end(n);
                 Ok(())
             }
@@ -336,11 +352,14 @@ impl Model {
             LeaseState::Queued => {}
         }
         ensure!(!lease.watched && lease.deps == 0, "lease {n} was granted without its objects");
-        let worker = &mut self.workers[w as usize];
-        ensure!(worker.alive || !alone, "lease {n} was granted to worker {w}, which is gone");
-        ensure!(worker.shard == shard && !worker.retired, "lease {n} was granted to {worker:?} by shard {shard}");
-        ensure!(worker.lease.is_none(), "lease {n} was granted to worker {w}, which serves {:?}", worker.lease);
-        worker.lease = Some(n);
+        ensure!(lease.needs_worker == (w != NO_WORKER), "lease {n} was granted to worker {w}");
+        if w != NO_WORKER {
+            let worker = &mut self.workers[w as usize];
+            ensure!(worker.alive || !alone, "lease {n} was granted to worker {w}, which is gone");
+            ensure!(worker.shard == shard && !worker.retired, "lease {n} was granted to {worker:?} by shard {shard}");
+            ensure!(worker.lease.is_none(), "lease {n} was granted to worker {w}, which serves {:?}", worker.lease);
+            worker.lease = Some(n);
+        }
         lease.state = LeaseState::Granted(w);
         lease.allocation = allocation.clone();
         self.queued.remove(n);

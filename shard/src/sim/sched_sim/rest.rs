@@ -77,7 +77,7 @@ impl World {
             let LeaseState::Granted(worker) = self.model.leases[n as usize].state else {
                 continue;
             };
-            if self.model.workers[worker as usize].alive {
+            if self.model.workers.get(worker as usize).is_none_or(|worker| worker.alive) {
                 self.return_lease(n, WorkerFate::Keep)?;
             }
         }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use smallvec::SmallVec;
 
 use super::super::store_sim::Rng;
-use super::model::{lease_id, worker_id, Asked, LeaseState, Model, FIRST_BUNDLE_RESOURCE};
+use super::model::{lease_id, worker_id, Asked, LeaseState, Model, FIRST_BUNDLE_RESOURCE, NO_WORKER};
 use crate::ids::{ActorId, JobId, NodeId, NowNs, ObjectId, PlacementGroupId, ShardId, Token};
 use crate::sched::*;
 
@@ -76,6 +76,7 @@ struct Kind {
     shard: ShardId,
     is_gpu: bool,
     group: Option<u32>,
+    needs_worker: bool,
 }
 
 pub(super) struct World {
@@ -169,8 +170,11 @@ impl World {
         }
         let demand = ResourceSet::new(demand);
         let is_gpu = demand.get(GPU) > Fixed::ZERO;
-        let worker = WorkerKey { language: 0, runtime_env_hash: (rng.below(8) / 6) as i32, dynamic_options: 0 };
-        self.kinds.push(Kind { shard, is_gpu, group });
+        let worker = match rng.below(8) {
+            0 => WorkerKey::NONE,
+            n => WorkerKey { language: 0, runtime_env_hash: (n / 6) as i32, dynamic_options: 0 },
+        };
+        self.kinds.push(Kind { shard, is_gpu, group, needs_worker: worker != WorkerKey::NONE });
         let def = Box::new(ClassDef { demand, worker });
         self.send(shard, SchedEvent::DefineClass { class, def }).expect("defining a class answers nothing");
     }
@@ -188,8 +192,9 @@ impl World {
             }
         }
         for at in self.classes_of(group) {
-            let def =
-                ClassDef { demand: ResourceSet::new(demand_in(&mut self.rng, group)), worker: WorkerKey::default() };
+            let demand = ResourceSet::new(demand_in(&mut self.rng, group));
+            let worker = if self.kinds[at.0 as usize].needs_worker { WorkerKey::default() } else { WorkerKey::NONE };
+            let def = ClassDef { demand, worker };
             self.send(home, SchedEvent::DefineClass { class: at, def: Box::new(def) })?;
         }
         Ok(())
@@ -357,7 +362,7 @@ impl World {
         let n = self.model.leases.len() as u32;
         let class = self.rng.below(self.kinds.len() as u64) as u32;
         let kind = &self.kinds[class as usize];
-        let (shard, is_gpu) = (kind.shard, kind.is_gpu);
+        let (shard, is_gpu, needs_worker) = (kind.shard, kind.is_gpu, kind.needs_worker);
         let rng = &mut self.rng;
         let deps: SmallVec<[ObjectId; 2]> = if rng.permille(100) {
             (0..1 + rng.below(2)).map(|d| object(n, d as u32)).collect()
@@ -378,12 +383,13 @@ impl World {
             root_detached_actor: actor.filter(|_| detached),
             is_gpu,
             grant_or_reject: rng.permille(50),
+            priority: if rng.permille(200) { rng.below(5) as i32 - 2 } else { 0 },
             deps,
         };
         self.tokens += 1;
         let request = LeaseRequest { token: self.tokens, ..request };
         let deps = request.deps.len() as u32;
-        self.model.new_lease(request.clone(), class, shard, deps);
+        self.model.new_lease(request.clone(), class, shard, deps, needs_worker);
         self.send(shard, SchedEvent::Request(Box::new(request)))
     }
 
@@ -431,7 +437,8 @@ impl World {
         };
         let killed = self.model.dying.contains(worker);
         self.model.returned(n, fate != WorkerFate::Keep || killed);
-        if fate == WorkerFate::Exiting && self.model.workers[worker as usize].alive {
+        let exits = fate == WorkerFate::Exiting && worker != NO_WORKER;
+        if exits && self.model.workers[worker as usize].alive {
             self.model.dying.insert(worker);
         }
         self.send(shard, SchedEvent::Return { lease: lease_id(n), fate })?;
@@ -527,7 +534,7 @@ impl World {
         let LeaseState::Granted(worker) = self.model.leases[self.model.granted.nth(at) as usize].state else {
             return Ok(());
         };
-        if !self.model.workers[worker as usize].alive {
+        if self.model.workers.get(worker as usize).is_none_or(|worker| !worker.alive) {
             return Ok(());
         }
         self.model.workers[worker as usize].blocked = true;

@@ -6,8 +6,8 @@ use rustc_hash::FxHashMap;
 
 use crate::ids::{ClientId, NowNs, ObjectId, ShardId, Token};
 use crate::store::{
-    GoneReason, Layout, Placement, SpanBank, SpanIndex, StoreEffect, StoreError, LARGE_ALIGN_BYTES, LARGE_OBJECT_BYTES,
-    MUTABLE_HEADER_BYTES, SMALL_ALIGN_BYTES,
+    CreditRun, GoneReason, Layout, Placement, SpanBank, SpanIndex, StoreEffect, StoreError, LARGE_ALIGN_BYTES,
+    LARGE_OBJECT_BYTES, MUTABLE_HEADER_BYTES, SMALL_ALIGN_BYTES,
 };
 
 /// Spans of nobody's.
@@ -59,6 +59,30 @@ impl Memory {
         Ok(())
     }
 
+    /// A run of credit is claimed as an object of its length would be.
+    pub(super) fn claim_run(&mut self, shard: ShardId, run: &CreditRun, bank: &SpanBank) -> Result<(), String> {
+        self.claim(shard, &place_of_run(run), bank)
+    }
+
+    /// The first `len` bytes of what is left of a run are an object's now, or nobody's.
+    pub(super) fn cut_run(&mut self, run: &mut CreditRun, len: u64, kept: bool) -> Result<(), String> {
+        self.release(&place_of_run(run))?;
+        let start = self.address(&place_of_run(run))?;
+        if kept {
+            self.bytes.insert(start, start + len);
+        }
+        (run.offset_bytes, run.size_bytes) = (run.offset_bytes + len, run.size_bytes - len);
+        if run.size_bytes > 0 {
+            self.bytes.insert(start + len, start + len + run.size_bytes);
+        }
+        Ok(())
+    }
+
+    /// What is left of a run is given back.
+    pub(super) fn release_run(&mut self, run: &CreditRun) -> Result<(), String> {
+        self.release(&place_of_run(run))
+    }
+
     fn release(&mut self, place: &Placement) -> Result<(), String> {
         let start = self.address(place)?;
         match self.bytes.remove(&start) {
@@ -101,6 +125,19 @@ impl Memory {
     }
 }
 
+/// What is left of a run, as a place.
+fn place_of_run(run: &CreditRun) -> Placement {
+    Placement {
+        segment: run.segment,
+        header_offset: run.offset_bytes,
+        data_offset: run.offset_bytes,
+        data_bytes: run.size_bytes,
+        metadata_offset: run.offset_bytes + run.size_bytes,
+        metadata_bytes: 0,
+        allocated_bytes: run.size_bytes,
+    }
+}
+
 /// One object.
 #[derive(Clone, Debug)]
 pub(super) struct Object {
@@ -132,6 +169,10 @@ pub(super) struct Model {
     pub(super) creates: FxHashMap<Token, Create>,
     pub(super) gets: FxHashMap<ObjectId, Vec<(ClientId, Token)>>,
     pub(super) watches: FxHashMap<ObjectId, Vec<Token>>,
+    /// Requests for credit without an answer.
+    pub(super) credit_wanted: FxHashMap<Token, ClientId>,
+    /// Runs, in the order of being granted: whose, and what is left.
+    pub(super) runs: Vec<(ClientId, CreditRun)>,
     /// Files that the store asked for: create -> size.
     pub(super) files_wanted: Vec<(ObjectId, Token, u64)>,
     pub(super) files: Vec<u32>,
@@ -140,6 +181,7 @@ pub(super) struct Model {
     /// The largest object that can ever fit.
     pub(super) max_bytes: u64,
     pub(super) made: u64,
+    pub(super) adopted: u64,
     pub(super) evicted: u64,
     pub(super) refused: u64,
 }
@@ -160,12 +202,15 @@ impl Model {
             creates: FxHashMap::default(),
             gets: FxHashMap::default(),
             watches: FxHashMap::default(),
+            credit_wanted: FxHashMap::default(),
+            runs: Vec::new(),
             files_wanted: Vec::new(),
             files: Vec::new(),
             fallback,
             grace_ns,
             max_bytes,
             made: 0,
+            adopted: 0,
             evicted: 0,
             refused: 0,
         }
@@ -190,6 +235,22 @@ impl Model {
                 match result {
                     Ok(place) => self.created(&create, place, memory, bank),
                     Err(error) => self.create_failed(&create, error, now),
+                }
+            }
+            StoreEffect::CreditGranted { client, token, result } => {
+                let asked = self.credit_wanted.remove(&token);
+                expect(asked == Some(client), || format!("{effect:?} was asked for by {asked:?}"))?;
+                match result {
+                    Ok(run) => {
+                        let known = self.runs.iter().any(|(_, other)| other.run == run.run);
+                        let is_aligned = (run.offset_bytes | run.size_bytes).is_multiple_of(SMALL_ALIGN_BYTES);
+                        expect(!known && is_aligned && run.size_bytes > 0, || format!("{run:?} is no new run"))?;
+                        self.runs.push((client, run));
+                        memory.claim_run(self.shard, &run, bank)
+                    }
+                    Err(error) => expect(matches!(error, StoreError::OutOfMemory | StoreError::QueueFull), || {
+                        format!("credit was refused: {error}")
+                    }),
                 }
             }
             StoreEffect::Got { client, token, id, place } => self.got(client, token, id, place),

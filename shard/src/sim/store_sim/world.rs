@@ -26,6 +26,8 @@ pub struct Report {
     pub steps: u64,
     /// Objects made.
     pub made: u64,
+    /// Of these, in runs of credit.
+    pub adopted: u64,
     /// Objects evicted.
     pub evicted: u64,
     /// Creates that failed.
@@ -43,6 +45,7 @@ impl Report {
         self.worlds += other.worlds;
         self.steps += other.steps;
         self.made += other.made;
+        self.adopted += other.adopted;
         self.evicted += other.evicted;
         self.refused += other.refused;
         self.grants += other.grants;
@@ -189,6 +192,11 @@ impl World {
         for model in &self.models {
             let stats = self.store(model.shard).stats();
             let references: usize = model.objects.values().map(|o| o.refs.len()).sum();
+            let runs = stats.counters.credit;
+            let left: u64 = model.runs.iter().map(|(_, run)| run.size_bytes).sum();
+            if (runs.objects, runs.bytes) != (model.runs.len() as u64, left) {
+                return Err(format!("shard {}: {runs:?} of credit, expected {:?}", model.shard, model.runs));
+            }
             if (stats.objects, stats.references) != (model.objects.len() as u64, references as u64) {
                 let objects = model.objects.len();
                 return Err(format!("shard {}: {stats:?}, expected {objects} objects", model.shard));
@@ -332,6 +340,7 @@ impl World {
         (self.report.grants, self.report.reclaims) = (bank.grants, bank.reclaims);
         for model in &self.models {
             self.report.made += model.made;
+            self.report.adopted += model.adopted;
             self.report.evicted += model.evicted;
             self.report.refused += model.refused;
         }

@@ -3,7 +3,10 @@
 use super::super::model::{Create, Object};
 use super::{object_id, World};
 use crate::ids::{ClientId, ObjectId, ShardId, WorkerId};
-use crate::store::{GoneReason, ObjectSource, StoreEffect, StoreError, StoreEvent, MIN_SPAN_BYTES};
+use crate::store::{
+    GoneReason, ObjectSource, Placement, StoreEffect, StoreError, StoreEvent, CREDIT_RUN_MAX_BYTES, MIN_SPAN_BYTES,
+    SMALL_ALIGN_BYTES,
+};
 
 impl World {
     pub(super) fn client_acts(&mut self, shard: ShardId) -> Result<(), String> {
@@ -15,6 +18,7 @@ impl World {
         match known {
             // Now and then something that makes no sense.
             _ if dice < 30 => self.any_request(shard, client, id)?,
+            _ if dice < 90 => self.credit(shard, client, id)?,
             None if dice < 800 => self.create(shard, client, id)?,
             None if dice < 930 => self.get(shard, client, id)?,
             None => self.watch_or_cancel(shard, client, id)?,
@@ -84,6 +88,78 @@ impl World {
             try_immediately: immediate,
         };
         self.shard_event(shard, event)
+    }
+
+    fn credit(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
+        let runs = self.models[usize::from(shard)].runs.len() as u64;
+        match self.rng.below(100) {
+            0..30 if runs < 40 => {
+                let (token, bytes) = (self.token(), self.rng.below(2 * CREDIT_RUN_MAX_BYTES));
+                self.model(shard).credit_wanted.insert(token, client);
+                self.shard_event(shard, StoreEvent::GrantCredit { client, token, bytes })
+            }
+            0..90 if runs > 0 => {
+                let at = self.rng.below(runs) as usize;
+                self.adopt(shard, at, id)
+            }
+            _ if runs > 0 => {
+                let at = self.rng.below(runs) as usize;
+                let (client, run) = self.model(shard).runs.swap_remove(at);
+                self.memory.release_run(&run)?;
+                self.shard_event(shard, StoreEvent::ReturnCredit { client, run: run.run })
+            }
+            // Somebody else's run, or none.
+            _ => {
+                let (token, run, result) = (self.token(), 1_000_000, Err(StoreError::UnknownRun));
+                let (data_bytes, metadata_bytes, owner, keeper) = (1, 1, WorkerId::NIL, None);
+                let event = StoreEvent::Adopt { client, token, run, id, data_bytes, metadata_bytes, owner, keeper };
+                self.exactly(shard, event, StoreEffect::Adopted { client, token, id, result })
+            }
+        }
+    }
+
+    /// An object in a run, with the answer that it must get.
+    fn adopt(&mut self, shard: ShardId, at: usize, id: ObjectId) -> Result<(), String> {
+        let (token, metadata_bytes) = (self.token(), self.rng.below(100) as u32);
+        let most = if self.rng.permille(100) { 60_000 } else { 3000 };
+        let data_bytes = self.rng.below(most) as u32;
+        let keeper = self.clients.get(self.rng.below(3 * self.clients.len() as u64) as usize).copied();
+        let model = &mut self.models[usize::from(shard)];
+        let (client, mut run) = model.runs[at];
+        let number = run.run;
+        let len = u64::from(data_bytes + metadata_bytes).max(1).next_multiple_of(SMALL_ALIGN_BYTES);
+        let result = match model.objects.contains_key(&id) {
+            _ if len > run.size_bytes => Err(StoreError::UnknownRun),
+            true => Err(StoreError::ObjectExists),
+            false => Ok(()),
+        };
+        if result.is_ok() {
+            let place = Placement {
+                segment: run.segment,
+                header_offset: run.offset_bytes,
+                data_offset: run.offset_bytes,
+                data_bytes: data_bytes.into(),
+                metadata_offset: run.offset_bytes + u64::from(data_bytes),
+                metadata_bytes: metadata_bytes.into(),
+                allocated_bytes: len,
+            };
+            let refs = keeper.into_iter().collect();
+            model
+                .objects
+                .insert(id, Object { place, creator: client, sealed: true, refs, pinned: false, doomed: None });
+            model.made += 1;
+            model.adopted += 1;
+        }
+        if len <= run.size_bytes {
+            self.memory.cut_run(&mut run, len, result.is_ok())?;
+            match run.size_bytes {
+                0 => drop(model.runs.swap_remove(at)),
+                _ => model.runs[at].1 = run,
+            }
+        }
+        let owner = WorkerId::NIL;
+        let event = StoreEvent::Adopt { client, token, run: number, id, data_bytes, metadata_bytes, owner, keeper };
+        self.exactly(shard, event, StoreEffect::Adopted { client, token, id, result })
     }
 
     fn cancel_create(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
@@ -238,6 +314,10 @@ impl World {
                 gets.retain(|(who, _)| *who != client);
                 !gets.is_empty()
             });
+            model.credit_wanted.retain(|_, wanted| *wanted != client);
+            for (_, run) in model.runs.extract_if(.., |(owner, _)| *owner == client) {
+                self.memory.release_run(&run)?;
+            }
             let of_client = |o: &Object| !o.sealed && o.creator == client;
             let unsealed: Vec<_> = model.objects.iter().filter(|(_, o)| of_client(o)).map(|(id, _)| *id).collect();
             for id in unsealed {

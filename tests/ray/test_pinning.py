@@ -1,0 +1,74 @@
+"""Workers bound to the NUMA node of the shard that granted their lease (`pin_workers`).
+
+The node is told of a machine with two NUMA nodes of one hardware thread each, so that a binding can be seen on any
+machine that has two hardware threads. Ray's own raylet knows nothing of it and lets workers run anywhere.
+"""
+
+import os
+import time
+
+import ray
+
+import harness
+from harness import OURS
+
+ENVIRONMENT = {
+    "HWLOC_SYNTHETIC": "node:2 core:1 pu:1",
+    "RAYLET_URING_CORES": "0-1",
+    "RAYLET_URING_PIN_WORKERS": "1",
+}
+NODE = {"num_cpus": 2}
+
+
+def usable_threads():
+    """What this process may run on, of the two hardware threads that the node knows."""
+    return os.sched_getaffinity(0) & {0, 1}
+
+
+@ray.remote(num_cpus=1)
+class Bound:
+    """Keeps its lease."""
+
+    def threads(self):
+        """This worker's process, and what its threads may run on."""
+        of_threads = {tuple(sorted(os.sched_getaffinity(int(thread)))) for thread in os.listdir("/proc/self/task")}
+        return os.getpid(), of_threads
+
+
+def test_leased_workers_are_bound_and_idle_ones_released(node):
+    """Two leases fill both NUMA nodes with all threads of a worker; a worker that is idle again may run anywhere."""
+    actors = [Bound.remote() for _ in range(2)]
+    expected = {(0,), (1,)} if OURS else {tuple(sorted(os.sched_getaffinity(0)))}
+
+    def bound():
+        answers = harness.get([actor.threads.remote() for actor in actors])
+        return answers if {threads for _, of_threads in answers for threads in of_threads} == expected else None
+
+    answers = harness.wait_until(bound, f"the threads of both workers may run on {expected}")
+    if OURS:
+        assert answers[0][1] != answers[1][1], "each NUMA node has room for one lease"
+    for actor in actors:
+        ray.kill(actor)
+
+
+def test_an_idle_worker_may_run_anywhere(node):
+    """The worker of a task that ended is released, and bound again by its next lease."""
+
+    expected = 1 if OURS else len(os.sched_getaffinity(0))
+
+    @ray.remote(num_cpus=1)
+    def where():
+        # The node hears of a lease a moment after its owner does.
+        deadline = time.monotonic() + harness.PATIENCE_S
+        while len(os.sched_getaffinity(0)) != expected and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return os.getpid(), len(os.sched_getaffinity(0))
+
+    pid, during = harness.get(where.remote())
+    assert during == expected
+
+    def released():
+        return not os.path.exists(f"/proc/{pid}") or os.sched_getaffinity(pid) >= usable_threads()
+
+    harness.wait_until(released, "the idle worker may run anywhere")
+    assert harness.get(where.remote())[1] == expected
