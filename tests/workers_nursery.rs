@@ -112,26 +112,34 @@ impl Stage {
     }
 }
 
-/// Runs a test on a control thread. `python` is the interpreter, `site` code that it runs before all else.
-fn run(enabled: bool, python: &Path, site: &str, test: impl AsyncFnOnce(&Stage)) {
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// `python` is the interpreter, `site` code that it runs before all else.
+fn stage(enabled: bool, python: &Path, site: &str) -> Stage {
     let dir = tempfile::tempdir().unwrap();
     for (name, content) in [("scripts/default_worker.py", WORKER), ("site/sitecustomize.py", site)] {
         fs::create_dir_all(dir.path().join(name).parent().unwrap()).unwrap();
         fs::write(dir.path().join(name), content).unwrap();
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    tokio::task::LocalSet::new().block_on(&runtime, async {
-        let (sender, exits) = flume::bounded(64);
-        let config = ProcessConfig { max_processes: 64, kill_timeout: Duration::from_millis(500) };
-        let table = ProcessTable::new(config, sender);
-        let settings = NurserySettings {
-            enabled,
-            ready_timeout: Duration::from_secs(60),
-            fork_timeout: Duration::from_secs(60),
-            retry_pause: RETRY_PAUSE,
-        };
-        let nursery = Nursery::new(settings, table.clone());
-        let stage = Stage { dir, python: python.display().to_string(), nursery, table, exits };
+    let (sender, exits) = flume::bounded(64);
+    let config = ProcessConfig { max_processes: 64, kill_timeout: Duration::from_millis(500) };
+    let table = ProcessTable::new(config, sender);
+    let settings = NurserySettings {
+        enabled,
+        ready_timeout: Duration::from_secs(60),
+        fork_timeout: Duration::from_secs(60),
+        retry_pause: RETRY_PAUSE,
+    };
+    let nursery = Nursery::new(settings, table.clone());
+    Stage { dir, python: python.display().to_string(), nursery, table, exits }
+}
+
+/// Runs a test on a control thread.
+fn run(enabled: bool, python: &Path, site: &str, test: impl AsyncFnOnce(&Stage)) {
+    tokio::task::LocalSet::new().block_on(&runtime(), async {
+        let stage = stage(enabled, python, site);
         tokio::time::timeout(Duration::from_secs(120), test(&stage)).await.expect("in time");
         let nursery = stage.nursery.pid();
         stage.nursery.shutdown().await;
@@ -141,6 +149,26 @@ fn run(enabled: bool, python: &Path, site: &str, test: impl AsyncFnOnce(&Stage))
         }
         assert_eq!(stage.table.shutdown().await, 0);
     });
+}
+
+#[test]
+fn what_was_forked_ends_with_a_node_that_says_nothing() {
+    let stage = stage(true, &python(), "");
+    let (runtime, tasks) = (runtime(), tokio::task::LocalSet::new());
+    let [worker, nursery] = tasks.block_on(&runtime, async {
+        let worker = stage.start(&stage.spec("stay")).await;
+        assert_eq!(stage.seen(worker).await["parent"], stage.nursery.pid().unwrap());
+        [worker.pid, stage.nursery.pid().unwrap()]
+    });
+    // Everything that the control thread held goes, as when the node is killed.
+    drop(tasks);
+    drop(stage);
+    let runs = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // A zombie has ended.
+        stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(" Z"))
+    };
+    runtime.block_on(eventually("the nursery and its worker end", || !runs(worker) && !runs(nursery)));
 }
 
 #[test]

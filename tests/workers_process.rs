@@ -184,6 +184,26 @@ fn the_lifetime_pipe_is_open_as_long_as_the_table_holds_the_process() {
 }
 
 #[test]
+fn a_process_that_dies_with_the_node_needs_no_word_from_it() {
+    let start = |dies_with_node: bool| {
+        let node = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let table = ProcessTable::new(ProcessConfig::default(), flume::bounded(1).0);
+            let spec = SpawnSpec { dies_with_node, ..spec("exec sleep 1000") };
+            let pid = tokio::task::LocalSet::new().block_on(&runtime, async { table.spawn(&spec).unwrap().pid });
+            assert!(running(pid));
+            pid
+        });
+        node.join().unwrap()
+    };
+    let (dies, stays) = (start(true), start(false));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(eventually("it is killed", || !running(dies)));
+    assert!(running(stays));
+    std::process::Command::new("kill").args(["-9", &stays.to_string()]).status().unwrap();
+}
+
+#[test]
 fn the_oom_score_is_raised_from_the_nodes_own() {
     run(SHORT, async |table, exits| {
         let own: i32 = fs::read_to_string("/proc/self/oom_score_adj").unwrap().trim().parse().unwrap();

@@ -163,16 +163,36 @@ def test_killed_driver_takes_its_local_node_along():
         harness.assert_all_gone(agents, "agents end with their driver", timeout_s=80)
 
 
-def test_killed_raylet_takes_its_agents_along():
-    """SIGKILL to the raylet: both agents end; when the driver is killed too, nothing is left.
+#: A WAITING_DRIVER whose node has, besides an idle worker, one that works, and one that was started in an environment.
+BUSY_DRIVER = WAITING_DRIVER.replace("print(", """
+@ray.remote(num_cpus=0, max_concurrency=2)
+class Busy:
+    def ready(self):
+        return True
+    def work(self):
+        while True:
+            time.sleep(0.01)
+busy = [Busy.remote(), Busy.options(runtime_env={"env_vars": {"KILLED": "1"}}).remote()]
+working = [actor.work.remote() for actor in busy]
+ray.get([actor.ready.remote() for actor in busy])
+print(""", 1)
 
-    (An idle worker of a killed stock raylet may stay until the GCS ends, so that is not asked for.)
+
+def test_killed_raylet_takes_all_that_it_started_along():
+    """SIGKILL to the raylet: its agents end, and its workers; when the driver is killed too, nothing is left.
+
+    (Workers of a killed stock raylet may stay until their job or the GCS ends, so there that is not asked for.)
     """
-    with short_directory() as directory, background_program(WAITING_DRIVER, directory) as child:
+    with short_directory() as directory, background_program(BUSY_DRIVER, directory) as child:
         raylet, everything, _ = node_of(child)
-        agents = list(harness.agents_of(raylet).values())
+        below = harness.descendants(raylet)
+        agents, workers = harness.agents_of(raylet), harness.workers_of(raylet)
+        assert len(agents) == 2 and len(workers) >= 3
         raylet.kill()
-        harness.assert_all_gone([raylet, *agents], "agents end with a killed raylet")
+        harness.assert_all_gone([raylet, *agents.values()], "agents end with a killed raylet")
+        if harness.OURS:
+            harness.assert_all_gone(below, "workers end with a killed raylet")
+        assert child.poll() is None, "the driver lives"
         child.kill()
         harness.assert_all_gone(everything, "the rest ends with the driver")
 

@@ -108,6 +108,7 @@ impl Control {
                 command,
                 own_group: self.ray_config.process_group_cleanup_enabled,
                 oom_score_adjustment: Some(self.ray_config.worker_oom_score_adjustment),
+                dies_with_node: true,
                 ..SpawnSpec::default()
             })
         };
