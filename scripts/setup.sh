@@ -20,6 +20,7 @@ need gcc command -v cc
 need libc6-dev test -e /usr/include/stdlib.h
 need pkg-config command -v pkg-config
 need libhwloc-dev pkg-config --exists hwloc
+need openssl command -v openssl
 need util-linux command -v unshare
 if [ "${1:-}" = package ]; then
     need binutils command -v objcopy

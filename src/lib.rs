@@ -12,6 +12,7 @@ pub mod deps;
 pub mod engine;
 pub mod node;
 pub mod observe;
+pub mod peer;
 pub mod ray;
 pub mod socket;
 pub mod workers;

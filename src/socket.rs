@@ -9,12 +9,14 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::rc::Rc;
 
 use rustix::net::{SendFlags, Shutdown};
 
 use crate::core_io::Wishes;
+use crate::peer::SOCKET_MODE;
 use crate::ray::wire::fdpass::{PendingSend, Progress};
 use crate::ray::wire::frame::{self, parse_header, Frame, FrameError, HEADER_BYTES};
 
@@ -59,8 +61,10 @@ pub fn listen(path: &Path) -> io::Result<tokio::net::UnixListener> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(e),
     }
-    tokio::net::UnixListener::bind(path)
-        .map_err(|e| io::Error::other(format!("cannot listen on {}: {e}", path.display())))
+    let failed = |e: io::Error| io::Error::other(format!("cannot listen on {}: {e}", path.display()));
+    let listener = tokio::net::UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE)).map_err(failed)?;
+    Ok(listener)
 }
 
 /// The bytes of a connection that are no whole frame yet.

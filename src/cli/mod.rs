@@ -13,6 +13,7 @@ mod ray_flag_table;
 pub mod ray_flags;
 mod run;
 pub mod status;
+mod top;
 pub mod topology;
 mod topology_text;
 pub mod tune;

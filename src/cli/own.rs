@@ -92,6 +92,10 @@ pub enum Command {
     ///
     /// Exit status: 0 where at least one node answered and all that were found did, 3 where there is none.
     Status(StatusArgs),
+    /// Watch the running nodes in a terminal: shards, operations with their rates and latencies, workers, object store.
+    ///
+    /// Exit status: 0 it was quit or printed, 3 no node runs, 4 one was found and does not answer.
+    Top(TopArgs),
     /// Change what a running node logs, or tell it where no filter is given.
     LogLevel(LogLevelArgs),
     /// Make a Ray installation use raylet-uring as its raylet, keeping the original beside it.
@@ -186,6 +190,23 @@ pub struct StatusArgs {
     /// Nodes of every user, as far as this user may reach them.
     #[arg(long)]
     pub all: bool,
+}
+
+/// Arguments of `top`.
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// Seconds between two looks, 0.1 to 60.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
+    pub interval: f64,
+    /// The admin socket of one node [default: every node of this user].
+    #[arg(long, value_name = "PATH")]
+    pub node: Option<PathBuf>,
+    /// Print one screen as text, as wide as COLUMNS says, with the rates of one interval.
+    #[arg(long)]
+    pub once: bool,
+    /// Print a JSON array, one element a node, with the rates of one interval.
+    #[arg(long, conflicts_with = "once")]
+    pub json: bool,
 }
 
 /// Arguments of `log-level`.

@@ -12,7 +12,7 @@ use clap::Parser;
 use super::own::{Cli, Command};
 use super::ray_flags::{self, RayFlags, RayRequest};
 use super::status::RuntimeDir;
-use super::{attach, doctor, generate, is_ray_executable, log_level, status, topology, tune};
+use super::{attach, doctor, generate, is_ray_executable, log_level, status, top, topology, tune};
 use crate::config::{Config, ConfigError};
 use crate::observe::log::{self, LogHandle, LogTarget, Rotation};
 
@@ -59,6 +59,7 @@ pub fn main(node: Node) -> ExitCode {
         Some(Command::Doctor(arguments)) => {
             finish(doctor::run(arguments, &environment(), &mut io::stdout()), EXIT_DOCTOR_ERROR)
         }
+        Some(Command::Top(arguments)) => watch(arguments),
         Some(Command::Generate { directory }) => finish(generate::generate(directory), EXIT_ERROR),
         Some(Command::Tune(arguments)) => {
             finish(tune::run(arguments, &environment(), &mut io::stdout()), EXIT_TUNE_ERROR)
@@ -110,6 +111,14 @@ fn show_status(arguments: &super::own::StatusArgs) -> ExitCode {
     let run = || -> Result<i32, Box<dyn std::error::Error>> {
         let runtime_dir = RuntimeDir::of(Config::load(&BTreeMap::new(), &environment())?);
         Ok(status::run(arguments, &runtime_dir, &mut io::stdout(), &mut io::stderr())?)
+    };
+    finish(run(), EXIT_ERROR)
+}
+
+fn watch(arguments: &super::own::TopArgs) -> ExitCode {
+    let run = || -> Result<i32, Box<dyn std::error::Error>> {
+        let runtime_dir = RuntimeDir::of(Config::load(&BTreeMap::new(), &environment())?);
+        Ok(top::run(arguments, &runtime_dir)?)
     };
     finish(run(), EXIT_ERROR)
 }

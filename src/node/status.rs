@@ -58,6 +58,7 @@ pub async fn with_reports(control: &Rc<Control>, facts: &Facts) -> (Vec<CoreRepo
             (name, ResourceStatus { total, available })
         })
         .collect();
+    status.clients = control.clients();
     status.workers.pinned = control.pinned_workers() as u64;
     status.workers.drivers = control.driver_count() as u64;
     status.sockets = control.addresses().into_iter().map(|(name, address)| SocketStatus { name, address }).collect();
@@ -88,6 +89,7 @@ fn assemble(facts: &Facts, reports: &[CoreReport], mut latencies: Snapshot) -> N
         objects: objects(reports),
         resources: BTreeMap::new(),
         operations: latencies.operations(),
+        clients: Vec::new(),
         sockets: Vec::new(),
     }
 }

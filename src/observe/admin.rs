@@ -31,6 +31,7 @@ use tokio::sync::Semaphore;
 use super::log::LogHandle;
 use super::runtime_dir::{self, RuntimeDirError};
 use super::status::NodeStatus;
+use crate::peer;
 
 /// Connections at once; further ones wait in the kernel's backlog.
 pub const CONNECTIONS_MAX: usize = 16;
@@ -123,7 +124,13 @@ impl AdminServer {
                 return;
             };
             let stream = match self.listener.accept().await {
-                Ok((stream, _)) => stream,
+                Ok((stream, _)) => match peer::check(&stream) {
+                    Ok(()) => stream,
+                    Err(error) => {
+                        tracing::warn!(%error, "an admin connection was refused");
+                        continue;
+                    }
+                },
                 Err(error) => {
                     tracing::warn!(%error, "admin socket can't accept");
                     tokio::time::sleep(ACCEPT_RETRY).await;

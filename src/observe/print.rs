@@ -175,14 +175,14 @@ fn operations(status: &NodeStatus) -> Rows {
     }
     let rows = status.operations.iter().map(|o| {
         let mut cells = vec![o.name.clone(), o.count.to_string()];
-        cells.extend([o.p50_us, o.p99_us, o.p999_us, o.max_us].map(micros));
+        cells.extend([o.p50_us, o.p99_us, o.p999_us, o.max_us].map(latency));
         cells
     });
     std::iter::once(row(["", "count", "p50", "p99", "p99.9", "max"])).chain(rows).collect()
 }
 
 /// A latency with three digits and its unit.
-fn micros(us: f64) -> String {
+pub fn latency(us: f64) -> String {
     let (value, unit) = match us {
         us if us < 1000.0 => (us, "us"),
         us if us < 1e6 => (us / 1e3, "ms"),
@@ -204,7 +204,8 @@ fn number(n: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-fn duration(seconds: f64) -> String {
+/// A time span in its two largest units.
+pub fn duration(seconds: f64) -> String {
     let s = seconds.max(0.0) as u64;
     match (s / 86_400, s / 3600 % 24, s / 60 % 60, s % 60) {
         (0, 0, 0, s) => format!("{s} s"),
@@ -334,7 +335,7 @@ sockets
     #[test]
     fn units() {
         assert_eq!(
-            [0.5, 9.994, 99.9, 999.4, 1000.0, 1e6].map(micros),
+            [0.5, 9.994, 99.9, 999.4, 1000.0, 1e6].map(latency),
             ["0.50 us", "9.99 us", "99.9 us", "999 us", "1.00 ms", "1.00 s"]
         );
         assert_eq!([2.0, 0.5, 0.0001, -1.0].map(number), ["2", "0.5", "0.0001", "-1"]);

@@ -31,6 +31,8 @@ pub struct NodeStatus {
     pub leases: LeaseCounts,
     /// Worker processes over all shards.
     pub workers: WorkerCounts,
+    /// Drivers and workers, one by one, at most [`CLIENTS_MAX`].
+    pub clients: Vec<ClientStatus>,
     /// Objects over all shards.
     pub objects: ObjectCounts,
     /// The node's resources by name ("CPU", "memory", ...).
@@ -39,6 +41,25 @@ pub struct NodeStatus {
     pub operations: Vec<OperationStatus>,
     /// The addresses at which the node listens.
     pub sockets: Vec<SocketStatus>,
+}
+
+/// Drivers and workers that a status lists; leased ones are listed first.
+pub const CLIENTS_MAX: usize = 512;
+
+/// A driver or worker.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClientStatus {
+    /// Its process id.
+    pub pid: u32,
+    /// "driver", "actor", "worker" (leased for a task) or "idle".
+    pub role: String,
+    /// The shard that has it; 0 for a driver.
+    pub shard: u32,
+    /// Name of the task or actor class that its lease is for; empty without one.
+    pub task: String,
+    /// Seconds since its lease was granted; 0 without one.
+    pub leased_s: f64,
 }
 
 /// A way into the node (DESIGN: two doors, one engine).

@@ -4,7 +4,6 @@
 //! and last the registration with the GCS, because from then on work comes.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,11 +11,11 @@ use std::time::Duration;
 
 use raylet_shard::ids::{JobId, NodeId, WorkerId};
 use raylet_shard::sched::{Fixed, SchedEvent};
-use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
+use super::accept::{accept, accept_rpc, listen, serve};
 use super::control::{routes, Control, ControlParts};
-use super::core_rpc::{hand_over, RpcSettings, OWN_METHODS};
+use super::core_rpc::{RpcSettings, OWN_METHODS};
 use super::resources::{kind_of, Names};
 use super::rpc::auth::Auth;
 use super::rpc::chaos::Chaos;
@@ -26,9 +25,9 @@ use super::rpc::gcs::{GcsClient, GcsConfig};
 use super::rpc::health::Health;
 use super::rpc::pubsub::{GcsEvent, GcsSubscriber};
 use super::rpc::router::Router;
-use super::rpc::server::{bind, Server, ServerConfig};
 use super::rpc::syncer::Syncer;
-use crate::bridge::{CoreHandle, Socket, ToCore};
+use super::rpc::tls::Tls;
+use crate::bridge::{Socket, ToCore};
 use crate::cli::ray_flags::RayFlags;
 use crate::config::ray::RayConfig;
 use crate::config::Config;
@@ -49,9 +48,6 @@ const UNREGISTER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Longest wait for workers and agents to end.
 const CHILDREN_TIMEOUT: Duration = Duration::from_secs(4);
-
-/// Pause after a connection that could not be accepted, for want of descriptors as a rule.
-const ACCEPT_RETRY: Duration = Duration::from_millis(10);
 
 /// How often the node looks whether something changed that others should know.
 const HOUSEKEEPING: Duration = Duration::from_millis(100);
@@ -79,14 +75,19 @@ impl Door {
         let mut ray_config = RayConfig::from_environment(environment).map_err(NodeError::RayConfig)?;
         let auth = Auth::from_env().map_err(|e| NodeError::Ray(e.to_string()))?;
         let chaos = Chaos::from_setting(&ray_config.testing_rpc_failure).map_err(|e| NodeError::Ray(e.to_string()))?;
-        let context = ClientContext::new(ClientConfig { auth: auth.clone(), ..ClientConfig::default() }, chaos);
+        let tls = match ray_config.use_tls {
+            true => Some(Tls::from_env().map_err(|e| NodeError::Ray(e.to_string()))?),
+            false => None,
+        };
+        let client = ClientConfig { auth: auth.clone(), tls: tls.clone(), ..ClientConfig::default() };
+        let context = ClientContext::new(client, chaos);
         let gcs = join_cluster(&flags, &ray_config, &context)?;
         let system_config = gcs.internal_config().await.map_err(|e| NodeError::Ray(e.to_string()))?;
         ray_config.apply_cluster(&system_config).map_err(NodeError::RayConfig)?;
         tracing::debug!(changed = ?ray_config.changed(), "Ray's settings that differ from its defaults");
-        if ray_config.use_tls {
+        if ray_config.use_tls != tls.is_some() {
             return Err(NodeError::Ray(
-                "RAY_USE_TLS asks for encrypted gRPC, which this node does not speak yet: unset RAY_USE_TLS, or detach"
+                "the cluster's configuration and RAY_USE_TLS of this node differ: set RAY_USE_TLS alike on all nodes"
                     .to_owned(),
             ));
         }
@@ -150,12 +151,12 @@ impl Door {
         let transfers = listen(control.flags().node_ip_address, control.flags().object_manager_port).await?;
         let object_manager_port = transfers[0].local_addr().map_err(NodeError::Io)?.port();
         for listener in transfers {
-            serve(Router::new(), &auth, listener, stopped.clone());
+            serve(Router::new(), &auth, tls.clone(), listener, stopped.clone());
         }
         accept(raylet_socket, Socket::Raylet, engine.cores.clone());
         accept(plasma_socket, Socket::Plasma, engine.cores.clone());
         for listener in listeners {
-            accept_rpc(listener, engine.cores.clone(), stopped.clone());
+            accept_rpc(listener, tls.clone(), engine.cores.clone(), stopped.clone());
         }
         let driver_ready = control.driver_ready();
         agents.start_when(port, async move { driver_ready.notified().await });
@@ -360,70 +361,6 @@ fn agent_settings(flags: &RayFlags, ray_config: &RayConfig, node_id: NodeId) -> 
         start_at_latest: START_AT_LATEST,
         kill_timeout: Duration::from_secs(1),
     }
-}
-
-/// Binds the node's address, and loopback beside it on the same port, as stock Ray serves both.
-async fn listen(ip: IpAddr, port: u16) -> Result<Vec<TcpListener>, NodeError> {
-    let first = bind(SocketAddr::new(ip, port)).await.map_err(|e| NodeError::Ray(e.to_string()))?;
-    let port = first.local_addr().map_err(NodeError::Io)?.port();
-    let mut listeners = vec![first];
-    if !ip.is_loopback() && !ip.is_unspecified() {
-        // Another process may hold the port on loopback only; the node's own address is what is announced.
-        match bind(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)).await {
-            Ok(loopback) => listeners.push(loopback),
-            Err(error) => tracing::debug!(%error, "not serving on loopback"),
-        }
-    }
-    Ok(listeners)
-}
-
-fn serve(router: Router, auth: &Auth, listener: TcpListener, mut stopped: watch::Receiver<bool>) {
-    let server =
-        Server::new(router, ServerConfig { auth: auth.clone(), stop_grace_ms: 200, ..ServerConfig::default() });
-    let stop = async move {
-        // The sender goes with the door, which is a stop as well.
-        let _ = stopped.wait_for(|stopped| *stopped).await;
-    };
-    tokio::task::spawn_local(server.serve(listener, stop));
-}
-
-/// Hands the connections of a socket to the cores, in turn.
-fn accept(listener: UnixListener, socket: Socket, cores: Vec<CoreHandle>) {
-    tokio::task::spawn_local(async move {
-        for turn in 0.. {
-            let accepted = listener.accept().await.and_then(|(stream, _)| stream.into_std());
-            match accepted {
-                Ok(stream) => {
-                    let stream = stream.into();
-                    cores[turn % cores.len()].send(ToCore::Accepted { socket, stream });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, ?socket, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
-            }
-        }
-    });
-}
-
-/// Hands the connections of the node manager's port to the cores, in turn, until the node ends.
-fn accept_rpc(listener: TcpListener, cores: Vec<CoreHandle>, mut stopped: watch::Receiver<bool>) {
-    tokio::task::spawn_local(async move {
-        for turn in 0.. {
-            let accepted = tokio::select! {
-                // The sender goes with the door, which is a stop as well.
-                _ = stopped.wait_for(|stopped| *stopped) => return,
-                accepted = listener.accept() => accepted.and_then(|(stream, _)| hand_over(stream)),
-            };
-            match accepted {
-                Ok(stream) => cores[turn % cores.len()].send(ToCore::Accepted { socket: Socket::Rpc, stream }),
-                Err(error) => {
-                    tracing::warn!(%error, "a gRPC connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
-            }
-        }
-    });
 }
 
 fn node_resources(flags: &RayFlags, ray_config: &RayConfig, names: &mut Names) -> Result<Vec<SchedEvent>, NodeError> {

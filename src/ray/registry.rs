@@ -62,6 +62,16 @@ impl Member {
         self.kind == proto::WorkerType::Driver
     }
 
+    /// What it is, in a word.
+    pub fn role(&self) -> &'static str {
+        match (self.is_driver(), self.lease, self.actor) {
+            (true, ..) => "driver",
+            (_, _, Some(_)) => "actor",
+            (_, Some(_), None) => "worker",
+            (_, None, None) => "idle",
+        }
+    }
+
     /// Its address as other processes are told.
     pub fn address(&self, node_id: &[u8]) -> proto::Address {
         proto::Address {

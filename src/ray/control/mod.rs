@@ -35,6 +35,7 @@ use crate::bridge::{shard_of_object, CoreHandle, Requester, ToCore, MAX_RPCS_IN_
 use crate::cli::ray_flags::RayFlags;
 use crate::config::ray::RayConfig;
 use crate::observe::histogram::Recorder;
+use crate::observe::status::{ClientStatus, CLIENTS_MAX};
 use crate::ray::agents::AgentManager;
 use crate::ray::classes::Classes;
 use crate::ray::labels::NODE_ID;
@@ -259,6 +260,28 @@ impl Control {
         let mut members: Vec<_> = registry.iter().collect();
         members.sort_by_key(|member| (!member.is_driver(), member.pid));
         members.into_iter().map(ToString::to_string).collect()
+    }
+
+    /// Drivers and workers for a status: those with a lease first, at most [`CLIENTS_MAX`].
+    pub fn clients(&self) -> Vec<ClientStatus> {
+        let (registry, leases) = (self.registry.borrow(), self.leases.borrow());
+        let now_ms = unix_ms();
+        let mut clients: Vec<ClientStatus> = registry
+            .iter()
+            .map(|member| {
+                let lease = member.lease.and_then(|lease| leases.get(&lease));
+                ClientStatus {
+                    pid: member.pid,
+                    role: member.role().to_owned(),
+                    shard: u32::from(member.shard),
+                    task: lease.map(|lease| lease.name.clone()).unwrap_or_default(),
+                    leased_s: lease.map_or(0.0, |_| now_ms.saturating_sub(member.granted_at_ms) as f64 / 1000.0),
+                }
+            })
+            .collect();
+        clients.sort_by_key(|client| (client.role == "idle", client.role != "driver", client.pid));
+        clients.truncate(CLIENTS_MAX);
+        clients
     }
 
     /// Drivers connected.

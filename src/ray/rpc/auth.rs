@@ -14,6 +14,8 @@ use std::path::PathBuf;
 use http::header::{HeaderMap, HeaderName, HeaderValue, AUTHORIZATION};
 use tonic::{Code, Status};
 
+use super::tls::is_open_to_others;
+
 /// Message of the status that stock servers of Ray 2.60 return for a missing or wrong token.
 pub const INVALID_TOKEN_MESSAGE: &str = "InvalidAuthToken: Authentication token is missing or incorrect";
 
@@ -180,6 +182,10 @@ fn trim(text: &str) -> &str {
 }
 
 fn first_line(path: &PathBuf) -> Option<String> {
+    // Ray takes such a file, and secrets that are mounted into containers are often like this: so it is said, not refused.
+    if is_open_to_others(path) {
+        tracing::warn!(path = %path.display(), "the authentication token can be read by other users: chmod 600 its file");
+    }
     let text = fs::read_to_string(path).ok()?;
     let line = trim(text.lines().next()?);
     (!line.is_empty()).then(|| line.to_owned())

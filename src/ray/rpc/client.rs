@@ -24,6 +24,7 @@ use super::auth::{Auth, CLUSTER_ID_KEY};
 use super::chaos::{Chaos, Failure};
 use super::exec::LocalExec;
 use super::frame::{encode, FrameReader};
+use super::tls::{Stream, Tls};
 
 /// Calls in flight that one channel takes; more are refused with `RESOURCE_EXHAUSTED`.
 pub const MAX_CALLS_PER_CHANNEL: usize = 65_536;
@@ -46,6 +47,8 @@ const MAX_TIMEOUT_DIGITS_VALUE: u128 = 99_999_999;
 pub struct ClientConfig {
     /// How calls authenticate.
     pub auth: Auth,
+    /// How connections are encrypted, where they are.
+    pub tls: Option<Tls>,
     /// Connecting takes at most this long.
     pub connect_timeout_ms: u64,
     /// A channel that couldn't connect fails its calls at once for this long before it tries again...
@@ -65,6 +68,7 @@ impl Default for ClientConfig {
     fn default() -> Self {
         Self {
             auth: Auth::disabled(),
+            tls: None,
             connect_timeout_ms: 5_000,
             reconnect_backoff_min_ms: 50,
             reconnect_backoff_max_ms: 2_000,
@@ -314,7 +318,7 @@ impl Channel {
 
     fn uri(&self, path: &'static str) -> Result<Uri, Status> {
         let mut parts = http::uri::Parts::default();
-        parts.scheme = Some(Scheme::HTTP);
+        parts.scheme = Some(if self.0.context.config.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP });
         parts.authority = Some(self.0.authority.clone());
         parts.path_and_query = Some(PathAndQuery::from_static(path));
         Uri::from_parts(parts).map_err(|e| Status::new(Code::Internal, e.to_string()))
@@ -370,6 +374,10 @@ impl Channel {
         let connecting = async {
             let stream = TcpStream::connect(self.address()).await.map_err(|e| e.to_string())?;
             stream.set_nodelay(true).map_err(|e| e.to_string())?;
+            let stream = match &config.tls {
+                None => Stream::Plain(stream),
+                Some(tls) => tls.connect(stream, self.0.authority.host()).await.map_err(|e| format!("TLS: {e}"))?,
+            };
             let handshake = http2::Builder::new(LocalExec)
                 .timer(TokioTimer::new())
                 .initial_stream_window_size(STREAM_WINDOW_BYTES)

@@ -18,5 +18,6 @@ pub mod ring_stream;
 pub mod router;
 pub mod server;
 pub mod syncer;
+pub mod tls;
 
 pub use frame::MAX_MESSAGE_SIZE_BYTES;

@@ -26,6 +26,7 @@ use super::auth::Auth;
 use super::exec::LocalExec;
 use super::meter::Timing;
 use super::router::{LocalFuture, ReplyBody, Route, Router};
+use super::tls::{Stream, Tls};
 
 /// Streams that one connection may have open; a client that wants more waits.
 pub const MAX_STREAMS_PER_CONNECTION: u32 = 65_536;
@@ -44,6 +45,8 @@ const ACCEPT_RETRY_MS: u64 = 50;
 pub struct ServerConfig {
     /// Who may call.
     pub auth: Auth,
+    /// How connections are encrypted, where they are.
+    pub tls: Option<Tls>,
     /// A silent connection is pinged this often: Ray's `grpc_keepalive_time_ms`.
     pub keepalive_time_ms: u64,
     /// A ping unanswered this long closes its connection: Ray's `grpc_keepalive_timeout_ms`.
@@ -54,7 +57,13 @@ pub struct ServerConfig {
 
 impl Default for ServerConfig {
     fn default() -> Self {
-        Self { auth: Auth::disabled(), keepalive_time_ms: 10_000, keepalive_timeout_ms: 20_000, stop_grace_ms: 1_000 }
+        Self {
+            auth: Auth::disabled(),
+            tls: None,
+            keepalive_time_ms: 10_000,
+            keepalive_timeout_ms: 20_000,
+            stop_grace_ms: 1_000,
+        }
     }
 }
 
@@ -232,9 +241,18 @@ impl Server {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%peer, %error, "cannot switch off Nagle's algorithm");
         }
-        let connection = self.http2().serve_connection(TokioIo::new(stream), Dispatch(self.shared.clone()));
+        let (http2, dispatch, tls) = (self.http2(), Dispatch(self.shared.clone()), self.config.tls.clone());
         let mut stopping = stopping.subscribe();
         tokio::task::spawn_local(async move {
+            let greeted = match tls {
+                None => Ok(Stream::Plain(stream)),
+                Some(tls) => tls.accept(stream).await,
+            };
+            let stream = match greeted {
+                Ok(stream) => stream,
+                Err(error) => return tracing::warn!(%peer, %error, "a gRPC caller fails at TLS"),
+            };
+            let connection = http2.serve_connection(TokioIo::new(stream), dispatch);
             let mut connection = std::pin::pin!(connection);
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,
