@@ -16,6 +16,7 @@ use raylet_transport::uring::Doorbell;
 
 use tonic::Status;
 
+use crate::core_io::RingUse;
 use crate::observe::histogram::Snapshot;
 use crate::ray::core_rpc::desk::{Card, Lesson};
 use crate::ray::core_rpc::RpcSettings;
@@ -324,6 +325,8 @@ pub struct CoreReport {
     pub objects: Vec<ObjectInfo>,
     /// Latencies of its operations.
     pub latencies: Snapshot,
+    /// How its ring is used.
+    pub ring: RingUse,
 }
 
 /// Longest wait for a core's account of itself.

@@ -123,6 +123,7 @@ pub struct Io {
     timers: RefCell<BinaryHeap<Timer>>,
     timers_set: Cell<u64>,
     guests: Cell<usize>,
+    ring: Cell<RingUse>,
     /// What hyper runs for the gRPC connections; `None` once the core has ended.
     tasks: RefCell<Option<Rc<LocalExecutor<'static>>>>,
 }
@@ -152,12 +153,37 @@ impl Default for Io {
             timers: RefCell::default(),
             timers_set: Cell::new(0),
             guests: Cell::new(0),
+            ring: Cell::default(),
             tasks: RefCell::new(Some(Rc::default())),
         }
     }
 }
 
+/// How a core's ring is used.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RingUse {
+    /// Rounds of the loop since the start: each looks into the ring once.
+    pub rounds: u64,
+    /// What they found there.
+    pub completions: u64,
+    /// The most that one round found since this was last asked for.
+    pub deepest: usize,
+}
+
 impl Io {
+    /// How the ring was used. The depth begins anew with each question.
+    pub fn ring_use(&self) -> RingUse {
+        let used = self.ring.get();
+        self.ring.set(RingUse { deepest: 0, ..used });
+        used
+    }
+
+    fn count_round(&self, depth: usize) {
+        let RingUse { rounds, completions, deepest } = self.ring.get();
+        let completions = completions + depth as u64;
+        self.ring.set(RingUse { rounds: rounds + 1, completions, deepest: deepest.max(depth) });
+    }
+
     /// Does something after a while, on this core.
     pub fn after(&self, pause: Duration, action: impl FnOnce(&Rc<Core>) + 'static) {
         let number = self.timers_set.get();
@@ -321,6 +347,7 @@ pub async fn run(core: &Rc<Core>, mut ring: CoreRing, inbox: flume::Receiver<ToC
             _ => among_guests.wait(&mut ring, until, || !inbox.is_empty()).await,
         };
         waited.map_err(|e| format!("io_uring_enter: {e}"))?;
+        core.io.count_round(ring.depth());
         ring.reap(|completion| core.io.completed(core, completion));
     }
 }

@@ -463,6 +463,7 @@ impl Core {
             connections: self.plasma.len() + self.raylet.len(),
             objects: if objects { store.objects().collect() } else { Vec::new() },
             latencies: self.recorder.borrow().snapshot(),
+            ring: self.io.ring_use(),
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
+use super::metrics::Added;
 use super::status::OperationStatus;
 
 /// Latencies above this are counted as this: nothing that is measured here takes longer and still matters.
@@ -129,6 +130,25 @@ impl Snapshot {
         }
     }
 
+    /// Operations that occurred, with how many took at most each of these microseconds (the last: longer ones), and the sum
+    /// of all in microseconds.
+    pub fn buckets<const N: usize>(&self, bounds_us: &[f64]) -> Vec<(&'static str, Added<N>)> {
+        let of = |(operation, histogram): &(Operation, Histogram<u64>)| {
+            let mut below = 0;
+            let mut counts = [0; N];
+            for (count, bound_us) in counts.iter_mut().zip(bounds_us) {
+                let up_to = histogram.count_between(0, (bound_us * 1000.0) as u64);
+                *count = up_to.saturating_sub(below);
+                below = up_to;
+            }
+            if let Some(last) = counts.last_mut() {
+                *last = histogram.len().saturating_sub(below);
+            }
+            (operation.name(), Added { counts, sum: histogram.mean() * histogram.len() as f64 / 1000.0 })
+        };
+        self.histograms.iter().map(of).collect()
+    }
+
     /// The percentiles for the status.
     pub fn operations(&self) -> Vec<OperationStatus> {
         self.histograms.iter().map(|(operation, histogram)| status(*operation, histogram)).collect()
@@ -173,6 +193,19 @@ mod tests {
         {
             assert!((got - want).abs() <= want * 0.011, "{got} for {want}");
         }
+    }
+
+    #[test]
+    fn buckets_count_each_value_once() {
+        let mut recorder = Recorder::new();
+        for us in [1, 9, 10, 11, 500, 2_000_000] {
+            recorder.record(Operation::PlasmaGet, micros(us));
+        }
+        let buckets = recorder.snapshot().buckets::<4>(&[1.0, 10.0, 1000.0]);
+        let (name, added) = &buckets[0];
+        // A bucket of the histogram is up to 1 % wide, and belongs where it begins.
+        assert_eq!((*name, added.counts), ("plasma.get", [1, 2, 2, 1]));
+        assert!((added.sum - 2_000_531.0).abs() < 20_000.0, "{}", added.sum);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 """The raylet's figures as the dashboard agent gives them to Prometheus, and the dump of its state beside its logs."""
 
+import json
 import os
 import re
 import time
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import ray
 
+import harness
 from harness import MIB, OURS, get, wait_until
 
 REPORT_S, DUMP_S = 1, 1
@@ -192,6 +194,48 @@ def test_shards_arenas_and_pages_are_told(node):
     queues = {labels["Queue"] for labels, _ in page.values["ray_raylet_uring_shard_queue_depth"]}
     assert {"leases_wait_for_resources", "creates", "connections"} <= queues
     assert page.sum("ray_raylet_uring_shard_queue_depth", Queue="connections") >= 2
+
+
+def test_the_dashboard_shows_what_a_node_exports(node):
+    """Every metric that the Grafana dashboard asks for is there, with the labels that it chooses by."""
+    dashboard = json.loads((harness.REPOSITORY / "dashboards" / "raylet-uring.json").read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    asked += [variable["definition"] for variable in dashboard["templating"]["list"] if "definition" in variable]
+    names = {name for text in asked for name in re.findall(r"\bray_\w+", text)}
+    assert len(asked) > 15 and len(names) > 10, names
+    get([work.remote() for _ in range(3)])
+    kept = ray.put(np.zeros(MIB, dtype=np.uint8))
+    ours = {name for name in names if name.startswith("ray_raylet_uring_")}
+    wanted = names if OURS else names - ours
+    page = page_when(node, lambda page: not wanted - page.values.keys(), f"all of {sorted(wanted)}")
+    assert OURS or not ours & page.values.keys()
+    for text in asked:
+        for name, selector in re.findall(r"\b(ray_\w+)\{([^}]*)\}", text):
+            labels = set(re.findall(r"(\w+)=~?\"", selector))
+            assert name not in wanted or all(labels <= have.keys() for have, _ in page.values[name]), (name, labels)
+            by = set(re.findall(r"\w+", ",".join(re.findall(r"by \(([^)]*)\)", text))))
+            assert name not in wanted or by <= page.values[name][0][0].keys(), (name, by)
+    del kept
+
+
+def test_latencies_and_rings_are_counted_once(node):
+    """Histograms grow by what happened, and not by each report."""
+    if not OURS:
+        return
+    count = "ray_raylet_uring_operation_latency_us_count"
+    labels = {"Operation": "plasma.create"}
+    before = page_when(node, lambda page: count in page.values, "latencies").sum(count, **labels)
+    kept = [ray.put(np.zeros(MIB // 4, dtype=np.uint8)) for _ in range(5)]
+    page_when(node, lambda page: page.sum(count, **labels) >= before + 5, "the puts show")
+
+    def at_rest():
+        told = Page(node).sum(count, **labels)
+        time.sleep(3 * REPORT_S)
+        return Page(node).sum(count, **labels) == told
+
+    wait_until(at_rest, "reports without a put add nothing")
+    page_when(node, lambda page: page.sum("ray_raylet_uring_ring_completions_total") > 0, "completions")
+    del kept
 
 
 def test_state_is_dumped_beside_the_logs(node):

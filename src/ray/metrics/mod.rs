@@ -87,7 +87,8 @@ where
     let interval = Duration::from_millis(control.ray_config.metrics_report_interval_ms).max(INTERVAL_MIN);
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut exporter = Exporter { last_ns: unix_ns(), sealed: SealedSizes::default(), failing: false };
+    let mut exporter =
+        Exporter { last_ns: unix_ns(), sealed: SealedSizes::default(), told: own::Told::default(), failing: false };
     loop {
         ticks.tick().await;
         let lag = lag().await;
@@ -130,13 +131,14 @@ async fn lag() -> Duration {
 struct Exporter {
     last_ns: u64,
     sealed: SealedSizes,
+    told: own::Told,
     failing: bool,
 }
 
 impl Exporter {
     async fn export(&mut self, channel: &Channel, view: &View<'_>) {
         let now_ns = unix_ns();
-        let (request, receipts, sealed) = self.request(view, now_ns);
+        let (request, receipts, sealed, told) = self.request(view, now_ns);
         match send(channel, &request).await {
             Ok(()) => {
                 for receipt in receipts.0 {
@@ -144,6 +146,7 @@ impl Exporter {
                 }
                 self.last_ns = now_ns;
                 self.sealed = sealed;
+                self.told = told;
                 self.failing = false;
             }
             Err(status) => {
@@ -154,7 +157,7 @@ impl Exporter {
         }
     }
 
-    fn request(&self, view: &View<'_>, now_ns: u64) -> (ExportMetricsServiceRequest, Receipts, SealedSizes) {
+    fn request(&self, view: &View<'_>, now_ns: u64) -> (ExportMetricsServiceRequest, Receipts, SealedSizes, own::Told) {
         let address = view.control.flags.node_ip_address.to_string();
         let session = view.control.flags.session_name.as_str();
         let common = [
@@ -169,8 +172,9 @@ impl Exporter {
         let mut receipts = Receipts::default();
         stock::add(&mut batch, view, &mut receipts);
         let sealed = stock::add_sealed_sizes(&mut batch, view, &self.sealed);
-        own::add(&mut batch, view.status, view.reports);
-        (batch.into_request(COMPONENT), receipts, sealed)
+        let latencies = view.control.recorder.borrow().snapshot();
+        let told = own::add(&mut batch, view.status, view.reports, latencies, &self.told);
+        (batch.into_request(COMPONENT), receipts, sealed, told)
     }
 }
 

@@ -1,18 +1,76 @@
 //! Metrics that only this node service has, as `raylet_uring_*`: what each shard does, the pages under the object
 //! store, latencies.
 
+use std::collections::BTreeMap;
+
+use raylet_shard::ids::ShardId;
+
+use super::is_empty;
+use super::stock::minus;
 use crate::bridge::CoreReport;
-use crate::observe::metrics::Batch;
+use crate::observe::histogram::Snapshot;
+use crate::observe::metrics::{Added, Batch};
 use crate::observe::status::NodeStatus;
+
+/// Upper ends of the buckets of latencies, in microseconds.
+pub const LATENCY_BOUNDS_US: [f64; 18] =
+    [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 1e6, 1e7];
+const LATENCY_BUCKETS: usize = LATENCY_BOUNDS_US.len() + 1;
+
+/// What was counted when the agent last took a report. It adds up what it is told, so it is told the difference.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Told {
+    latencies: BTreeMap<&'static str, Added<LATENCY_BUCKETS>>,
+    rings: BTreeMap<ShardId, (u64, u64)>,
+}
 
 /// The quantiles of a latency that are reported.
 const QUANTILES: [&str; 4] = ["0.5", "0.99", "0.999", "1"];
 
-/// Adds them all.
-pub(super) fn add(batch: &mut Batch, status: &NodeStatus, reports: &[CoreReport]) {
+/// Adds them all. `latencies` are those of the control thread. Returns what is told when the agent takes the report.
+pub(super) fn add(
+    batch: &mut Batch,
+    status: &NodeStatus,
+    reports: &[CoreReport],
+    latencies: Snapshot,
+    told: &Told,
+) -> Told {
     shards(batch, reports);
     arenas(batch, status);
-    latencies(batch, status);
+    quantiles(batch, status);
+    Told { latencies: histograms(batch, reports, latencies, told), rings: rings(batch, reports, told) }
+}
+
+fn histograms(
+    batch: &mut Batch,
+    reports: &[CoreReport],
+    mut all: Snapshot,
+    told: &Told,
+) -> BTreeMap<&'static str, Added<LATENCY_BUCKETS>> {
+    reports.iter().for_each(|report| all.merge(report.latencies.clone()));
+    let now: BTreeMap<&'static str, Added<LATENCY_BUCKETS>> = all.buckets(&LATENCY_BOUNDS_US).into_iter().collect();
+    let added =
+        now.iter().map(|(operation, now)| ([("Operation", *operation)], minus(now, told.latencies.get(operation))));
+    let added: Vec<_> = added.filter(|(_, added)| !is_empty(added)).collect();
+    let description = "Latency of an operation, in microseconds";
+    let values = added.iter().map(|(labels, added)| (&labels[..], added.clone()));
+    batch.histogram("raylet_uring_operation_latency_us", description, &LATENCY_BOUNDS_US, values);
+    now
+}
+
+fn rings(batch: &mut Batch, reports: &[CoreReport], told: &Told) -> BTreeMap<ShardId, (u64, u64)> {
+    let names: Vec<String> = reports.iter().map(|report| report.shard.to_string()).collect();
+    let labels: Vec<[(&str, &str); 1]> = names.iter().map(|shard| [("Shard", shard.as_str())]).collect();
+    let before = |report: &CoreReport| told.rings.get(&report.shard).copied().unwrap_or_default();
+    let rows = || labels.iter().map(|labels| &labels[..]).zip(reports);
+    let depth = rows().map(|(labels, report)| (labels, report.ring.deepest as f64));
+    let description = "Most completions that a core found in its ring at once since the last report";
+    batch.gauge("raylet_uring_ring_depth", description, depth);
+    let rounds = rows().map(|(labels, report)| (labels, report.ring.rounds.saturating_sub(before(report).0)));
+    batch.count("raylet_uring_ring_rounds_total", "Rounds of a core's loop; each looks into its ring once", rounds);
+    let found = rows().map(|(labels, report)| (labels, report.ring.completions.saturating_sub(before(report).1)));
+    batch.count("raylet_uring_ring_completions_total", "Completions that a core found in its ring", found);
+    reports.iter().map(|report| (report.shard, (report.ring.rounds, report.ring.completions))).collect()
 }
 
 fn shards(batch: &mut Batch, reports: &[CoreReport]) {
@@ -105,7 +163,7 @@ fn arenas(batch: &mut Batch, status: &NodeStatus) {
     batch.gauge("raylet_uring_arena_bytes", description, values.iter().map(|(labels, value)| (&labels[..], *value)));
 }
 
-fn latencies(batch: &mut Batch, status: &NodeStatus) {
+fn quantiles(batch: &mut Batch, status: &NodeStatus) {
     let mut values = Vec::with_capacity(QUANTILES.len() * status.operations.len());
     let mut counts = Vec::with_capacity(status.operations.len());
     for operation in &status.operations {
@@ -122,7 +180,10 @@ fn latencies(batch: &mut Batch, status: &NodeStatus) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::observe::histogram::{Operation, Recorder};
     use crate::observe::status::{ArenaStatus, OperationStatus};
     use crate::ray::proto::otlp::{Metric, MetricData, NumberDataPoint};
 
@@ -146,11 +207,19 @@ mod tests {
             OperationStatus { name: "plasma.get".into(), count: 3, p50_us: 7.5, max_us: 9.0, ..Default::default() };
         let status = NodeStatus { arenas: vec![arena], operations: vec![operation], ..Default::default() };
         let mut batch = Batch::new(&[], 0, 0);
-        add(&mut batch, &status, &[]);
+        let mut recorder = Recorder::new();
+        recorder.record(Operation::PlasmaGet, Duration::from_micros(8));
+        let told = add(&mut batch, &status, &[], recorder.snapshot(), &Told::default());
         let request = batch.into_request("raylet");
         let metrics = &request.resource_metrics[0].scope_metrics[0].metrics;
         let names: Vec<&str> = metrics.iter().map(|metric| metric.name.as_str()).collect();
-        assert_eq!(names, ["raylet_uring_arena_bytes", "raylet_uring_latency_us", "raylet_uring_operations_total"]);
+        let expected = ["raylet_uring_arena_bytes", "raylet_uring_latency_us", "raylet_uring_operations_total"];
+        assert_eq!(names[..3], expected);
+        assert_eq!(names[3..], ["raylet_uring_operation_latency_us"]);
+        let mut next = Batch::new(&[], 0, 0);
+        add(&mut next, &NodeStatus::default(), &[], recorder.snapshot(), &told);
+        let next = next.into_request("raylet");
+        assert!(next.resource_metrics[0].scope_metrics[0].metrics.is_empty(), "told once: {next:?}");
         let arenas = values(&metrics[0]);
         assert_eq!(arenas[0], (["0", "any", "hugetlb-2M", "size"].map(str::to_owned).to_vec(), 64.0));
         assert_eq!(arenas.len(), 3);

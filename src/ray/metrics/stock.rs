@@ -302,7 +302,8 @@ fn total<'a, const N: usize>(parts: impl Iterator<Item = &'a Added<N>>) -> Added
     })
 }
 
-fn minus<const N: usize>(now: &Added<N>, told: Option<&Added<N>>) -> Added<N> {
+/// What was added since it was told.
+pub(super) fn minus<const N: usize>(now: &Added<N>, told: Option<&Added<N>>) -> Added<N> {
     match told {
         None => now.clone(),
         Some(told) => Added {

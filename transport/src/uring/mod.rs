@@ -276,6 +276,11 @@ impl CoreRing {
         tolerate(self.ring.submit_and_wait(1))
     }
 
+    /// Completions that wait to be handed out.
+    pub fn depth(&mut self) -> usize {
+        self.ring.completion().len()
+    }
+
     /// Hands out what happened. The bytes of a receive are the callee's for the length of the call.
     pub fn reap(&mut self, mut each: impl FnMut(Completion<'_>)) {
         loop {
