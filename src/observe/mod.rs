@@ -7,4 +7,6 @@ pub mod log;
 pub mod metrics;
 pub mod print;
 pub mod runtime_dir;
+#[cfg(feature = "otel")]
+pub mod spans;
 pub mod status;
