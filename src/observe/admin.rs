@@ -27,6 +27,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
+use tracing::Instrument;
 
 use super::log::LogHandle;
 use super::runtime_dir::{self, RuntimeDirError};
@@ -139,7 +140,11 @@ impl AdminServer {
             };
             let routes = Rc::clone(&routes);
             tokio::task::spawn_local(async move {
-                let service = service_fn(|request| answer(Rc::clone(&routes), request));
+                let service = service_fn(|request: Request<Incoming>| {
+                    let span =
+                        tracing::debug_span!("admin.request", method = %request.method(), path = request.uri().path());
+                    answer(Rc::clone(&routes), request).instrument(span)
+                });
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(HEADER_TIMEOUT)

@@ -178,6 +178,10 @@ pub enum LogError {
         /// Why.
         source: io::Error,
     },
+    /// Spans can't be exported.
+    #[cfg(feature = "otel")]
+    #[error("spans can't be exported: {0}")]
+    Spans(super::spans::SpansError),
     /// The process has a log already.
     #[error("the log of this process is set up already")]
     Twice,
@@ -190,9 +194,19 @@ pub struct LogHandle {
     current: Arc<Mutex<String>>,
     file: Option<Arc<LogFile>>,
     stderr: Option<PathBuf>,
+    #[cfg(feature = "otel")]
+    spans: Option<Arc<super::spans::Spans>>,
 }
 
 impl LogHandle {
+    /// Sends what is left of spans, where they are exported. The log itself goes on.
+    pub fn finish(&self) {
+        #[cfg(feature = "otel")]
+        if let Some(spans) = &self.spans {
+            spans.finish();
+        }
+    }
+
     /// The filter in force.
     pub fn filter(&self) -> String {
         self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -251,7 +265,6 @@ pub fn is_filter(filter: &str) -> bool {
 pub fn init(filter: &str, format: LogFormat, target: LogTarget) -> Result<LogHandle, LogError> {
     let targets = parse_filter(filter)?;
     let (layer, reload) = reload::Layer::new(targets);
-    let registry = tracing_subscriber::registry().with(layer);
     let (file, stderr) = match target {
         LogTarget::Stderr => (None, None),
         LogTarget::Files { stdout, stderr, rotation } => {
@@ -261,9 +274,24 @@ pub fn init(filter: &str, format: LogFormat, target: LogTarget) -> Result<LogHan
         }
     };
     let format = format.decide(file.is_none(), std::env::var("JOURNAL_STREAM").ok().as_deref());
-    registry.with(lines(format, file.clone())).try_init().map_err(|_| LogError::Twice)?;
+    let registry = tracing_subscriber::registry().with(lines(format, file.clone()).with_filter(layer));
+    #[cfg(feature = "otel")]
+    let (registry, spans) = match super::spans::start() {
+        Ok(Some((layer, spans))) => (registry.with(Some(layer)), Some(Arc::new(spans))),
+        Ok(None) => (registry.with(None), None),
+        Err(error) => return Err(LogError::Spans(error)),
+    };
+    registry.try_init().map_err(|_| LogError::Twice)?;
     log_panics();
-    Ok(LogHandle { reload, current: Arc::new(Mutex::new(filter.to_owned())), file, stderr })
+    let current = Arc::new(Mutex::new(filter.to_owned()));
+    Ok(LogHandle {
+        reload,
+        current,
+        file,
+        stderr,
+        #[cfg(feature = "otel")]
+        spans,
+    })
 }
 
 /// What writes lines, into a file or to standard error.

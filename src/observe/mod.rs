@@ -8,4 +8,6 @@ pub mod metrics;
 pub mod print;
 pub mod ray_json;
 pub mod runtime_dir;
+#[cfg(feature = "otel")]
+pub mod spans;
 pub mod status;

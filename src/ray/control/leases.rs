@@ -8,6 +8,7 @@ use raylet_shard::sched::{Allocation, CancelReason, ClassDef, ClassId, FailReaso
 use rustc_hash::FxHashMap;
 use tokio::sync::oneshot;
 use tonic::Status;
+use tracing::Span;
 
 use super::{lease_id, unix_ms, Control};
 use crate::bridge::{Requester, ToCore};
@@ -60,6 +61,8 @@ pub struct Lease {
     pub worker: Option<WorkerId>,
     /// Requests for it that wait for their answer.
     pub waiting: u32,
+    /// From its grant to its end, where spans are asked for.
+    pub span: Span,
 }
 
 /// Why a lease's worker died, for its owner.
@@ -168,6 +171,7 @@ impl Control {
             name: spec.task_name,
             worker: None,
             waiting: 0,
+            span: Span::none(),
         });
         entry.waiting += 1;
         entry.shard
@@ -277,6 +281,9 @@ impl Control {
             if let Some(entry) = leases.live.get_mut(&lease) {
                 entry.waiting = entry.waiting.saturating_sub(1);
                 entry.worker = granted.or(entry.worker);
+                if let Some(worker) = granted {
+                    entry.span = tracing::debug_span!("lease", task = entry.name, shard = entry.shard, %lease, %worker);
+                }
                 if entry.worker.is_none() && entry.waiting == 0 {
                     leases.live.remove(&lease);
                 }

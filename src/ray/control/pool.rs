@@ -10,6 +10,7 @@ use raylet_shard::ids::{JobId, LeaseId, WorkerId};
 use raylet_shard::sched::{SchedEvent, StartFailure, StartToken, WorkerKey};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::Instrument;
 
 use super::{unix_ms, Control};
 use crate::ray::proto;
@@ -64,7 +65,8 @@ impl Control {
     ) {
         let control = self.clone();
         tokio::task::spawn_local(async move {
-            if let Err(why) = control.bring_up(start, key, job, lease).await {
+            let span = tracing::debug_span!("worker.start", shard = start.shard(), pid = tracing::field::Empty);
+            if let Err(why) = control.bring_up(start, key, job, lease).instrument(span).await {
                 tracing::warn!(?start, ?why, "a worker did not start");
                 control.sched(start.shard(), SchedEvent::StartFailed { start, why });
             }
@@ -120,6 +122,7 @@ impl Control {
             Some(started) => (started, None),
             None => (self.spawn(&start_of(job)?)?, job),
         };
+        tracing::Span::current().record("pid", started.pid);
         tracing::info!(pid = started.pid, %worker, forked = forked.is_some(), "started a worker process");
         if let Some(pins) = &self.pins {
             pins.borrow_mut().started(worker, started.pid, start.shard());
