@@ -11,7 +11,7 @@ PYTEST ?=
 export RAYLET_TEST_PYTHON := $(abspath $(PY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build attach detach run test lint test-rust test-ray test-ray-stock package test-package fuzz bench-ray clean
+.PHONY: help setup build attach detach run test lint test-rust test-ray test-ray-stock package test-package test-otel fuzz bench-ray clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -57,6 +57,10 @@ package: setup ## a Debian package and a wheel, in target/package
 
 test-package: package ## install and remove the packages in clean places, check the unit, completions and man pages
 	$(PY) -m pytest tests/package $(PYTEST)
+
+test-otel: setup ## the feature `otel`: lint, and spans that reach a collector (not part of `make test`)
+	$(CARGO) clippy --locked --features otel --all-targets -- -D warnings
+	$(CARGO) test --locked --features otel --test otel
 
 fuzz: setup ## fuzz the socket protocols, FUZZ_SECONDS each (needs rustup)
 	@./scripts/fuzz_tools.sh

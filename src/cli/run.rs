@@ -104,7 +104,9 @@ fn own_node(node: Node, cli: &Cli) -> ExitCode {
         Err(error) => return finish(Err(error), EXIT_ERROR),
     };
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    finish((node.run_native)(config, log), EXIT_ERROR)
+    let ended = (node.run_native)(config, log.clone());
+    log.finish();
+    finish(ended, EXIT_ERROR)
 }
 
 fn show_status(arguments: &super::own::StatusArgs) -> ExitCode {
@@ -190,5 +192,7 @@ fn start_ray(node: Node, arguments: &[String], environment: &BTreeMap<String, St
     if config.print_config {
         config.describe().lines().for_each(|line| tracing::info!("setting {line}"));
     }
-    (node.run_ray)(flags, config, log).map_err(RayStartError::Node)
+    let ended = (node.run_ray)(flags, config, log.clone());
+    log.finish();
+    ended.map_err(RayStartError::Node)
 }

@@ -27,6 +27,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
+use tracing::Instrument;
 
 use super::log::LogHandle;
 use super::runtime_dir::{self, RuntimeDirError};
@@ -93,10 +94,18 @@ impl AdminServer {
     /// [`AdminError`], for a directory that isn't this user's alone among others.
     pub fn bind(runtime_dir: &Path) -> Result<Self, AdminError> {
         runtime_dir::prepare(runtime_dir)?;
+        // Nodes that were killed have left theirs; what can't be read now is cleared by the next look.
+        let _ = runtime_dir::running(runtime_dir);
         let path = runtime_dir::socket_path(runtime_dir, std::process::id());
+        // It gets its name when it listens: before that, whoever looks for nodes would take it for a dead one's and remove it.
+        let nameless = path.with_extension("new");
         // A socket of this process id can only be a dead process's.
-        let _ = std::fs::remove_file(&path);
-        match UnixListener::bind(&path) {
+        let _ = std::fs::remove_file(&nameless);
+        let bound = UnixListener::bind(&nameless).and_then(|listener| {
+            std::fs::rename(&nameless, &path)?;
+            Ok(listener)
+        });
+        match bound {
             Ok(listener) => Ok(AdminServer { listener, path }),
             Err(source) => Err(AdminError::Bind { path, source }),
         }
@@ -131,7 +140,11 @@ impl AdminServer {
             };
             let routes = Rc::clone(&routes);
             tokio::task::spawn_local(async move {
-                let service = service_fn(|request| answer(Rc::clone(&routes), request));
+                let service = service_fn(|request: Request<Incoming>| {
+                    let span =
+                        tracing::debug_span!("admin.request", method = %request.method(), path = request.uri().path());
+                    answer(Rc::clone(&routes), request).instrument(span)
+                });
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(HEADER_TIMEOUT)

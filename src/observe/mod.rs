@@ -6,5 +6,8 @@ pub mod histogram;
 pub mod log;
 pub mod metrics;
 pub mod print;
+pub mod ray_json;
 pub mod runtime_dir;
+#[cfg(feature = "otel")]
+pub mod spans;
 pub mod status;

@@ -6,6 +6,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use raylet_shard::ids::ShardId;
 use raylet_shard::sched::SchedEffect;
+use tracing::Instrument;
 
 use super::leases::Outcome;
 use super::Control;
@@ -32,6 +33,10 @@ impl Control {
     /// waited, and Ray's clients retry.
     fn call(self: &Rc<Self>, router: &Router, from: ShardId, call: u64, path: &'static str, message: Bytes) {
         let mut reply = router.call(path, message);
+        let span = tracing::debug_span!("rpc", method = path, shard = from);
+        if !span.is_disabled() {
+            reply = Box::pin(reply.instrument(span));
+        }
         // Most are answered at once; a task would be a detour.
         match reply.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(reply) => self.to_core(from, ToCore::Answered { call, reply }),
