@@ -42,6 +42,7 @@ test-rust: setup ## tests of the crates, and 10 million steps of the simulators
 	$(CARGO) test --locked --release -p raylet-shard --test sim_store --test sim_sched -- --nocapture
 
 test-ray: attach ## the end-to-end suite on raylet-uring
+	$(CARGO) build --locked --release -p raylet-transport --example beside_ray
 	RAYLET_UNDER_TEST=ours $(PY) -m pytest tests/ray $(PYTEST)
 
 test-ray-stock: setup ## the same suite on Ray's own raylet: what the suite may ask for

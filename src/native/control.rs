@@ -17,7 +17,7 @@ use rustc_hash::FxHashMap;
 use tokio::task::JoinHandle;
 
 use super::classes::{Defined, NativeClasses, NATIVE_LANGUAGE};
-use super::processes::{Processes, REGISTER_TIMEOUT};
+use super::processes::Processes;
 use super::{listen, NativeSettings, NativeShared};
 use crate::bridge::{core_reports, CoreHandle, CoreReport, Requester, ToCore};
 use crate::core_loop::Core;
@@ -378,7 +378,7 @@ impl NativeControl {
     fn watch_start(self: &Rc<Self>, start: StartToken) {
         let control = self.clone();
         tokio::task::spawn_local(async move {
-            tokio::time::sleep(REGISTER_TIMEOUT).await;
+            tokio::time::sleep(control.processes.patience()).await;
             if let Some(failed) = control.processes.late(start) {
                 control.start_failed(failed);
             }

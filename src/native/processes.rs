@@ -23,6 +23,10 @@ pub const CLASS_VARIABLE: &str = "RAYLET_WORKER_CLASS";
 /// How long a started worker may take to register.
 pub const REGISTER_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long one request for a worker that comes by itself is good. Then its lease looks again for one that came to another core, and a
+/// lease that was given up calls no worker any more.
+pub const COME_TIMEOUT: Duration = Duration::from_millis(100);
+
 /// How much sooner than the node the kernel takes a worker when memory is short (as Ray's `worker_oom_score_adjustment`).
 const OOM_SCORE_ADJUSTMENT: i32 = 1000;
 
@@ -61,7 +65,7 @@ impl Processes {
                 Ok(started) => process = Some(started.key),
                 Err(error) => {
                     tracing::error!(%error, "a native worker can't be started: look at --worker-command");
-                    return Some(failed(token));
+                    return Some(failed(token, StartFailure::NotRegistered));
                 }
             }
         }
@@ -80,17 +84,26 @@ impl Processes {
         SpawnSpec { command, own_group: true, oom_score_adjustment: Some(OOM_SCORE_ADJUSTMENT), ..SpawnSpec::default() }
     }
 
-    /// A start that was not answered in time: its process ends, and the shard hears of it. Workers that come by themselves may take
-    /// as long as they like.
+    /// How long a start may take to be answered.
+    pub fn patience(&self) -> Duration {
+        if self.command.is_empty() {
+            COME_TIMEOUT
+        } else {
+            REGISTER_TIMEOUT
+        }
+    }
+
+    /// A start that was not answered in time: its process ends, if it has one, and the shard hears of it.
     pub fn late(&self, token: StartToken) -> Option<SchedEvent> {
         let mut state = self.state.borrow_mut();
-        let at = state.starts.iter().position(|start| start.token == token && start.process.is_some())?;
+        let at = state.starts.iter().position(|start| start.token == token)?;
         let start = state.starts.remove(at);
+        let Some(process) = start.process else {
+            return Some(failed(token, StartFailure::NoneCame));
+        };
         tracing::warn!(?REGISTER_TIMEOUT, "a native worker did not register in time and is killed");
-        if let Some(process) = start.process {
-            self.table.kill(process);
-        }
-        Some(failed(token))
+        self.table.kill(process);
+        Some(failed(token, StartFailure::NotRegistered))
     }
 
     /// A worker registers: the start that it answers, if it answers one.
@@ -146,7 +159,7 @@ impl Processes {
         let mut state = self.state.borrow_mut();
         let at = state.starts.iter().position(|start| start.process == Some(exit.key))?;
         tracing::warn!(pid = exit.pid, status = %exit.status, "a native worker ended before it registered");
-        Some(failed(state.starts.remove(at).token))
+        Some(failed(state.starts.remove(at).token, StartFailure::NotRegistered))
     }
 
     /// Workers that have registered.
@@ -160,6 +173,6 @@ impl Processes {
     }
 }
 
-fn failed(start: StartToken) -> SchedEvent {
-    SchedEvent::StartFailed { start, why: StartFailure::NotRegistered }
+fn failed(start: StartToken, why: StartFailure) -> SchedEvent {
+    SchedEvent::StartFailed { start, why }
 }

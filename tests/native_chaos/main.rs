@@ -28,7 +28,7 @@ const CLIENTS: usize = 8;
 /// Of these, who live until the end: one that trades in objects and one that works.
 const SURVIVORS: usize = 2;
 /// Longest life of the others.
-const LIFE_MS: u64 = 1500;
+const LIFE_MS: u64 = 1000;
 /// What a node may have taken for itself, beside its objects, after thousands of clients.
 const GROWTH_KIB_MAX: u64 = 32 << 10;
 /// Where processes that this test starts begin: see [`clients`].

@@ -71,6 +71,9 @@ pub enum StartFailure {
     NotRegistered,
     /// The job's configuration is not known yet. Tried again as often.
     JobConfigMissing,
+    /// Nothing was started: a worker that comes by itself was waited for, and none came. The lease looks among the idle workers of the
+    /// other shards and then waits again, as often as it takes.
+    NoneCame,
     /// The environment could not be built: the request fails with the message.
     RuntimeEnv(Box<str>),
 }

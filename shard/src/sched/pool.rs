@@ -134,11 +134,11 @@ impl Scheduler {
         };
         if let Some(at) = starting.lease {
             let lease = self.leases.get_mut(at);
-            lease.attempts += 1;
+            lease.attempts += u32::from(why != StartFailure::NoneCame);
             let attempts = lease.attempts;
             match why {
                 StartFailure::RuntimeEnv(message) => self.fail(at, FailReason::RuntimeEnv(message), now, out),
-                StartFailure::NotRegistered | StartFailure::JobConfigMissing => {
+                StartFailure::NotRegistered | StartFailure::JobConfigMissing | StartFailure::NoneCame => {
                     if attempts >= self.config.start_attempts_max {
                         self.fail(at, FailReason::WorkerStart { attempts }, now, out);
                     } else {

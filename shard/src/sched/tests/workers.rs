@@ -109,6 +109,20 @@ fn a_start_that_fails_is_tried_again_a_few_times() {
 }
 
 #[test]
+fn a_lease_that_waits_for_a_worker_to_come_finds_one_that_came_to_another_shard() {
+    let mut node = Node::new(2, 8, |_| {});
+    node.define(1, cpus(1));
+    let mut token = starts(&node.ask(request(1, 1)))[0];
+    for _ in 0..5 {
+        let effects = node.send(SchedEvent::StartFailed { start: token, why: StartFailure::NoneCame });
+        token = starts(&effects)[0];
+    }
+    node.to(1, SchedEvent::WorkerReady { worker: worker(1), start: None, key: WorkerKey::default(), job: JOB });
+    let effects = node.send(SchedEvent::StartFailed { start: token, why: StartFailure::NoneCame });
+    assert_eq!(grants(&effects), vec![(1, worker(1))]);
+}
+
+#[test]
 fn a_blocked_worker_lends_its_cpu_and_takes_it_back() {
     let mut node = Node::one(1);
     node.define(1, cpus(1));

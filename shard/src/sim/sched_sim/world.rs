@@ -474,6 +474,7 @@ impl World {
                 self.send(start.shard(), SchedEvent::StartFailed { start, why: StartFailure::RuntimeEnv("no".into()) })
             }
             1 | 2 => self.send(start.shard(), SchedEvent::StartFailed { start, why: StartFailure::NotRegistered }),
+            3 => self.send(start.shard(), SchedEvent::StartFailed { start, why: StartFailure::NoneCame }),
             _ => self.came_up(start, key, job),
         }
     }
