@@ -40,6 +40,8 @@ pub struct Config {
     pub worker_nursery: bool,
     /// Bind a leased worker to the cores of the NUMA node of the shard that granted its lease.
     pub pin_workers: bool,
+    /// How long SIGTERM lets leases end by themselves, in milliseconds, before it ends the node; 0: not at all.
+    pub drain_timeout_ms: u64,
     /// The Unix socket of the native door; `None`: one in the runtime directory.
     pub socket: Option<PathBuf>,
     /// The directory of the admin sockets, by which `raylet-uring status` finds running nodes.
@@ -143,6 +145,9 @@ impl Config {
                 .unwrap_or(WARM_RESERVE_DEFAULT_BYTES),
             worker_nursery: values.take("worker_nursery", switch, parse_switch)?.unwrap_or(true),
             pin_workers: values.take("pin_workers", switch, parse_switch)?.unwrap_or(false),
+            drain_timeout_ms: values
+                .take("drain_timeout_ms", "a number of milliseconds", |text| text.parse().ok())?
+                .unwrap_or(0),
             socket: values.take("socket", "a path", parse_path)?,
             runtime_dir: values.take("runtime_dir", "an absolute path", parse_absolute)?.unwrap_or(runtime_dir),
             log: values.take("log", LOG_EXPECTED, parse_log)?.unwrap_or_else(|| "info".to_owned()),
@@ -186,6 +191,7 @@ impl Config {
                 }
                 "worker_nursery" => self.worker_nursery.to_string(),
                 "pin_workers" => self.pin_workers.to_string(),
+                "drain_timeout_ms" => self.drain_timeout_ms.to_string(),
                 "socket" => path(&self.socket, "in runtime_dir"),
                 "runtime_dir" => self.runtime_dir.display().to_string(),
                 "log" => self.log.clone(),

@@ -57,6 +57,12 @@ pub const SETTINGS: &[Setting] = &[
         "--pin-workers",
         "bind a leased worker to the NUMA node of the shard that granted its lease",
     ),
+    setting(
+        "drain_timeout_ms",
+        "RAYLET_URING_DRAIN_TIMEOUT_MS",
+        "--drain-timeout-ms",
+        "how long SIGTERM lets leases end before it ends the node; under Ray only",
+    ),
     setting("socket", "RAYLET_URING_SOCKET", "--socket", "Unix socket of the native door"),
     setting("runtime_dir", "RAYLET_URING_RUNTIME_DIR", "--runtime-dir", "directory of the admin sockets, mode 0700"),
     setting("log", "RAYLET_URING_LOG", "--log-level", "log level, or directives by module"),
