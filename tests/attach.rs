@@ -17,6 +17,13 @@ struct FakeRay {
 /// Something that runs and isn't ours, to stand in for Ray's own raylet.
 const STAND_IN: &str = "/bin/sleep";
 
+/// Makes a file that can be executed, in a process of its own: had this one ever had it open for writing, so might a child
+/// that another test forks at that moment, and as long as that lasts nobody can execute it.
+fn install(from: &Path, to: &Path) {
+    let status = Command::new("install").args(["-m", "755"]).args([from, to]).status().unwrap();
+    assert!(status.success());
+}
+
 impl FakeRay {
     fn new(version: &str) -> FakeRay {
         let dir = tempfile::tempdir().unwrap();
@@ -28,11 +35,12 @@ impl FakeRay {
         fs::write(package.join("_private/__init__.py"), "").unwrap();
         let services = "import os, ray\nRAYLET_EXECUTABLE = os.path.join(os.path.dirname(ray.__file__), 'core/src/ray/raylet/raylet')\n";
         fs::write(package.join("_private/services.py"), services).unwrap();
-        fs::copy(STAND_IN, &raylet).unwrap();
+        install(Path::new(STAND_IN), &raylet);
         let python = dir.path().join("python");
         let site = dir.path().join("site");
-        fs::write(&python, format!("#!/bin/sh\nPYTHONPATH='{}' exec python3 -S \"$@\"\n", site.display())).unwrap();
-        fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).unwrap();
+        let text = dir.path().join("python.text");
+        fs::write(&text, format!("#!/bin/sh\nPYTHONPATH='{}' exec python3 -S \"$@\"\n", site.display())).unwrap();
+        install(&text, &python);
         FakeRay { dir, raylet }
     }
 
@@ -150,7 +158,7 @@ fn raylets_that_run_are_told_apart() {
     // Its file goes with detaching and attaching again, and it still is what it is.
     ray.expect(&["detach"], 0);
     fs::remove_file(&ray.raylet).unwrap();
-    fs::copy(STAND_IN, &ray.raylet).unwrap();
+    install(Path::new(STAND_IN), &ray.raylet);
     ray.expect(&["attach"], 0);
     assert!(ray.expect(&["attach", "--status"], 0).contains(&line));
 }

@@ -25,7 +25,7 @@ const REQUEST: &str = "/ray.rpc.NodeManagerService/RequestWorkerLease";
 const RETURN: &str = "/ray.rpc.NodeManagerService/ReturnWorkerLease";
 const CONFIG: &str = "/ray.rpc.NodeManagerService/GetSystemConfig";
 const PIN: &str = OWN_METHODS[0];
-const LIMIT: Option<Duration> = Some(Duration::from_secs(10));
+const LIMIT: Option<Duration> = Some(Duration::from_secs(30));
 const NODE: NodeId = NodeId([7; 28]);
 const WORKER: WorkerId = WorkerId([9; 28]);
 const CPU: ResourceId = ResourceId(0);
@@ -78,7 +78,7 @@ impl Cores {
 
     async fn heard(&self) -> ToControl {
         let heard = self.engine.from_cores.recv_async();
-        tokio::time::timeout(Duration::from_secs(10), heard).await.expect("in time").expect("the cores live")
+        tokio::time::timeout(Duration::from_secs(30), heard).await.expect("in time").expect("the cores live")
     }
 
     /// The next messages that are not about calls served, in order.
@@ -113,7 +113,7 @@ impl Cores {
 
 fn on_control_thread(test: impl std::future::Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-    let bounded = async { tokio::time::timeout(Duration::from_secs(60), test).await.expect("in time") };
+    let bounded = async { tokio::time::timeout(Duration::from_secs(120), test).await.expect("in time") };
     tokio::task::LocalSet::new().block_on(&runtime, bounded);
 }
 

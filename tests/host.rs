@@ -1,5 +1,6 @@
 //! The commands about the host, as people call them: `topology`, `doctor`, `tune`, and what a service manager hears.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixDatagram;
@@ -12,7 +13,7 @@ use tempfile::TempDir;
 
 const OURS: &str = env!("CARGO_BIN_EXE_raylet-uring");
 /// Nothing here takes longer on a machine that isn't stuck.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The program with nothing of ours or Ray's in its environment, and nodes of its own.
 fn program(nodes: &Path) -> Command {
@@ -237,11 +238,14 @@ fn a_service_manager_hears_of_readiness_life_and_end_and_topology_shows_the_node
     let mut command = program(&nodes.path().join("nodes"));
     command.args(["--cores=0", "--object-store-memory=64M", "--warm-reserve=0"]);
     command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000").stdout(Stdio::null()).stderr(Stdio::null());
+    // Before the node's first word, so that a test that is held up measures more, never less.
+    let started = Instant::now();
     let mut node = Running(command.spawn().unwrap());
     assert!(hear().starts_with("READY=1\n"));
-    let started = Instant::now();
-    assert_eq!((hear(), hear()), ("WATCHDOG=1\n".to_owned(), "WATCHDOG=1\n".to_owned()));
-    assert!(started.elapsed() > Duration::from_millis(150), "reports of life come at half the interval");
+    for _ in 0..12 {
+        assert_eq!(hear(), "WATCHDOG=1\n");
+    }
+    assert!(started.elapsed() > Duration::from_millis(1150), "reports of life come at half the interval");
 
     let mut command = program(&nodes.path().join("nodes"));
     let drawn = say(command.args(["topology", "--json"]));
@@ -352,18 +356,25 @@ fn the_log_has_the_form_that_was_asked_for() {
     let journal = log("journal");
     assert!(journal.lines().any(|line| line == "<6>raylet_uring::node: shutting down"), "{journal}");
     let refused = say(program(nodes.path()).args(["--log-format", "xml"]));
-    assert!(refused.code == Some(1) && refused.err.contains("auto, text, json or journal"), "{}", refused.err);
+    assert!(
+        refused.code == Some(1) && refused.err.contains("auto, text, json, ray-json or journal"),
+        "{}",
+        refused.err
+    );
 }
 
 #[test]
 fn a_node_says_at_its_start_what_it_would_gain() {
     let nodes = tempfile::tempdir().unwrap();
     let settings = ["--cores=0", "--object-store-memory=64M"];
-    let doctor = say(program(nodes.path()).args(["doctor", "--json", "--no-disk", "--ports", "0"]).args(settings));
-    let checks: Vec<Value> = serde_json::from_str(&doctor.out).unwrap();
-    let of_the_machine = |check: &&Value| check["level"] != "ok" && check["name"] != "spill room";
-    let findings: Vec<&str> =
-        checks.iter().filter(of_the_machine).map(|check| check["name"].as_str().unwrap()).collect();
+    let examine = || {
+        let doctor = say(program(nodes.path()).args(["doctor", "--json", "--no-disk", "--ports", "0"]).args(settings));
+        let checks: Vec<Value> = serde_json::from_str(&doctor.out).unwrap();
+        let of_the_machine = |check: &&Value| check["level"] != "ok" && check["name"] != "spill room";
+        let names = checks.iter().filter(of_the_machine).map(|check| check["name"].as_str().unwrap().to_owned());
+        names.collect::<BTreeSet<String>>()
+    };
+    let mut findings = examine();
     let log = nodes.path().join("log");
     let mut command = program(&nodes.path().join("nodes"));
     command.args(settings).arg("--warm-reserve=0").stdout(Stdio::null()).stderr(fs::File::create(&log).unwrap());
@@ -378,8 +389,13 @@ fn a_node_says_at_its_start_what_it_would_gain() {
         }
         std::thread::sleep(Duration::from_millis(20));
     };
-    assert_eq!(said.contains("could serve the node better"), !findings.is_empty(), "{said}");
+    // What others do to the machine meanwhile may change its state: what it says both before and after holds.
+    let after = examine();
+    if findings.is_empty() == after.is_empty() {
+        assert_eq!(said.contains("could serve the node better"), !findings.is_empty(), "{said}");
+    }
+    findings.retain(|name| after.contains(name));
     for name in findings {
-        assert!(said.contains(name), "{name} is missing in {said}");
+        assert!(said.contains(&name), "{name} is missing in {said}");
     }
 }

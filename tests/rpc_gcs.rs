@@ -42,7 +42,7 @@ fn client(gcs: &Gcs, auth: Auth, chaos: &str) -> GcsClient {
         ClientConfig { auth, ..ClientConfig::default() },
         Chaos::from_setting(chaos).expect("setting"),
     );
-    let config = GcsConfig { reconnect_timeout_s: 30, ..GcsConfig::default() };
+    let config = GcsConfig { reconnect_timeout_s: 60, ..GcsConfig::default() };
     GcsClient::new(context, &gcs.address(), config).expect("address")
 }
 
@@ -241,6 +241,7 @@ fn everything_goes_on_after_the_gcs_was_restarted() {
         let client = member(&gcs).await;
         let subscriber = GcsSubscriber::start(client.clone());
         let seen = Seen::subscribe(&subscriber);
+        eventually("subscribed", || seen.subscribed.get() == 1).await;
         let (first, second) = (FakeNode::start(1).await, FakeNode::start(2).await);
         client.register_node(first.info.clone()).await.expect("registered");
         client.kv_put(b"ns", b"key", "kept".into(), true).await.expect("put");

@@ -2,12 +2,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use raylet_uring::ray::agents::ports::Reservation;
 use raylet_uring::ray::proto::health::{HealthCheckRequest, HealthCheckResponse};
 use raylet_uring::ray::proto::syncer::{RaySyncMessage, RaySyncMessageBatch};
 use raylet_uring::ray::proto::{PushReply, PushRequest, ReturnWorkerLeaseReply, ReturnWorkerLeaseRequest};
@@ -23,18 +24,22 @@ use tonic::{Code, Status};
 const RETURN: &str = "/ray.rpc.NodeManagerService/ReturnWorkerLease";
 const PUSH: &str = "/ray.rpc.ObjectManagerService/Push";
 const SYNC: &str = "/ray.rpc.syncer.RaySyncer/StartSync";
-const LIMIT: Option<Duration> = Some(Duration::from_secs(10));
+const LIMIT: Option<Duration> = Some(Duration::from_secs(60));
 
-/// Runs a test on a thread like the node's control thread, for at most 30 seconds.
+/// Runs a test on a thread like the node's control thread, for at most two minutes.
 fn on_control_thread(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     let local = tokio::task::LocalSet::new();
-    let bounded = async { tokio::time::timeout(Duration::from_secs(30), test).await.expect("in time") };
+    let bounded = async { tokio::time::timeout(Duration::from_secs(120), test).await.expect("in time") };
     local.block_on(&runtime, bounded);
 }
 
 async fn serve(router: Router, config: ServerConfig) -> (SocketAddr, oneshot::Sender<()>) {
-    let listener = bind("127.0.0.1:0".parse().expect("address")).await.expect("bind");
+    serve_on(0, router, config).await
+}
+
+async fn serve_on(port: u16, router: Router, config: ServerConfig) -> (SocketAddr, oneshot::Sender<()>) {
+    let listener = bind((Ipv4Addr::LOCALHOST, port).into()).await.expect("bind");
     let address = listener.local_addr().expect("address");
     let (stop, stopped) = oneshot::channel::<()>();
     let stopped = async move {
@@ -59,7 +64,7 @@ fn router() -> Router {
                 0 => Ok(ReturnWorkerLeaseReply {}),
                 1 => Err(Status::with_details(Code::Aborted, "NotFound", "no such lease: é".into())),
                 _ => {
-                    tokio::time::sleep(Duration::from_secs(20)).await;
+                    std::future::pending::<()>().await;
                     Ok(ReturnWorkerLeaseReply {})
                 }
             }
@@ -226,46 +231,59 @@ fn both_sides_of_a_stream_flow_until_either_ends_it() {
 #[test]
 fn a_handler_runs_to_its_end_without_its_client() {
     on_control_thread(async {
-        let ended = Rc::new(Cell::new(0));
-        let count = ended.clone();
+        let (begun, ended) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let go = Rc::new(tokio::sync::Semaphore::new(0));
+        let counts = (begun.clone(), ended.clone(), go.clone());
         let router = Router::new().unary(PUSH, move |_: PushRequest| {
-            let count = count.clone();
+            let (begun, ended, go) = counts.clone();
             async move {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                count.set(count.get() + 1);
+                begun.set(begun.get() + 1);
+                // The semaphore is never closed.
+                let _turn = go.acquire().await;
+                ended.set(ended.get() + 1);
                 Ok(PushReply {})
             }
         });
         let (address, _stop) = serve(router, ServerConfig::default()).await;
         let channel = channel(address, Auth::disabled(), "");
         let soon = Some(Duration::from_millis(20));
-        for _ in 0..3 {
+        // A call may be late before it has reached the server.
+        while begun.get() < 3 {
             let late = channel.call::<_, PushReply>(PUSH, &PushRequest::default(), soon).await;
             assert_eq!(late.expect_err("late").code(), Code::DeadlineExceeded);
         }
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        assert_eq!(ended.get(), 3);
+        assert_eq!(ended.get(), 0);
+        go.add_permits(1);
+        while ended.get() < begun.get() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     });
 }
 
 #[test]
 fn a_channel_reconnects_and_retries() {
     on_control_thread(async {
-        let (address, stop) = serve(router(), ServerConfig::default()).await;
+        // Nobody else gets the port while no server has it.
+        let kept = Reservation::new(Ipv4Addr::LOCALHOST.into(), 0).expect("a port");
+        let (address, stop) = serve_on(kept.port(), router(), ServerConfig::default()).await;
         let channel = channel(address, Auth::disabled(), "");
         let PushReply {} = channel.call(PUSH, &PushRequest::default(), LIMIT).await.expect("reply");
         drop(stop);
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        let down = channel.call::<_, PushReply>(PUSH, &PushRequest::default(), LIMIT).await.expect_err("down");
+        let down = loop {
+            match channel.call::<_, PushReply>(PUSH, &PushRequest::default(), LIMIT).await {
+                Ok(PushReply {}) => tokio::time::sleep(Duration::from_millis(5)).await,
+                Err(status) => break status,
+            }
+        };
         assert_eq!(down.code(), Code::Unavailable);
-        tokio::task::spawn_local(async move {
+        let back = tokio::task::spawn_local(async move {
             tokio::time::sleep(Duration::from_millis(200)).await;
-            let listener = bind(address).await.expect("bind again");
-            Server::new(router(), ServerConfig::default()).serve(listener, std::future::pending()).await;
+            serve_on(kept.port(), router(), ServerConfig::default()).await
         });
         let retry = Retry { max_attempts: 50, backoff_min_ms: 10, backoff_max_ms: 100 };
         let again = channel.call_with_retry(PUSH, &PushRequest::default(), LIMIT, retry).await;
         let PushReply {} = again.expect("the server is back");
+        let (_, _stop) = back.await.expect("the server is back");
     });
 }
 

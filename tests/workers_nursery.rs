@@ -60,6 +60,9 @@ if what == "stay":
 sys.exit(5)
 "#;
 
+/// Longer than a busy machine takes from seeing the end of a nursery to asking for the next worker.
+const RETRY_PAUSE: Duration = Duration::from_secs(4);
+
 struct Stage {
     dir: tempfile::TempDir,
     python: String,
@@ -109,22 +112,34 @@ impl Stage {
     }
 }
 
-/// Runs a test on a control thread. `python` is the interpreter, `site` code that it runs before all else.
-fn run(enabled: bool, python: &Path, site: &str, test: impl AsyncFnOnce(&Stage)) {
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// `python` is the interpreter, `site` code that it runs before all else.
+fn stage(enabled: bool, python: &Path, site: &str) -> Stage {
     let dir = tempfile::tempdir().unwrap();
     for (name, content) in [("scripts/default_worker.py", WORKER), ("site/sitecustomize.py", site)] {
         fs::create_dir_all(dir.path().join(name).parent().unwrap()).unwrap();
         fs::write(dir.path().join(name), content).unwrap();
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    tokio::task::LocalSet::new().block_on(&runtime, async {
-        let (sender, exits) = flume::bounded(64);
-        let config = ProcessConfig { max_processes: 64, kill_timeout: Duration::from_millis(500) };
-        let table = ProcessTable::new(config, sender);
-        let settings =
-            NurserySettings { enabled, ready_timeout: Duration::from_secs(60), ..NurserySettings::default() };
-        let nursery = Nursery::new(settings, table.clone());
-        let stage = Stage { dir, python: python.display().to_string(), nursery, table, exits };
+    let (sender, exits) = flume::bounded(64);
+    let config = ProcessConfig { max_processes: 64, kill_timeout: Duration::from_millis(500) };
+    let table = ProcessTable::new(config, sender);
+    let settings = NurserySettings {
+        enabled,
+        ready_timeout: Duration::from_secs(60),
+        fork_timeout: Duration::from_secs(60),
+        retry_pause: RETRY_PAUSE,
+    };
+    let nursery = Nursery::new(settings, table.clone());
+    Stage { dir, python: python.display().to_string(), nursery, table, exits }
+}
+
+/// Runs a test on a control thread.
+fn run(enabled: bool, python: &Path, site: &str, test: impl AsyncFnOnce(&Stage)) {
+    tokio::task::LocalSet::new().block_on(&runtime(), async {
+        let stage = stage(enabled, python, site);
         tokio::time::timeout(Duration::from_secs(120), test(&stage)).await.expect("in time");
         let nursery = stage.nursery.pid();
         stage.nursery.shutdown().await;
@@ -134,6 +149,26 @@ fn run(enabled: bool, python: &Path, site: &str, test: impl AsyncFnOnce(&Stage))
         }
         assert_eq!(stage.table.shutdown().await, 0);
     });
+}
+
+#[test]
+fn what_was_forked_ends_with_a_node_that_says_nothing() {
+    let stage = stage(true, &python(), "");
+    let (runtime, tasks) = (runtime(), tokio::task::LocalSet::new());
+    let [worker, nursery] = tasks.block_on(&runtime, async {
+        let worker = stage.start(&stage.spec("stay")).await;
+        assert_eq!(stage.seen(worker).await["parent"], stage.nursery.pid().unwrap());
+        [worker.pid, stage.nursery.pid().unwrap()]
+    });
+    // Everything that the control thread held goes, as when the node is killed.
+    drop(tasks);
+    drop(stage);
+    let runs = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // A zombie has ended.
+        stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(" Z"))
+    };
+    runtime.block_on(eventually("the nursery and its worker end", || !runs(worker) && !runs(nursery)));
 }
 
 #[test]
@@ -227,7 +262,7 @@ fn a_nursery_that_dies_costs_nothing_but_time() {
         stage.table.kill(worker.key);
         let exit = stage.exits.recv_async().await.unwrap();
         assert_eq!((exit.key, exit.status), (worker.key, ExitStatus::Unknown));
-        tokio::time::sleep(Duration::from_millis(1100)).await;
+        tokio::time::sleep(RETRY_PAUSE + Duration::from_millis(100)).await;
         let parent = stage.parent_of_next().await;
         assert_eq!(parent, u64::from(stage.nursery.pid().unwrap()), "a second nursery");
         assert_ne!(parent, u64::from(first));
@@ -244,7 +279,7 @@ fn a_nursery_ends_when_what_it_has_imported_changes() {
         fs::write(&script, format!("{WORKER}\n# Changed.")).unwrap();
         assert_eq!(stage.parent_of_next().await, this, "plain, with what is new");
         eventually("the nursery is gone", || stage.nursery.pid().is_none()).await;
-        tokio::time::sleep(Duration::from_millis(1100)).await;
+        tokio::time::sleep(RETRY_PAUSE + Duration::from_millis(100)).await;
         let parent = stage.parent_of_next().await;
         assert_eq!(parent, u64::from(stage.nursery.pid().unwrap()), "a second nursery");
         assert_ne!(parent, u64::from(first));

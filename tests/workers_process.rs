@@ -1,5 +1,8 @@
 //! The process table against real child processes.
 
+#[path = "workers_support/eventually.rs"]
+mod waiting;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -8,9 +11,10 @@ use std::time::{Duration, Instant};
 use raylet_uring::workers::command::CommandLine;
 use raylet_uring::workers::exit::ExitStatus;
 use raylet_uring::workers::process::{Output, ProcessConfig, ProcessExit, ProcessTable, SpawnError, SpawnSpec, Stdin};
+use waiting::eventually;
 
 /// Far above what any of the processes here needs, far below what a person waits for.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn spec(script: &str) -> SpawnSpec {
     let argv = ["/bin/sh", "-c", script].map(String::from).to_vec();
@@ -21,11 +25,16 @@ fn grouped(script: &str) -> SpawnSpec {
     SpawnSpec { own_group: true, ..spec(script) }
 }
 
-/// Runs a test on a control thread as the node has one, with a table of quick tempers.
-fn run<F: AsyncFnOnce(ProcessTable, flume::Receiver<ProcessExit>)>(test: F) {
+/// A time to end that a test can wait for.
+const SHORT: Duration = Duration::from_millis(300);
+/// A time to end that no test outlives: what ends nevertheless was not granted it.
+const LONG: Duration = Duration::from_secs(100);
+
+/// Runs a test on a control thread as the node has one, with a table that kills after `kill_timeout`.
+fn run<F: AsyncFnOnce(ProcessTable, flume::Receiver<ProcessExit>)>(kill_timeout: Duration, test: F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (exits, receiver) = flume::bounded(64);
-    let config = ProcessConfig { max_processes: 8, kill_timeout: Duration::from_millis(300) };
+    let config = ProcessConfig { max_processes: 8, kill_timeout };
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let table = ProcessTable::new(config, exits);
         tokio::time::timeout(PATIENCE, test(table.clone(), receiver)).await.expect("in time");
@@ -39,14 +48,7 @@ fn running(pid: u32) -> bool {
         .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'))
 }
 
-async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
+/// The pid that a script writes to a file, once all that it did before has been done.
 async fn read_pid(path: &Path) -> u32 {
     eventually("the script writes a pid", || fs::read_to_string(path).is_ok_and(|t| t.ends_with('\n'))).await;
     fs::read_to_string(path).unwrap().trim().parse().unwrap()
@@ -54,7 +56,7 @@ async fn read_pid(path: &Path) -> u32 {
 
 #[test]
 fn each_end_is_reported_once_with_its_status() {
-    run(async |table, exits| {
+    run(SHORT, async |table, exits| {
         let done = table.spawn(&spec("exit 0")).unwrap();
         assert!(table.is_alive(done.key));
         assert_eq!(table.pid(done.key), Some(done.pid));
@@ -73,7 +75,7 @@ fn each_end_is_reported_once_with_its_status() {
 
 #[test]
 fn the_environment_is_the_nodes_with_changes() {
-    run(async |table, exits| {
+    run(SHORT, async |table, exits| {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
         let mut spec = spec("echo $RAY_JOB_ID ${HOME:+home} ${PATH:+path}; echo bad >&2");
@@ -89,27 +91,32 @@ fn the_environment_is_the_nodes_with_changes() {
 
 #[test]
 fn a_polite_request_comes_before_force() {
-    run(async |table, exits| {
-        let polite = table.spawn(&spec("trap 'exit 3' TERM; while :; do sleep 0.02; done")).unwrap();
-        tokio::time::sleep(Duration::from_millis(100)).await;
+    run(SHORT, async |table, exits| {
+        let dir = tempfile::tempdir().unwrap();
+        let said = |name: &str| dir.path().join(name);
+        let script = |trap: &str, name: &str| {
+            format!("trap '{trap}' TERM; echo $$ > {}; while :; do sleep 0.02; done", said(name).display())
+        };
+        let polite = table.spawn(&spec(&script("exit 3", "polite"))).unwrap();
+        read_pid(&said("polite")).await;
         table.terminate(polite.key);
         let exit = exits.recv_async().await.unwrap();
         assert_eq!((exit.status, exit.requested), (ExitStatus::Code(3), true));
 
-        let deaf = table.spawn(&spec("trap '' TERM; while :; do sleep 0.02; done")).unwrap();
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        let deaf = table.spawn(&spec(&script("", "deaf"))).unwrap();
+        read_pid(&said("deaf")).await;
         let asked = Instant::now();
         table.terminate(deaf.key);
         table.terminate(deaf.key);
         let exit = exits.recv_async().await.unwrap();
-        assert!(asked.elapsed() >= Duration::from_millis(300), "the time to end was granted");
+        assert!(asked.elapsed() >= SHORT, "the time to end was granted");
         assert_eq!(exit.status, ExitStatus::Signal { signal: libc::SIGKILL, core_dumped: false });
     });
 }
 
 #[test]
 fn children_of_a_worker_end_with_it() {
-    run(async |table, exits| {
+    run(SHORT, async |table, exits| {
         let dir = tempfile::tempdir().unwrap();
         // One that ends on SIGTERM, one that has to be killed.
         for (i, script) in ["sleep 100", "trap '' TERM; while :; do sleep 0.02; done"].into_iter().enumerate() {
@@ -125,38 +132,37 @@ fn children_of_a_worker_end_with_it() {
 
 #[test]
 fn a_killed_worker_takes_its_group_with_it_at_once() {
-    run(async |table, exits| {
+    run(LONG, async |table, exits| {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pid");
         let script = format!("(trap '' TERM; sleep 100) & echo $! > {}; wait", file.display());
         let worker = table.spawn(&grouped(&script)).unwrap();
         let child = read_pid(&file).await;
-        let asked = Instant::now();
         table.kill(worker.key);
         let exit = exits.recv_async().await.unwrap();
         assert_eq!((exit.status.as_code(), exit.requested), (-9, true));
-        eventually("the child ends", || !running(child)).await;
-        assert!(asked.elapsed() < Duration::from_millis(290), "no time to end was granted");
+        eventually("the child ends, and no time was granted to it", || !running(child)).await;
     });
 }
 
 #[test]
 fn without_a_group_of_its_own_nothing_else_is_signalled() {
-    run(async |table, exits| {
+    run(SHORT, async |table, exits| {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pid");
-        let worker = table.spawn(&spec(&format!("sleep 1.5 & echo $! > {}; wait", file.display()))).unwrap();
+        let worker = table.spawn(&spec(&format!("sleep 1000 & echo $! > {}; wait", file.display()))).unwrap();
         let child = read_pid(&file).await;
         table.kill(worker.key);
         exits.recv_async().await.unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(running(child), "and this test process, which shares the group, is alive too");
+        std::process::Command::new("kill").args(["-9", &child.to_string()]).status().unwrap();
     });
 }
 
 #[test]
 fn the_lifetime_pipe_is_open_as_long_as_the_table_holds_the_process() {
-    run(async |table, exits| {
+    run(SHORT, async |table, exits| {
         let mut reader = spec("read line; exit 5");
         reader.stdin = Stdin::LifetimePipe;
         let started = table.spawn(&reader).unwrap();
@@ -167,17 +173,39 @@ fn the_lifetime_pipe_is_open_as_long_as_the_table_holds_the_process() {
         table.kill(started.key);
         exits.recv_async().await.unwrap();
         // One that ignores the signal but not the end of the pipe.
-        reader.command.argv[2] = "trap '' TERM; read line; exit 8".into();
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pid");
+        reader.command.argv[2] = format!("trap '' TERM; echo $$ > {}; read line; exit 8", file.display());
         let started = table.spawn(&reader).unwrap();
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        read_pid(&file).await;
         table.terminate(started.key);
         assert_eq!(exits.recv_async().await.unwrap().status, ExitStatus::Code(8));
     });
 }
 
 #[test]
+fn a_process_that_dies_with_the_node_needs_no_word_from_it() {
+    let start = |dies_with_node: bool| {
+        let node = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let table = ProcessTable::new(ProcessConfig::default(), flume::bounded(1).0);
+            let spec = SpawnSpec { dies_with_node, ..spec("exec sleep 1000") };
+            let pid = tokio::task::LocalSet::new().block_on(&runtime, async { table.spawn(&spec).unwrap().pid });
+            assert!(running(pid));
+            pid
+        });
+        node.join().unwrap()
+    };
+    let (dies, stays) = (start(true), start(false));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(eventually("it is killed", || !running(dies)));
+    assert!(running(stays));
+    std::process::Command::new("kill").args(["-9", &stays.to_string()]).status().unwrap();
+}
+
+#[test]
 fn the_oom_score_is_raised_from_the_nodes_own() {
-    run(async |table, exits| {
+    run(SHORT, async |table, exits| {
         let own: i32 = fs::read_to_string("/proc/self/oom_score_adj").unwrap().trim().parse().unwrap();
         for (adjustment, expected) in [(300, (own + 300).min(1000)), (5000, 1000)] {
             let mut spec = spec("sleep 100");
@@ -193,7 +221,7 @@ fn the_oom_score_is_raised_from_the_nodes_own() {
 
 #[test]
 fn what_cannot_start_is_an_error_that_names_it() {
-    run(async |table, _exits| {
+    run(SHORT, async |table, _exits| {
         let mut missing = spec("");
         missing.command.argv[0] = "/no/such/program".into();
         let error = table.spawn(&missing).unwrap_err();
@@ -216,7 +244,7 @@ fn what_cannot_start_is_an_error_that_names_it() {
 
 #[test]
 fn a_full_table_refuses_until_a_process_ends() {
-    run(async |table, exits| {
+    run(SHORT, async |table, exits| {
         let started: Vec<_> = (0..8).map(|_| table.spawn(&spec("sleep 100")).unwrap()).collect();
         assert!(matches!(table.spawn(&spec("exit 0")), Err(SpawnError::TableFull(8))));
         table.kill(started[0].key);
@@ -229,14 +257,14 @@ fn a_full_table_refuses_until_a_process_ends() {
 
 #[test]
 fn shutdown_ends_everything_and_says_so() {
-    run(async |table, exits| {
+    run(SHORT, async |table, exits| {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pid");
         let deaf = "trap '' TERM; while :; do sleep 0.02; done";
-        table.spawn(&grouped(&format!("({deaf}) & echo $! > {}; {deaf}", file.display()))).unwrap();
+        let script = format!("trap '' TERM; ({deaf}) & echo $! > {}; {deaf}", file.display());
+        table.spawn(&grouped(&script)).unwrap();
         table.spawn(&spec("sleep 100")).unwrap();
         let child = read_pid(&file).await;
-        tokio::time::sleep(Duration::from_millis(100)).await;
         assert_eq!(table.shutdown().await, 0);
         assert!(!running(child));
         assert_eq!(exits.drain().count(), 2);
@@ -245,7 +273,7 @@ fn shutdown_ends_everything_and_says_so() {
 
 #[test]
 fn a_foreign_process_is_watched_and_its_status_taken_from_its_parent() {
-    run(async |table, exits| {
+    run(SHORT, async |table, exits| {
         for tell in [true, false] {
             let mut child = std::process::Command::new("/bin/sh").args(["-c", "exec sleep 100"]).spawn().unwrap();
             let (status, receiver) = tokio::sync::oneshot::channel();

@@ -56,7 +56,7 @@ pub struct NodeFlags {
     /// Log level, or directives like `info,raylet_uring::workers=debug` [env: RAYLET_URING_LOG].
     #[arg(long, value_name = "FILTER")]
     pub log_level: Option<String>,
-    /// Form of the log: text, json, journal, or auto: journal where systemd's journal takes it [env: RAYLET_URING_LOG_FORMAT].
+    /// Form of the log: text, json, ray-json, journal, or auto: journal where systemd's journal takes it [env: RAYLET_URING_LOG_FORMAT].
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<String>,
     /// Print every setting with its value and where it came from, and exit.

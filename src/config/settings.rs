@@ -66,7 +66,12 @@ pub const SETTINGS: &[Setting] = &[
     setting("socket", "RAYLET_URING_SOCKET", "--socket", "Unix socket of the native door"),
     setting("runtime_dir", "RAYLET_URING_RUNTIME_DIR", "--runtime-dir", "directory of the admin sockets, mode 0700"),
     setting("log", "RAYLET_URING_LOG", "--log-level", "log level, or directives by module"),
-    setting("log_format", "RAYLET_URING_LOG_FORMAT", "--log-format", "form of the log: auto, text, json, journal"),
+    setting(
+        "log_format",
+        "RAYLET_URING_LOG_FORMAT",
+        "--log-format",
+        "form of the log: auto, text, json, ray-json, journal",
+    ),
     setting(
         "print_config",
         "RAYLET_URING_PRINT_CONFIG",
@@ -78,6 +83,9 @@ pub const SETTINGS: &[Setting] = &[
 
 /// Ray's variable for the log level of its C++ processes; ours wins over it.
 const RAY_LOG_VARIABLE: &str = "RAY_BACKEND_LOG_LEVEL";
+/// Ray's variable that makes its C++ processes log JSON where it is exactly `1`, and the format that it stands for; ours wins.
+const RAY_LOG_JSON_VARIABLE: &str = "RAY_BACKEND_LOG_JSON";
+const RAY_LOG_FORMAT: &str = "ray-json";
 
 const fn setting(name: &'static str, variable: &'static str, flag: &'static str, help: &'static str) -> Setting {
     Setting { name, variable, flag, help }
@@ -105,9 +113,9 @@ impl Values {
         for setting in SETTINGS {
             let flag = flags.get(setting.name).map(|text| (text, Source::Flag(setting.flag)));
             let variable = |name: &'static str| environment.get(name).map(|text| (text, Source::Environment(name)));
-            let ray = || (setting.name == "log").then(|| variable(RAY_LOG_VARIABLE)).flatten();
-            if let Some((text, source)) = flag.or_else(|| variable(setting.variable)).or_else(ray) {
-                values.set(setting.name, text.clone(), source);
+            let set = flag.or_else(|| variable(setting.variable)).map(|(text, source)| (text.clone(), source));
+            if let Some((text, source)) = set.or_else(|| of_ray(setting.name, environment)) {
+                values.set(setting.name, text, source);
             }
         }
         if let Some(path) = values.texts.remove("config").filter(|p| !p.is_empty()).map(PathBuf::from) {
@@ -171,6 +179,18 @@ impl Values {
             None => Err(ConfigError::BadValue { setting, source_: source, expected, got: text }),
         }
     }
+}
+
+/// What a variable of Ray's says of a setting of ours.
+fn of_ray(setting: &str, environment: &BTreeMap<String, String>) -> Option<(String, Source)> {
+    let (name, text) = match setting {
+        "log" => (RAY_LOG_VARIABLE, environment.get(RAY_LOG_VARIABLE)?.clone()),
+        "log_format" if environment.get(RAY_LOG_JSON_VARIABLE)? == "1" => {
+            (RAY_LOG_JSON_VARIABLE, RAY_LOG_FORMAT.to_owned())
+        }
+        _ => return None,
+    };
+    Some((text, Source::Environment(name)))
 }
 
 /// A TOML value in the form that flags and variables have.

@@ -64,6 +64,12 @@ fn rays_log_variable_counts_as_environment_below_ours() {
     assert_eq!(load(&[("log", "error")], &[ray]).unwrap().log, "error");
     let (_dir, path) = file("log = \"debug\"");
     assert_eq!(load(&[("config", &path)], &[ray]).unwrap().log, "warn");
+    let ray = ("RAY_BACKEND_LOG_JSON", "1");
+    let config = load(&[], &[ray]).unwrap();
+    assert_eq!((config.log_format, config.source("log_format")), (LogFormat::RayJson, Source::Environment(ray.0)));
+    assert_eq!(load(&[], &[ray, ("RAYLET_URING_LOG_FORMAT", "json")]).unwrap().log_format, LogFormat::Json);
+    // Ray's own processes take nothing but 1 for yes.
+    assert_eq!(load(&[], &[("RAY_BACKEND_LOG_JSON", "true")]).unwrap().log_format, LogFormat::Auto);
 }
 
 #[test]

@@ -94,10 +94,18 @@ impl AdminServer {
     /// [`AdminError`], for a directory that isn't this user's alone among others.
     pub fn bind(runtime_dir: &Path) -> Result<Self, AdminError> {
         runtime_dir::prepare(runtime_dir)?;
+        // Nodes that were killed have left theirs; what can't be read now is cleared by the next look.
+        let _ = runtime_dir::running(runtime_dir);
         let path = runtime_dir::socket_path(runtime_dir, std::process::id());
+        // It gets its name when it listens: before that, whoever looks for nodes would take it for a dead one's and remove it.
+        let nameless = path.with_extension("new");
         // A socket of this process id can only be a dead process's.
-        let _ = std::fs::remove_file(&path);
-        match UnixListener::bind(&path) {
+        let _ = std::fs::remove_file(&nameless);
+        let bound = UnixListener::bind(&nameless).and_then(|listener| {
+            std::fs::rename(&nameless, &path)?;
+            Ok(listener)
+        });
+        match bound {
             Ok(listener) => Ok(AdminServer { listener, path }),
             Err(source) => Err(AdminError::Bind { path, source }),
         }

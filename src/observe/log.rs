@@ -19,6 +19,8 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{fmt, reload, Layer, Registry};
 
+use super::ray_json::RayJsonLine;
+
 /// Rotated files that are kept at most, whatever the environment asks for.
 const BACKUPS_MAX: u32 = 1000;
 
@@ -67,13 +69,15 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+    /// One JSON object a line, with the members that Ray's C++ processes write (`RAY_BACKEND_LOG_JSON=1`).
+    RayJson,
     /// Priority, module, message, fields: the journal adds the time itself.
     Journal,
 }
 
 impl LogFormat {
     /// What the setting takes.
-    pub const EXPECTED: &'static str = "auto, text, json or journal";
+    pub const EXPECTED: &'static str = "auto, text, json, ray-json or journal";
 
     /// Reads the setting.
     pub fn parse(text: &str) -> Option<LogFormat> {
@@ -81,6 +85,7 @@ impl LogFormat {
             "auto" => Some(LogFormat::Auto),
             "text" => Some(LogFormat::Text),
             "json" => Some(LogFormat::Json),
+            "ray-json" => Some(LogFormat::RayJson),
             "journal" | "journald" => Some(LogFormat::Journal),
             _ => None,
         }
@@ -109,6 +114,7 @@ impl std::fmt::Display for LogFormat {
             LogFormat::Auto => "auto",
             LogFormat::Text => "text",
             LogFormat::Json => "json",
+            LogFormat::RayJson => "ray-json",
             LogFormat::Journal => "journal",
         })
     }
@@ -301,6 +307,7 @@ where
     let layer = fmt::layer().with_writer(writer);
     match format {
         LogFormat::Json => layer.with_ansi(false).json().boxed(),
+        LogFormat::RayJson => layer.with_ansi(false).event_format(RayJsonLine::default()).boxed(),
         LogFormat::Journal => {
             let line = fmt::format().without_time().with_level(false).with_ansi(false);
             layer.with_ansi(false).event_format(JournalLine(line)).boxed()
@@ -473,6 +480,18 @@ mod tests {
         let lines: Vec<serde_json::Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!((&lines[0]["level"], &lines[0]["fields"]["worker"]), (&"ERROR".into(), &7.into()));
         assert_eq!(lines.len(), 2);
+        let json = written(LogFormat::RayJson);
+        let first = json.lines().next().unwrap();
+        let value: serde_json::Value = serde_json::from_str(first).unwrap();
+        let time = value["asctime"].as_str().unwrap();
+        let shape: String = time.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+        assert_eq!(shape, "0000-00-00 00:00:00,000");
+        let line = value["lineno"].as_u64().unwrap();
+        let expected = format!(
+            r#"{{"asctime":"{time}","levelname":"E","message":"it ended","component":"raylet","filename":"log.rs","lineno":{line},"worker":7}}"#
+        );
+        assert_eq!(first, expected);
+        assert_eq!(json.lines().count(), 2);
         let journal = written(LogFormat::Journal);
         let expected =
             "<3>raylet_uring::observe::log::tests: it ended worker=7\n<7>raylet_uring::observe::log::tests: and more\n";
@@ -481,7 +500,7 @@ mod tests {
 
     #[test]
     fn formats_are_read_and_the_journal_is_recognised() {
-        for format in [LogFormat::Auto, LogFormat::Text, LogFormat::Json, LogFormat::Journal] {
+        for format in [LogFormat::Auto, LogFormat::Text, LogFormat::Json, LogFormat::RayJson, LogFormat::Journal] {
             assert_eq!(LogFormat::parse(&format.to_string()), Some(format));
         }
         assert_eq!(LogFormat::parse("xml"), None);

@@ -6,6 +6,7 @@ pub mod histogram;
 pub mod log;
 pub mod metrics;
 pub mod print;
+pub mod ray_json;
 pub mod runtime_dir;
 #[cfg(feature = "otel")]
 pub mod spans;

@@ -33,7 +33,7 @@ use crate::config::ray::RayConfig;
 use crate::config::Config;
 use crate::engine::{Engine, EngineSettings, SchedSettings};
 use crate::node::{sched_config, NodeError};
-use crate::ray::agents::{AgentFailure, AgentManager, AgentSettings};
+use crate::ray::agents::{AgentFailure, AgentManager, AgentSettings, START_AT_LATEST};
 use crate::ray::proto::node_death_info::Reason;
 use crate::ray::proto::{self, ChannelType};
 use crate::ray::runtime_env::{RuntimeEnvClient, RuntimeEnvSettings};
@@ -368,6 +368,7 @@ fn agent_settings(flags: &RayFlags, ray_config: &RayConfig, node_id: NodeId) -> 
         runtime_env_command: flags.runtime_env_agent_command.clone(),
         pipe_health_check: ray_config.enable_pipe_based_agent_to_parent_health_check,
         register_timeout: Duration::from_millis(ray_config.agent_register_timeout_ms as u64),
+        start_at_latest: START_AT_LATEST,
         kill_timeout: Duration::from_secs(1),
     }
 }

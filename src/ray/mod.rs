@@ -1,6 +1,7 @@
 //! Everything that speaks Ray: its messages, its RPCs and its sockets.
 
 mod accept;
+pub mod affinity;
 pub mod agents;
 pub mod boot;
 pub mod classes;

@@ -119,6 +119,35 @@ struct Inner {
     jobs: RefCell<HashMap<JobId, String>>,
 }
 
+/// An environment that was built for a worker, and the reference that was taken to it. The reference is given back when this is
+/// dropped, because the worker could not be started, or when the worker that holds it has ended.
+pub struct Built {
+    client: RuntimeEnvClient,
+    environment: String,
+    context: String,
+}
+
+impl Built {
+    /// What the worker is started with.
+    pub fn context(&self) -> &str {
+        &self.context
+    }
+
+    /// Lets a process hold the reference until its end ([`RuntimeEnvClient::process_ended`]).
+    pub fn held_by(mut self, process: ProcessKey) {
+        let environment = std::mem::take(&mut self.environment);
+        if has_runtime_env(&environment) {
+            self.client.inner.processes.borrow_mut().insert(process, environment);
+        }
+    }
+}
+
+impl Drop for Built {
+    fn drop(&mut self) {
+        self.client.release(&self.environment);
+    }
+}
+
 /// One request's place in the queue.
 struct Place<'a>(&'a Cell<usize>);
 
@@ -148,6 +177,15 @@ impl RuntimeEnvClient {
         Self { inner: Rc::new(inner) }
     }
 
+    /// Has the environment built, where it isn't, for a worker that is to be started in it.
+    ///
+    /// # Errors
+    /// As [`Self::get_or_create`].
+    pub async fn for_worker(&self, job: JobId, info: &proto::RuntimeEnvInfo) -> Result<Built, RuntimeEnvError> {
+        let context = self.get_or_create(job, info).await?;
+        Ok(Built { client: self.clone(), environment: info.serialized_runtime_env.clone(), context })
+    }
+
     /// Has the environment built, where it isn't, and takes a reference to it for one worker. Returns the context that
     /// the worker is started with. A reference is taken only where this succeeds; [`Self::release`] gives it back.
     ///
@@ -170,8 +208,7 @@ impl RuntimeEnvClient {
         }
     }
 
-    /// Gives back one reference, in the background: to be called once for each success of [`Self::get_or_create`] where
-    /// the worker could not be started; [`Self::held_by`] sees to the others.
+    /// Gives back one reference, in the background: to be called once for each success of [`Self::get_or_create`].
     pub fn release(&self, serialized_runtime_env: &str) {
         if !has_runtime_env(serialized_runtime_env) {
             return;
@@ -183,13 +220,6 @@ impl RuntimeEnvClient {
                 tracing::warn!(%error, "a reference to a runtime environment stays with the agent");
             }
         });
-    }
-
-    /// Lets a worker process hold the reference that was taken for it; [`Self::process_ended`] gives it back.
-    pub fn held_by(&self, process: ProcessKey, serialized_runtime_env: &str) {
-        if has_runtime_env(serialized_runtime_env) {
-            self.inner.processes.borrow_mut().insert(process, serialized_runtime_env.to_owned());
-        }
     }
 
     /// A process has ended: gives back what it held, if anything.

@@ -3,7 +3,7 @@
 Standard input is a stream socket to the node, from which Python has read this text (see `nursery_spec`). Each message is one
 line of JSON. From the node: {"id", "argv", "oom_score_adjustment"}: fork a worker. To the node: {"ready": true} or
 {"unfit": why}, {"id", "pid"} or {"id", "error"}, {"exit": pid, "code" or "signal"}, and {"stale": path} where what was imported
-has changed on disk. The end of the socket is the end of this process; workers notice the end of the node by themselves.
+has changed on disk. The end of the socket is the end of the node: it ends this process, and all workers that it has forked.
 """
 import ast
 import gc
@@ -126,13 +126,23 @@ class Nursery:
         self.wake = wake
         self.inbox = b""
         self.installed = installed
+        self.workers = set()
+
+    def end(self):
+        """The node is gone. One that ends in order has ended its workers before; these would outlive one that was killed."""
+        for pid in self.workers:
+            try:
+                os.killpg(pid, signal.SIGKILL)
+            except OSError:
+                pass  # It has ended.
+        os._exit(0)  # At once: exit handlers of what was imported belong to workers.
 
     def send(self, message):
         # The node reads at once; where it doesn't, it is better to wait here than to lose a message.
         try:
             self.control.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
-            os._exit(0)  # The node is gone.
+            self.end()
 
     def fork(self, request, script):
         now = installed(script)
@@ -147,6 +157,7 @@ class Nursery:
             return
         if pid == 0:
             raise BecomeWorker(request)
+        self.workers.add(pid)
         try:
             # From both sides, so that the group exists whoever runs first.
             os.setpgid(pid, pid)
@@ -162,6 +173,7 @@ class Nursery:
                 return
             if pid == 0:
                 return
+            self.workers.discard(pid)
             if os.WIFSIGNALED(status):
                 self.send({"exit": pid, "signal": os.WTERMSIG(status), "core": os.WCOREDUMP(status)})
             else:
@@ -170,7 +182,7 @@ class Nursery:
     def read(self):
         received = self.control.recv(65536)
         if not received:
-            os._exit(0)  # At once: exit handlers of what was imported belong to workers.
+            self.end()
         self.inbox += received
         while True:
             line, newline, rest = self.inbox.partition(b"\n")

@@ -40,9 +40,8 @@ const NIL_JOB: &str = "ffffffff";
 const MAX_PENDING: usize = 256;
 /// The most bytes of a message from the nursery: an id, a pid, the text of an OS error.
 const MAX_MESSAGE_BYTES: u64 = 4096;
-/// Pauses before a nursery that ended is started again: the first, doubled each time, and the longest. One that has served
-/// for as long as the longest pause begins with the first again.
-const RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// The longest pause before a nursery that ended is started again. One that has served for as long begins with the first again.
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// How the nursery is used.
 #[derive(Clone, Copy, Debug)]
@@ -53,11 +52,18 @@ pub struct NurserySettings {
     pub ready_timeout: Duration,
     /// How long a fork may take.
     pub fork_timeout: Duration,
+    /// The first pause before a nursery that ended is started again; doubled each time, up to a minute.
+    pub retry_pause: Duration,
 }
 
 impl Default for NurserySettings {
     fn default() -> Self {
-        Self { enabled: true, ready_timeout: Duration::from_secs(20), fork_timeout: Duration::from_secs(10) }
+        Self {
+            enabled: true,
+            ready_timeout: Duration::from_secs(20),
+            fork_timeout: Duration::from_secs(10),
+            retry_pause: Duration::from_secs(1),
+        }
     }
 }
 
@@ -216,7 +222,7 @@ impl Nursery {
     fn launch(&self, worker: &CommandLine) {
         let pause = match *self.inner.state.borrow() {
             State::Resting(_, pause) => pause,
-            _ => RETRY_PAUSE.0,
+            _ => self.inner.settings.retry_pause,
         };
         let started = StdStream::pair().map_err(|error| error.to_string()).and_then(|(mut ours, theirs)| {
             ours.set_nonblocking(true).map_err(|error| error.to_string())?;
@@ -250,7 +256,7 @@ impl Nursery {
             Ok(Ok(message)) => End::Failed(format!("it sent {message:?} before it was ready")),
         };
         self.inner.own.kill_all();
-        self.rest(&end, if begun.elapsed() >= RETRY_PAUSE.1 { RETRY_PAUSE.0 } else { pause });
+        self.rest(&end, if begun.elapsed() >= RETRY_PAUSE_MAX { self.inner.settings.retry_pause } else { pause });
     }
 
     async fn attend(&self, mut reader: Reader, write: OwnedWriteHalf) -> End {
@@ -309,7 +315,7 @@ impl Nursery {
                 tracing::info!(path, "the worker nursery ends, because what it has imported was changed");
             }
         }
-        let next = (pause * 2).min(RETRY_PAUSE.1);
+        let next = (pause * 2).min(RETRY_PAUSE_MAX);
         self.inner.state.replace(State::Resting(Instant::now() + pause, next));
         self.inner.changed.notify_waiters();
     }

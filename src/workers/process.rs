@@ -26,6 +26,8 @@ use super::exit::ExitStatus;
 
 /// How often the members left in a process group are looked at while they may still end by themselves.
 const GROUP_POLL: Duration = Duration::from_millis(50);
+/// How often they are looked at once they have had their SIGKILL.
+const KILL_POLL: Duration = Duration::from_millis(2);
 /// How long the status of a process that is not our child may come after its end.
 const FOREIGN_STATUS_WAIT: Duration = Duration::from_millis(500);
 /// Between SIGTERM and the end of a lifetime pipe. A Python process that reads the pipe on a thread does not end before
@@ -115,6 +117,9 @@ pub struct SpawnSpec {
     /// Added to the node's own `oom_score_adj`, so that the kernel takes this process before the node
     /// (`worker_oom_score_adjustment`); `None` leaves it.
     pub oom_score_adjustment: Option<i32>,
+    /// True to have the kernel kill the process when the thread that started it ends, which is when the node does: without a
+    /// word where it was killed. Stock Ray leaves workers of a killed raylet until their job or the GCS ends.
+    pub dies_with_node: bool,
 }
 
 /// A process that was started.
@@ -433,6 +438,11 @@ impl ProcessTable {
             tokio::time::sleep(GROUP_POLL).await;
         }
         signal_group(group, Signal::KILL);
+        // The signal is sent, not yet obeyed. Where nobody reaps orphans the group exists for ever, so this has an end.
+        let deadline = tokio::time::Instant::now() + KILL_WAIT / 2;
+        while group_exists(group) && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(KILL_POLL).await;
+        }
     }
 }
 
@@ -484,7 +494,25 @@ fn prepare(spec: &SpawnSpec) -> Result<Command, SpawnError> {
     if spec.own_group {
         command.process_group(0);
     }
+    if spec.dies_with_node {
+        die_with_this_thread(&mut command);
+    }
     Ok(command)
+}
+
+fn die_with_this_thread(command: &mut Command) {
+    let node = sys::getpid();
+    let arrange = move || {
+        sys::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // A node that ended before that sends no signal.
+        if sys::getppid() == Some(node) {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+    };
+    // SAFETY: what runs between fork and exec makes two system calls and neither allocates nor takes a lock.
+    unsafe { command.pre_exec(arrange) };
 }
 
 fn open_output(program: &str, output: &Output) -> Result<Stdio, SpawnError> {

@@ -195,7 +195,7 @@ def test_the_units_filter_lets_through_what_a_node_calls(installed):
             pid = re.search(r"raylet-uring \S+ \(pid (\d+)\)", "".join(lines))
             assert pid, lines
             os.kill(int(pid[1]), signal.SIGTERM)
-            started.communicate(timeout=30)
+            started.communicate(timeout=60)
             assert started.returncode == 0
         finally:
             started.kill()

@@ -31,7 +31,7 @@ if UNDER_TEST not in ("ours", "stock"):
 OURS = UNDER_TEST == "ours"
 
 #: How long a condition that must come true may take on a busy two-core machine.
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 #: Whether this process is root, which some clean-up guarantees (OOM score, namespaces) depend on.
 IS_ROOT = os.geteuid() == 0
 
@@ -173,6 +173,11 @@ def agents_of(raylet):
                 if f"ray::{kind}" in command or script in command:
                     found[kind] = process
     return found
+
+
+def both_agents_of(raylet):
+    """As agents_of, once both run: a raylet may hold them back while its first driver starts."""
+    return wait_until(lambda: len(found := agents_of(raylet)) == 2 and found, "both agents run")
 
 
 def process_exists(pid):

@@ -1,6 +1,6 @@
 """`ray start --head`, drivers by address="auto", `ray stop`; run by test_lifecycle.py in a PID namespace of its own.
 
-Arguments: directory, port. The last line printed is a JSON report.
+Argument: a directory. The last line printed is a JSON report.
 """
 
 import json
@@ -20,10 +20,10 @@ print(json.dumps(ray.get([square.remote(i) for i in range(3)])))
 """
 
 
-def main(directory, port):
+def main(directory):
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
     subprocess.run(
-        [*ray, "start", "--head", f"--port={port}", "--num-cpus=2", f"--object-store-memory={100 * harness.MIB}",
+        [*ray, "start", "--head", "--port=0", "--num-cpus=2", f"--object-store-memory={100 * harness.MIB}",
          "--include-dashboard=false", f"--temp-dir={directory}", "--disable-usage-stats"],
         check=True, stdin=subprocess.DEVNULL, timeout=60,
     )
@@ -51,4 +51,4 @@ if __name__ == "__main__":
     worker = os.fork()
     if worker:
         sys.exit(reap_until(worker))
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1])

@@ -222,7 +222,7 @@ def test_terminate_runs_queued_work_first():
 def test_out_of_scope_handle_ends_the_actor():
     counter = ray.remote(Counter).remote()
     pid = get(counter.pid.remote())
-    assert ray.available_resources()["CPU"] <= 3
+    wait_until(lambda: ray.available_resources()["CPU"] <= 3, "the actor holds its CPU")
     del counter
     wait_until(lambda: not process_exists(pid), "an actor without a handle ends")
 

@@ -35,7 +35,10 @@ def test_shapes_share_instead_of_queueing_behind_each_other():
     An owner keeps a worker for up to 500 ms (Ray's worker_lease_timeout_milliseconds) while it has tasks of that shape, so a
     shape may have all CPUs for that long, whatever the raylet does; each shape's work is several times that.
     """
-    many = {shape: [stamp.options(num_cpus=1, resources={"shape": shape}).remote(0.02) for _ in range(400)] for shape in (1, 2)}
+    many = {1: [], 2: []}
+    for _ in range(400):
+        for shape, refs in many.items():
+            refs.append(stamp.options(num_cpus=1, resources={"shape": shape}).remote(0.02))
     ends = {shape: sorted(get(refs, 100)) for shape, refs in many.items()}
     first_of_two, last_of_one = ends[2][0], ends[1][-1]
     first_of_one, last_of_two = ends[1][0], ends[2][-1]

@@ -1,12 +1,13 @@
-"""Labels of the node, and work that asks for labels: what matches runs, what does not waits and is reported."""
+"""Labels of the node, and work that asks for labels or for the node itself: what matches runs, what does not waits or fails."""
 
 import pytest
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import ActorUnschedulableError, GetTimeoutError, TaskUnschedulableError
 from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import DoesNotExist, Exists, In, NodeLabelSchedulingStrategy, NotIn
+from ray.util.scheduling_strategies import (DoesNotExist, Exists, In, NodeAffinitySchedulingStrategy, NodeLabelSchedulingStrategy,
+                                            NotIn)
 
-from harness import get
+from harness import get, wait_until
 
 NODE = {"num_cpus": 3, "labels": {"zone": "a", "tier": "spot"}}
 
@@ -82,3 +83,38 @@ def test_placement_groups_by_label():
     assert not other.wait(2)
     remove_placement_group(group)
     remove_placement_group(other)
+
+
+def test_work_bound_to_this_node_fails_where_it_can_never_run(node):
+    """No other node will do, so what this one can't hold with all that it has fails at once."""
+    this, other = node.record()["NodeID"], "ab" * 28
+
+    def bound(kind, node_id=this, soft=False, **options):
+        strategy = NodeAffinitySchedulingStrategy(node_id, soft=soft)
+        return kind.options(scheduling_strategy=strategy, **options).remote()
+
+    assert get([bound(one), bound(Tenant).one.remote(), bound(one, other, soft=True)]) == [1] * 3
+    for options in ({"num_cpus": 3.5}, {"resources": {"no_such_thing": 1}}, {"label_selector": {"zone": "b"}}, {"node_id": other}):
+        with pytest.raises(TaskUnschedulableError, match="NodeAffinitySchedulingStrategy"):
+            get(bound(one, **options))
+    with pytest.raises(ActorUnschedulableError, match="NodeAffinitySchedulingStrategy"):
+        get(bound(Tenant, num_cpus=3.5).one.remote())
+    stuck = bound(one, soft=True, num_cpus=3.5)
+    assert ray.wait([stuck], timeout=LOOK_S / 2)[0] == [], "elsewhere it might run"
+    ray.cancel(stuck)
+
+
+def test_work_bound_to_this_node_waits_for_what_is_in_use(node):
+    """Unless it must not."""
+    strategy = {"node_id": node.record()["NodeID"], "soft": False}
+    whole = Tenant.options(num_cpus=3).remote()
+    get(whole.one.remote())
+    waits = one.options(scheduling_strategy=NodeAffinitySchedulingStrategy(**strategy)).remote()
+    hurry = one.options(scheduling_strategy=NodeAffinitySchedulingStrategy(**strategy, _fail_on_unavailable=True))
+    with pytest.raises(TaskUnschedulableError):
+        get(hurry.remote())
+    assert ray.wait([waits], timeout=LOOK_S / 2)[0] == []
+    ray.kill(whole)
+    assert get(waits) == 1
+    wait_until(lambda: ray.available_resources().get("CPU") == 3, "all is free")
+    assert get(hurry.remote()) == 1

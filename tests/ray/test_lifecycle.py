@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -35,6 +36,7 @@ def node_of(child):
     assert report["worker"] in [worker.pid for worker in harness.workers_of(raylet)]
     sockets = [os.path.join(report["session"], "sockets", name) for name in ("raylet", "plasma_store")]
     assert all(os.path.exists(path) for path in sockets)
+    harness.both_agents_of(raylet)
     return raylet, harness.descendants(psutil.Process(child.pid)), sockets
 
 
@@ -109,7 +111,7 @@ def test_ray_start_auto_address_and_ray_stop():
     program = os.path.join(os.path.dirname(__file__), "start_and_stop.py")
     with short_directory() as directory:
         done = subprocess.run(
-            [*private_pids(), sys.executable, program, directory, str(harness.free_port())],
+            [*private_pids(), sys.executable, program, directory],
             capture_output=True, text=True, timeout=110, stdin=subprocess.DEVNULL,
             env=clean_environment(RAY_TMPDIR=directory, HOME=directory),
         )
@@ -139,8 +141,8 @@ def test_sigterm_ends_the_raylet_with_workers_agents_and_sockets():
         below = harness.descendants(raylet)
         assert len(harness.agents_of(raylet)) == 2 and harness.workers_of(raylet)
         raylet.send_signal(signal.SIGTERM)
-        harness.assert_all_gone([raylet], "the raylet ends on SIGTERM", timeout_s=15)
-        harness.assert_all_gone(below, "workers and agents end with the raylet", timeout_s=15)
+        harness.assert_all_gone([raylet], "the raylet ends on SIGTERM")
+        harness.assert_all_gone(below, "workers and agents end with the raylet")
         assert_sockets_gone(sockets)
         child.kill()
         harness.assert_all_gone(everything, "the rest ends with the driver")
@@ -161,16 +163,36 @@ def test_killed_driver_takes_its_local_node_along():
         harness.assert_all_gone(agents, "agents end with their driver", timeout_s=80)
 
 
-def test_killed_raylet_takes_its_agents_along():
-    """SIGKILL to the raylet: both agents end; when the driver is killed too, nothing is left.
+#: A WAITING_DRIVER whose node has, besides an idle worker, one that works, and one that was started in an environment.
+BUSY_DRIVER = WAITING_DRIVER.replace("print(", """
+@ray.remote(num_cpus=0, max_concurrency=2)
+class Busy:
+    def ready(self):
+        return True
+    def work(self):
+        while True:
+            time.sleep(0.01)
+busy = [Busy.remote(), Busy.options(runtime_env={"env_vars": {"KILLED": "1"}}).remote()]
+working = [actor.work.remote() for actor in busy]
+ray.get([actor.ready.remote() for actor in busy])
+print(""", 1)
 
-    (An idle worker of a killed stock raylet may stay until the GCS ends, so that is not asked for.)
+
+def test_killed_raylet_takes_all_that_it_started_along():
+    """SIGKILL to the raylet: its agents end, and its workers; when the driver is killed too, nothing is left.
+
+    (Workers of a killed stock raylet may stay until their job or the GCS ends, so there that is not asked for.)
     """
-    with short_directory() as directory, background_program(WAITING_DRIVER, directory) as child:
+    with short_directory() as directory, background_program(BUSY_DRIVER, directory) as child:
         raylet, everything, _ = node_of(child)
-        agents = list(harness.agents_of(raylet).values())
+        below = harness.descendants(raylet)
+        agents, workers = harness.agents_of(raylet), harness.workers_of(raylet)
+        assert len(agents) == 2 and len(workers) >= 3
         raylet.kill()
-        harness.assert_all_gone([raylet, *agents], "agents end with a killed raylet")
+        harness.assert_all_gone([raylet, *agents.values()], "agents end with a killed raylet")
+        if harness.OURS:
+            harness.assert_all_gone(below, "workers end with a killed raylet")
+        assert child.poll() is None, "the driver lives"
         child.kill()
         harness.assert_all_gone(everything, "the rest ends with the driver")
 
@@ -239,22 +261,33 @@ def test_default_token_is_demanded_and_a_wrong_one_refused(node):
     assert call_raylet(node, [("authorization", f"Bearer {token}")]) == "OK"
 
 
-def test_token_authentication_disabled():
-    """RAY_AUTH_MODE=disabled: a node works, and its raylet answers a call without a token."""
+def test_no_token_and_a_log_in_json():
+    """RAY_AUTH_MODE=disabled: a node works, and its raylet answers a call without a token. RAY_BACKEND_LOG_JSON=1: each line of
+    the raylet's log is an object with Ray's members."""
     with short_directory() as directory:
         out = run_program(
             """
-            import os, sys
+            import json, os, sys
             sys.path.insert(0, sys.argv[1])
             import harness, ray, test_lifecycle
             with harness.local_node(num_cpus=1) as node:
                 square = ray.remote(lambda x: x * x)
                 print(ray.get(square.remote(12)), test_lifecycle.call_raylet(node, []))
+                # The last line may still be written.
+                for line in (node.logs / "raylet.out").read_text().splitlines()[:-1]:
+                    print("LOG", line)
             """,
             os.path.dirname(__file__),
-            environment=clean_environment(RAY_AUTH_MODE="disabled", HOME=directory, E2E_TMP=directory),
+            environment=clean_environment(RAY_AUTH_MODE="disabled", RAY_BACKEND_LOG_JSON="1", HOME=directory, E2E_TMP=directory),
         )
-        assert out.split()[-2:] == ["144", "OK"]
+        log = [json.loads(line.removeprefix("LOG ")) for line in out.splitlines() if line.startswith("LOG ")]
+        said = [line for line in out.splitlines() if not line.startswith("LOG ")]
+        assert said[-1].split() == ["144", "OK"]
+        assert len(log) > 3
+        for line in log:
+            assert list(line)[:6] == ["asctime", "levelname", "message", "component", "filename", "lineno"], line
+            assert time.strptime(line["asctime"].split(",")[0], "%Y-%m-%d %H:%M:%S") and line["levelname"] in "TDIWE"
+            assert line["component"] == "raylet" and isinstance(line["lineno"], int)
         assert not os.path.exists(os.path.join(directory, ".ray", "auth_token"))
 
 
@@ -269,5 +302,5 @@ def test_bad_raylet_flag_is_refused(bad):
 def test_drivers_with_a_wrong_token_or_none_are_refused(strangers):
     """A driver that brings another token, or none, can't join."""
     for program in strangers:
-        out, _ = program.communicate(timeout=60)
+        out, _ = program.communicate(timeout=110)
         assert out.split() in (["AuthenticationError"], ["ConnectionError"])

@@ -26,20 +26,21 @@ pytestmark = pytest.mark.usefixtures("node")
 
 
 @ray.remote(max_retries=0)
-def take(size_bytes):
+def take(size_bytes, hold_s):
+    """Takes memory and holds it for so long."""
     kept = []
     while sum(block.nbytes for block in kept) < size_bytes:
         kept.append(np.ones(32 * MIB, dtype=np.uint8))
     import time
-    time.sleep(3)
+    time.sleep(hold_s)
     return os.getpid()
 
 
 def test_greedy_task_is_ended_with_the_reason():
     with pytest.raises(ray.exceptions.OutOfMemoryError) as raised:
-        get(take.remote(GREED), 100)
+        get(take.remote(GREED, 90), 100)
     assert "memory" in str(raised.value).lower() and "threshold" in str(raised.value).lower(), str(raised.value)
 
 
 def test_modest_task_is_left_alone():
-    assert get(take.remote(64 * MIB))
+    assert get(take.remote(64 * MIB, 3))

@@ -59,7 +59,7 @@ class Page:
     def __init__(self, node):
         record = node.record()
         url = f"http://{record['NodeManagerAddress']}:{record['MetricsExportPort']}/metrics"
-        with urllib.request.urlopen(url, timeout=20) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             text = answer.read().decode()
         self.values = {}
         for line in text.splitlines():

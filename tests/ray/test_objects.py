@@ -214,16 +214,22 @@ def test_results_survive_the_worker_that_made_them():
     assert np.array_equal(get(array_ref), pattern(3 * MIB))
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_concurrency=2)
 class Putter:
     """Puts one array and keeps it."""
 
+    def __init__(self):
+        self.begun = False
+
     def put(self, mebibytes):
-        self.ref = ray.put(np.zeros(mebibytes * MIB, dtype=np.uint8))
+        array = np.zeros(mebibytes * MIB, dtype=np.uint8)
+        self.begun = True
+        self.ref = ray.put(array)
         return True
 
-    def ready(self):
-        return True
+    def has_begun(self):
+        """Whether the array is being put."""
+        return self.begun
 
 
 def test_requests_wait_for_room_in_order(node):
@@ -234,10 +240,12 @@ def test_requests_wait_for_room_in_order(node):
     percent = STORE // 100 // MIB
     filler = [ray.put(np.zeros(10 * percent * MIB, dtype=np.uint8)) for _ in range(9)]
     first, second = Putter.remote(), Putter.remote()
-    get([first.ready.remote(), second.ready.remote()])
+    get([first.has_begun.remote(), second.has_begun.remote()])
     first_done = first.put.remote(15 * percent)
+    wait_until(lambda: get(first.has_begun.remote()), "the first puts")
     assert ray.wait([first_done], timeout=1.5)[0] == [], "the first waits for room"
     second_done = second.put.remote(8 * percent)
+    wait_until(lambda: get(second.has_begun.remote()), "the second puts")
     assert ray.wait([first_done, second_done], timeout=1.5)[0] == [], "the second would fit, and waits behind the first"
     filler.pop()
     assert get(first_done)

@@ -197,23 +197,24 @@ def test_death_of_a_worker_gives_its_part_of_the_bundle_back():
 
 
 @pytest.mark.parametrize("how", ["ends", "killed"])
-def test_group_goes_with_its_driver(node, how):
+def test_group_goes_with_its_driver(node, how, tmp_path):
+    leave = tmp_path / "leave"
     with background_program(
         """
-        import sys, time, ray
+        import os, sys, time, ray
         ray.init(address=sys.argv[1], log_to_driver=False)
         group = ray.util.placement_group([{"CPU": 1}, {"CPU": 2, "GPU": 1}])
         ray.get(group.ready())
         print("ready")
         sys.stdout.flush()
-        time.sleep(300 if sys.argv[2] == "killed" else 1)
+        while not os.path.exists(sys.argv[2]):
+            time.sleep(0.05)
         """,
-        node.address, how, environment=clean_environment(RAY_AUTH_MODE=os.environ.get("RAY_AUTH_MODE")),
+        node.address, leave, environment=clean_environment(RAY_AUTH_MODE=os.environ.get("RAY_AUTH_MODE")),
     ) as child:
         assert child.stdout.readline().strip() == "ready"
         wait_until(lambda: free("CPU") == 1, "the other driver's bundles are reserved")
-        if how == "killed":
-            child.kill()
+        child.kill() if how == "killed" else leave.touch()
         child.wait(60)
     wait_until(lambda: (free("CPU"), free("GPU")) == (4, 2), "the bundles are given back")
 
@@ -229,7 +230,8 @@ def test_detached_group_stays_until_removed(node):
         node.address, environment=clean_environment(RAY_AUTH_MODE=os.environ.get("RAY_AUTH_MODE")),
     )
     [(group_id, table)] = [(group_id, table) for group_id, table in placement_group_table().items() if table["name"] == "kept"]
-    assert table["state"] == "CREATED" and free("CPU") == 2
+    assert table["state"] == "CREATED"
+    wait_until(lambda: free("CPU") == 2, "the detached group keeps its CPUs")
     remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group_id)))
     wait_until(lambda: free("CPU") == 4, "the detached group is given back")
 

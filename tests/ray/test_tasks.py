@@ -1,5 +1,6 @@
 """Tasks: results, errors, retries, nesting, generators, waiting, cancelling, and what they hold while they run."""
 
+import collections
 import os
 import signal
 import time
@@ -197,7 +198,7 @@ def test_wait_returns_what_is_ready_and_honours_its_timeout():
     assert set(ready) == set(quick) and set(rest) == set(slow)
     started = time.monotonic()
     ready, rest = ray.wait(slow, num_returns=1, timeout=0.3)
-    assert (ready, rest) == ([], slow) and 0.25 < time.monotonic() - started < 10
+    assert (ready, rest) == ([], slow) and 0.25 < time.monotonic() - started < 30
     get(door.open.remote())
     ready, rest = ray.wait(slow, num_returns=2, timeout=60)
     assert set(ready) == set(slow) and rest == []
@@ -209,7 +210,7 @@ def test_get_times_out():
     started = time.monotonic()
     with pytest.raises(ray.exceptions.GetTimeoutError):
         get(ref, timeout_s=0.3)
-    assert 0.25 < time.monotonic() - started < 10
+    assert 0.25 < time.monotonic() - started < 30
     get(door.open.remote())
     get(ref)
 
@@ -334,6 +335,7 @@ def test_worker_that_leaves_after_some_calls():
     def pid():
         return os.getpid()
 
-    pids = [get(pid.remote()) for _ in range(4)]
-    assert pids[0] == pids[1] and pids[2] == pids[3] and pids[0] != pids[2]
-    wait_until(lambda: not process_exists(pids[0]), "the worker has left after two calls")
+    calls = collections.Counter(get(pid.remote()) for _ in range(12))
+    assert max(calls.values()) == 2, calls
+    left = [worker for worker, count in calls.items() if count == 2]
+    wait_until(lambda: not [worker for worker in left if process_exists(worker)], "workers have left after two calls")

@@ -18,7 +18,7 @@ from harness import (OURS, agents_of, assert_all_gone, clean_environment, descen
                      short_directory, wait_until)
 
 CPUS = 3
-NODE = {"num_cpus": CPUS, "_system_config": {"worker_register_timeout_seconds": 6}}
+NODE = {"num_cpus": CPUS, "_system_config": {"worker_register_timeout_seconds": 12}}
 
 
 @ray.remote
@@ -155,7 +155,8 @@ def test_a_killed_nursery_is_replaced(node):
         nursery.kill()
     assert_all_gone(nurseries, "the nursery is gone")
     [after] = newcomers(1)
-    assert get(after.parent.remote()) == node.raylet.pid
+    # A busy machine may take so long that the next nursery is there.
+    assert get(after.parent.remote()) in [node.raylet.pid, *(nursery.pid for nursery in nurseries_of(node.raylet))]
     assert get(before.pool.remote("spawn")) == [1, 2]
 
     def forked_again():
@@ -204,11 +205,10 @@ def test_idle_workers_are_reaped_down_to_the_cpus(node):
     """Blocked tasks make the pool grow; once they are done, it shrinks to as many as there are CPUs, and no further."""
     @ray.remote
     def depth(n):
-        return 0 if n == 0 else 1 + ray.get(depth.remote(n - 1))
+        return [os.getpid(), *(ray.get(depth.remote(n - 1)) if n else [])]
 
-    assert get(depth.remote(6)) == 6
-    assert len(node.workers()) > CPUS
-    wait_until(lambda: len(node.workers()) == CPUS, f"idle workers reaped down to {CPUS}", timeout_s=40)
+    assert len(set(get(depth.remote(6)))) == 7
+    wait_until(lambda: len(node.workers()) == CPUS, f"idle workers reaped down to {CPUS}")
     time.sleep(2)
     assert len(node.workers()) == CPUS
 
@@ -286,7 +286,7 @@ def test_worker_that_never_registers_is_given_up(first_start_goes_wrong):
     executable, pids = first_start_goes_wrong("exec sleep 300")
     started = time.monotonic()
     number = get(pid.options(runtime_env={"py_executable": executable}).remote(), 90)
-    assert time.monotonic() - started >= 5
+    assert time.monotonic() - started >= 11
     hung, *later = pids()
     assert number in later
     wait_until(lambda: not process_exists(hung), "the process that never registered is ended")
@@ -321,7 +321,9 @@ def test_nursery_can_be_switched_off():
 
 DYING_PROGRAM = """
     import os, sys, time, ray
-    os.dup2(1, 2)
+    said = os.open(sys.argv[1] + "/said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
     ray.init(address="local", num_cpus=1, object_store_memory=200 * 2**20, _temp_dir=sys.argv[1], include_dashboard=False)
     @ray.remote(max_retries=0)
     def die():
@@ -330,14 +332,17 @@ DYING_PROGRAM = """
         ray.get(die.remote(), timeout=60)
     except ray.exceptions.WorkerCrashedError:
         print("crashed as expected", flush=True)
-    time.sleep(3)
+    deadline = time.monotonic() + 60
+    while "Worker exit type" not in open(sys.argv[1] + "/said").read() and time.monotonic() < deadline:
+        time.sleep(0.1)
 """
 
 
 def test_driver_is_told_of_a_worker_that_died():
     """In words that people search for."""
     with short_directory() as directory:
-        told = run_program(DYING_PROGRAM, directory)
+        run_program(DYING_PROGRAM, directory)
+        told = open(f"{directory}/said").read()
     assert "crashed as expected" in told
     [line] = [line for line in told.splitlines() if "Worker exit type" in line]
     assert "A worker died or was killed while executing a task by an unexpected system error." in line

@@ -68,7 +68,7 @@ impl Driver {
     /// Lets the driver and its node end, and waits for it.
     pub fn stop(&mut self) {
         drop(self.child.stdin.take());
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while self.child.try_wait().expect("wait").is_none() {
             if Instant::now() > deadline {
                 self.child.kill().expect("kill");

@@ -73,14 +73,14 @@ impl Gcs {
             .env("RAY_gcs_storage_path", path("db"))
             .env("RAY_health_check_initial_delay_ms", "100")
             .env("RAY_health_check_period_ms", "200")
-            .env("RAY_health_check_timeout_ms", "500")
+            .env("RAY_health_check_timeout_ms", "20000")
             .env("RAY_health_check_failure_threshold", "2")
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("log file"))
             .stderr(log)
             .spawn()
             .expect("gcs_server starts");
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             let written = fs::read_to_string(&port_file).ok().and_then(|text| text.trim().parse().ok());
             if let Some(port) = written {

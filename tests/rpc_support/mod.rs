@@ -14,9 +14,9 @@ pub fn on_control_thread(test: impl Future<Output = ()>) {
     local.block_on(&runtime, bounded);
 }
 
-/// Waits until `done` holds, for at most 30 seconds.
+/// Waits until `done` holds, for at most a minute.
 pub async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !done() {
         assert!(Instant::now() < deadline, "in vain: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;

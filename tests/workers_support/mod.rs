@@ -1,16 +1,10 @@
 //! What the tests of worker processes share.
 
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+mod eventually;
 
-/// Waits until something becomes true; fails the test when it doesn't within 20 s.
-pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
+use std::path::{Path, PathBuf};
+
+pub use eventually::eventually;
 
 /// A Python with Ray 2.60: `RAYLET_TEST_PYTHON`, or the project's own environment.
 pub fn python() -> PathBuf {

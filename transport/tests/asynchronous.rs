@@ -11,7 +11,7 @@ use raylet_transport::ids::{ObjectId, TaskId};
 use raylet_transport::messages::{topic, RefusalCode};
 use reference::{Config, Reference};
 
-const LONG: Option<Duration> = Some(Duration::from_secs(10));
+const LONG: Option<Duration> = Some(Duration::from_secs(60));
 
 /// What every runtime has to manage: many requests at once, some of which wait for what others do.
 async fn scenario(client: AsyncClient, other: Client) {

@@ -12,7 +12,7 @@ use raylet_transport::server::DEFAULT_LIMITS;
 use reference::{Config, Reference};
 
 const SHORT: Option<Duration> = Some(Duration::from_millis(50));
-const LONG: Option<Duration> = Some(Duration::from_secs(10));
+const LONG: Option<Duration> = Some(Duration::from_secs(60));
 
 fn every_way() -> [Options; 4] {
     [
@@ -304,9 +304,10 @@ fn a_lease_that_is_not_used_is_taken_back() {
     let node = Reference::start(Config::default());
     let client = connect(&node, &Options::default());
     let spec = LeaseSpec { unused: SHORT, ..LeaseSpec::new("").resource("CPU", 2.0) };
+    let asked = Instant::now();
     let lease = client.request_lease(&spec).unwrap();
-    assert!(matches!(lease.wait_done(Some(Duration::ZERO)), Err(ClientError::TimedOut)));
     let LeaseEnd::Lost(refusal) = lease.wait_done(LONG).unwrap() else { panic!("it was not used") };
+    assert!(asked.elapsed() >= SHORT.unwrap(), "not at once");
     assert_eq!(refusal.code, RefusalCode::Unused);
     assert!(client.request_lease(&spec).is_ok(), "its CPUs are free");
 }
@@ -371,10 +372,13 @@ fn a_node_that_ends_fails_whoever_waits() {
 fn an_idle_node_is_woken_by_its_bell_and_a_busy_one_is_not() {
     let node = Reference::start(Config::default());
     let client = connect(&node, &Options::default());
-    std::thread::sleep(Duration::from_millis(20));
     let before = node.counters.bells.load(Ordering::Relaxed);
-    client.contains(ObjectId::NIL).unwrap();
-    node.settles("the bell rang", |c| c.bells.load(Ordering::Relaxed) > before);
+    node.settles("the bell rang", |c| {
+        // A busy machine may not have let the node fall asleep before the first question.
+        std::thread::sleep(Duration::from_millis(20));
+        client.contains(ObjectId::NIL).unwrap();
+        c.bells.load(Ordering::Relaxed) > before
+    });
     let busy = Reference::start(Config { busy_poll: true, ..Config::default() });
     let client = connect(&busy, &Options::default());
     for _ in 0..1000 {

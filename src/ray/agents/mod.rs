@@ -28,8 +28,8 @@ use crate::workers::process::{
 
 /// How often an agent's port file is looked for while it starts. Python takes most of a second to get there.
 const PORT_POLL: Duration = Duration::from_millis(50);
-/// How long agents are held back at most.
-const START_AT_LATEST: Duration = Duration::from_secs(2);
+/// How long a node's agents are held back at most.
+pub const START_AT_LATEST: Duration = Duration::from_secs(2);
 /// Two agents, each with an end and a failure to come up.
 const MAX_FAILURES: usize = 4;
 
@@ -97,6 +97,8 @@ pub struct AgentSettings {
     pub pipe_health_check: bool,
     /// `agent_register_timeout_ms` (Ray's default: 30 s): in which an agent has to announce its ports.
     pub register_timeout: Duration,
+    /// How long [`AgentManager::start_when`] holds the agents back at most; a node: [`START_AT_LATEST`].
+    pub start_at_latest: Duration,
     /// Between SIGTERM and SIGKILL when the node ends.
     pub kill_timeout: Duration,
 }
@@ -232,7 +234,7 @@ impl AgentManager {
         Ok(())
     }
 
-    /// Starts both agents when `go` completes, when someone waits for one, or after 2 s, whichever comes first; returns at
+    /// Starts both agents when `go` completes, when someone waits for one, or after `start_at_latest`, whichever comes first; returns at
     /// once. An agent that can't be started is an [`AgentFailure`].
     ///
     /// Two Pythons that import Ray's libraries take two cores for a second or more. Held back until the first driver has
@@ -243,7 +245,7 @@ impl AgentManager {
             tokio::select! {
                 () = go => {}
                 () = manager.inner.wanted.notified() => {}
-                () = tokio::time::sleep(START_AT_LATEST) => {}
+                () = tokio::time::sleep(manager.inner.settings.start_at_latest) => {}
             }
             if manager.inner.stopping.get() {
                 return;

@@ -12,6 +12,7 @@ use tracing::Span;
 
 use super::{lease_id, unix_ms, Control};
 use crate::bridge::{Requester, ToCore};
+use crate::ray::affinity::{self, Verdict, UNSCHEDULABLE};
 use crate::ray::classes::{home_of, runtime_env_hash};
 use crate::ray::core_rpc::desk::Lesson;
 use crate::ray::expiring::{Expiring, MAX_TOMBSTONES};
@@ -133,19 +134,24 @@ impl Control {
         if !spec.is_detached_actor && self.dead.borrow().has(&asker.owner, Some(&asker.node)) {
             return Ok(cancelled("Cancelled leasing because the caller worker is dead."));
         }
-        if let Some(refusal) = self.refuse_unschedulable(&spec) {
-            return Ok(refusal);
+        let affinity = affinity::judge(&spec, &self.node_id, &self.totals.borrow(), &self.labels);
+        if affinity == Verdict::Never {
+            return Ok(unschedulable());
         }
         let token = self.token();
         let (sender, receiver) = oneshot::channel();
         let (class, shard) = self.class_of(&spec)?;
-        let wanted = lease_request(token, lease, class, asker, &spec, request.grant_or_reject);
+        let now_or_never = affinity == Verdict::NowOrNever;
+        let wanted = lease_request(token, lease, class, asker, &spec, request.grant_or_reject || now_or_never);
         self.fetch_arguments(lease, &spec.dependencies);
         let shard = self.note_asked(lease, shard, spec);
         self.sched(shard, SchedEvent::Request(Box::new(wanted)));
         self.waiters.borrow_mut().leases.insert(token, sender);
         let outcome = receiver.await.map_err(|_| Status::unavailable("the node is shutting down"))?;
-        Ok(self.reply(lease, outcome))
+        Ok(match outcome {
+            Outcome::Rejected if now_or_never => unschedulable(),
+            outcome => self.reply(lease, outcome),
+        })
     }
 
     /// A lease is asked for; returns the shard that has it.
@@ -245,28 +251,6 @@ impl Control {
         let names = def.demand.iter().map(|(id, _)| (id, names.name(id).to_owned())).collect();
         let lesson = Lesson { shape: Shape::of(spec), class, shard, names };
         self.to_cores(|| ToCore::Learn(Box::new(lesson.clone())));
-    }
-
-    /// Answers a request that this node can't ever serve, as Ray's cluster scheduler does where there is one node.
-    fn refuse_unschedulable(&self, spec: &proto::LeaseSpec) -> Option<RequestWorkerLeaseReply> {
-        use proto::scheduling_strategy::SchedulingStrategy::NodeAffinitySchedulingStrategy as Affinity;
-        let strategy = spec.scheduling_strategy.as_ref()?.scheduling_strategy.as_ref()?;
-        let Affinity(affinity) = strategy else {
-            return None;
-        };
-        let here = affinity.node_id == self.node_id.as_bytes();
-        if here || affinity.soft {
-            return None;
-        }
-        Some(RequestWorkerLeaseReply {
-            canceled: true,
-            failure_type: SchedulingFailureType::SchedulingCancelledUnschedulable as i32,
-            scheduling_failure_message:
-                "The node specified via NodeAffinitySchedulingStrategy doesn't exist any more or is \
-                infeasible, and soft=False was specified."
-                    .to_owned(),
-            ..Default::default()
-        })
     }
 
     /// The shard's word on a request.
@@ -543,6 +527,11 @@ pub fn died_as_granted(lease: &LeaseId) -> RequestWorkerLeaseReply {
 
 fn cancelled(message: &str) -> RequestWorkerLeaseReply {
     failed(SchedulingFailureType::SchedulingCancelledIntended, message)
+}
+
+/// The answer to a request that the node it names can't serve.
+fn unschedulable() -> RequestWorkerLeaseReply {
+    failed(SchedulingFailureType::SchedulingCancelledUnschedulable, UNSCHEDULABLE)
 }
 
 fn failed(kind: SchedulingFailureType, message: &str) -> RequestWorkerLeaseReply {

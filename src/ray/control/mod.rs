@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use raylet_shard::ids::{ClientId, LeaseId, NodeId, ShardId, Token, WorkerId};
-use raylet_shard::sched::SchedEvent;
+use raylet_shard::sched::{Fixed, SchedEvent};
 use raylet_shard::store::StoreEvent;
 use rustc_hash::FxHashMap;
 use tokio::sync::{oneshot, Notify, Semaphore};
@@ -117,6 +117,8 @@ pub struct Control {
     /// The node's labels, with the one that names the node.
     pub(super) labels: BTreeMap<String, String>,
     pub(super) names: RefCell<Names>,
+    /// All that the node has, by the names of resources; bundles are in it, not beside it.
+    pub(super) totals: RefCell<BTreeMap<String, Fixed>>,
     pub(super) classes: RefCell<Classes>,
     pub(super) groups: RefCell<groups::Groups>,
     pub(super) registry: RefCell<Registry>,
@@ -189,6 +191,9 @@ impl Control {
     pub fn new(parts: ControlParts) -> Rc<Self> {
         let mut labels = parts.flags.labels.clone();
         labels.insert(NODE_ID.to_owned(), parts.node_id.to_string());
+        let totals =
+            parts.flags.resources.iter().filter_map(|(name, amount)| Some((name.clone(), Fixed::from_f64(*amount)?)));
+        let totals = totals.collect();
         Rc::new(Self {
             flags: parts.flags,
             ray_config: parts.ray_config,
@@ -207,6 +212,7 @@ impl Control {
             core_workers: parts.core_workers,
             labels,
             names: RefCell::new(parts.names),
+            totals: RefCell::new(totals),
             classes: RefCell::default(),
             groups: RefCell::default(),
             registry: RefCell::default(),

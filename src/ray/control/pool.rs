@@ -14,6 +14,7 @@ use tracing::Instrument;
 
 use super::{unix_ms, Control};
 use crate::ray::proto;
+use crate::ray::runtime_env::Built;
 use crate::workers::command::{Language, WorkerKind, WorkerStart};
 use crate::workers::process::{ProcessExit, ProcessKey, SpawnSpec, Started};
 
@@ -87,11 +88,12 @@ impl Control {
         if let Some(job) = job {
             self.job_config(job).await?;
         }
-        let context = self.environment(key.runtime_env_hash, job, lease).await?;
+        let environment = self.environment(key.runtime_env_hash, job, lease).await?;
         // Taken after the environment is built, which may take minutes and must hold up nobody else.
         let place = self.start_places.clone().acquire_owned().await.map_err(|_| StartFailure::NotRegistered)?;
         let options = self.classes.borrow().option_list(key.dynamic_options).to_vec();
         let worker = WorkerId(rand::random());
+        let context = environment.as_ref().map_or("", Built::context);
         let start_of = |job: Option<JobId>| {
             let start = WorkerStart {
                 language,
@@ -99,7 +101,7 @@ impl Control {
                 worker_id: worker,
                 job_id: job.unwrap_or_default(),
                 runtime_env_hash: key.runtime_env_hash,
-                serialized_runtime_env_context: &context,
+                serialized_runtime_env_context: context,
                 dynamic_options: &options,
                 launch_time_ms: unix_ms(),
             };
@@ -108,6 +110,7 @@ impl Control {
                 command,
                 own_group: self.ray_config.process_group_cleanup_enabled,
                 oom_score_adjustment: Some(self.ray_config.worker_oom_score_adjustment),
+                dies_with_node: true,
                 ..SpawnSpec::default()
             })
         };
@@ -124,9 +127,8 @@ impl Control {
         if let Some(pins) = &self.pins {
             pins.borrow_mut().started(worker, started.pid, start.shard());
         }
-        if let Some(info) = self.jobs.borrow().environment(key.runtime_env_hash) {
-            // The agent keeps the environment until the process that it was built for ends.
-            self.runtime_env.held_by(started.key, &info.serialized_runtime_env);
+        if let Some(environment) = environment {
+            environment.held_by(started.key);
         }
         let entry = Starting { start, key, job, process: started.key, pid: started.pid, since: Instant::now(), place };
         self.counters.processes_started.add_one();
@@ -149,18 +151,23 @@ impl Control {
         })
     }
 
-    /// The context of a runtime environment, as the agent made it; empty for none.
-    async fn environment(&self, hash: i32, job: Option<JobId>, lease: Option<LeaseId>) -> Result<String, StartFailure> {
+    /// A runtime environment, as the agent made it.
+    async fn environment(
+        &self,
+        hash: i32,
+        job: Option<JobId>,
+        lease: Option<LeaseId>,
+    ) -> Result<Option<Built>, StartFailure> {
         if hash == 0 {
-            return Ok(String::new());
+            return Ok(None);
         }
         let of_lease = lease.and_then(|lease| self.leases.borrow().get(&lease)?.runtime_env.clone());
         let Some(info) = of_lease.or_else(|| self.jobs.borrow().environment(hash)) else {
             return Err(StartFailure::RuntimeEnv("the runtime environment of the request is not known".into()));
         };
         self.remember_env(hash, &info);
-        let made = self.runtime_env.get_or_create(job.unwrap_or_default(), &info).await;
-        made.map_err(|e| StartFailure::RuntimeEnv(e.to_string().into()))
+        let made = self.runtime_env.for_worker(job.unwrap_or_default(), &info).await;
+        made.map(Some).map_err(|e| StartFailure::RuntimeEnv(e.to_string().into()))
     }
 
     /// Keeps an environment, so that a worker can be started in it ahead of a lease.

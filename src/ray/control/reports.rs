@@ -301,6 +301,7 @@ impl Control {
             } else {
                 self.sched_all(SchedEvent::ResizeResource { id, total });
             }
+            self.totals.borrow_mut().insert(name.clone(), total);
         }
         self.mark_resources_changed();
         let reports = self.core_reports(false).await;

@@ -298,7 +298,7 @@ mod tests {
             let both = async {
                 tokio::select! { () = run => panic!("it ended"), () = script => {} }
             };
-            tokio::time::timeout(Duration::from_secs(10), both).await.unwrap();
+            tokio::time::timeout(Duration::from_secs(60), both).await.unwrap();
             let off = MemorySettings { refresh: Duration::ZERO, ..settings() };
             MemoryMonitor::with_reader(off, reader).unwrap().run(|_, _| panic!("turned off")).await;
         });

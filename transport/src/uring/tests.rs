@@ -7,7 +7,7 @@ use std::thread;
 use super::*;
 
 /// Longest that a test waits for the kernel.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn socket(ring: &mut CoreRing, key: u64) -> UnixStream {
     let (ours, theirs) = UnixStream::pair().unwrap();

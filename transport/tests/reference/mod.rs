@@ -85,7 +85,7 @@ impl Reference {
 
     /// Waits until the counters are as expected.
     pub fn settles(&self, what: &str, is_so: impl Fn(&Counters) -> bool) {
-        let limit = Instant::now() + Duration::from_secs(10);
+        let limit = Instant::now() + Duration::from_secs(60);
         while !is_so(&self.counters) {
             assert!(Instant::now() < limit, "it never came to this: {what}");
             std::thread::sleep(Duration::from_millis(2));
