@@ -17,6 +17,8 @@ use raylet_transport::uring::Doorbell;
 use tonic::Status;
 
 use crate::core_io::RingUse;
+use crate::native::control::{NativeAsk, NativeTell};
+use crate::native::NativePeer;
 use crate::observe::histogram::Snapshot;
 use crate::ray::core_rpc::desk::{Card, Lesson};
 use crate::ray::core_rpc::RpcSettings;
@@ -46,8 +48,8 @@ impl Socket {
         match self {
             Self::Raylet => RAYLET_MAX_BODY_BYTES,
             Self::Plasma => PLASMA_MAX_BODY_BYTES,
-            // HTTP/2 has frames and limits of its own.
-            Self::Rpc => 0,
+            // HTTP/2 and the native door have frames and limits of their own.
+            Self::Rpc | Self::Native => 0,
         }
     }
 }
@@ -101,6 +103,8 @@ pub enum Socket {
     Plasma,
     /// The node manager's port.
     Rpc,
+    /// The native door.
+    Native,
 }
 
 /// From one core to another.
@@ -121,6 +125,8 @@ pub enum PeerMessage {
         /// The decision.
         effect: SchedEffect,
     },
+    /// About a native client.
+    Native(NativePeer),
 }
 
 /// The way to a core, for the control thread and for the other cores.
@@ -198,6 +204,8 @@ pub enum ToCore {
         /// How long it is refused.
         ttl: Duration,
     },
+    /// For the native door.
+    Native(NativeTell),
     /// Tell everything that was to be told later, and then [`ToControl::CaughtUp`].
     Flush {
         /// For the answer.
@@ -279,6 +287,8 @@ pub enum ToControl {
         /// The control thread's token.
         token: Token,
     },
+    /// What a native client wants that its core can't do alone.
+    Native(NativeAsk),
     /// The store is full and creates wait: workers should drop references.
     StoreFull,
     /// A message on the raylet socket that is not answered on the core.
@@ -319,8 +329,10 @@ pub struct CoreReport {
     pub sched: SchedReport,
     /// Sizes of the objects that were ever sealed on it, by source.
     pub sealed_sizes: SizeCounts,
-    /// Connections to the two sockets.
+    /// Connections to Ray's two sockets.
     pub connections: usize,
+    /// Connections to the native door.
+    pub natives: usize,
     /// The objects, where they were asked for.
     pub objects: Vec<ObjectInfo>,
     /// Latencies of its operations.

@@ -23,6 +23,7 @@ use rustc_hash::FxHashMap;
 
 use crate::bridge::{Requester, Socket, ToCore};
 use crate::core_loop::Core;
+use crate::native::Natives;
 use crate::ray::rpc::ring_stream::Pipe;
 use crate::ray::rpc::server::MAX_CONNECTIONS;
 use crate::ray::{plasma_conn, raylet_conn};
@@ -30,6 +31,9 @@ use crate::socket::{ConnectionError, Inbound, Writer};
 
 /// Messages of other threads, or steps of tasks, taken before connections and timers get their turn again.
 const BATCH: usize = 256;
+
+/// Looks at the rings of native clients between two looks at what other threads sent and at the clock.
+const LOOK_ASIDE_TURNS: u32 = 16;
 
 /// Longest wait in glommio for what only the loop itself can see to.
 const GUEST_PAUSE: Duration = Duration::from_millis(1);
@@ -41,9 +45,15 @@ pub enum Wish {
     Receive(u64, Rc<OwnedFd>),
     /// Tell when the socket of this key has room.
     TellWritable(u64),
+    /// Tell when this bell of a native client is rung.
+    WatchBell(u64, Rc<OwnedFd>),
+    /// Ring a native client's bell.
+    RingBell(u64, Rc<OwnedFd>),
+    /// Have nothing more to do with the bells of this client.
+    ForgetBell(u64),
 }
 
-/// The wishes of a core's connections. At most two for each connection.
+/// The wishes of a core's connections. At most a few for each connection.
 #[derive(Debug, Default)]
 pub struct Wishes(RefCell<Vec<Wish>>);
 
@@ -63,6 +73,9 @@ impl Wishes {
             match wish {
                 Wish::Receive(key, socket) => ring.receive(key, socket),
                 Wish::TellWritable(key) => ring.tell_writable(key),
+                Wish::WatchBell(key, bell) => ring.watch_bell(key, bell),
+                Wish::RingBell(key, bell) => ring.ring_bell(key, bell),
+                Wish::ForgetBell(key) => ring.forget_bell(key),
             }
         }
     }
@@ -218,6 +231,11 @@ impl Io {
                 return tracing::warn!(MAX_CONNECTIONS, "too many connections: closing a new one");
             }
             Socket::Rpc => core.rpc.connect(core, &stream, pipe.insert(Pipe::new(writer.clone())).clone()),
+            Socket::Native if self.connections.borrow().len() >= MAX_CONNECTIONS => {
+                return tracing::warn!(MAX_CONNECTIONS, "too many connections: closing a new one");
+            }
+            Socket::Native if core.native.connect(client, &stream) => {}
+            Socket::Native => return,
         }
         let connection = Connection { client, socket, inbound: RefCell::default(), writer, pipe };
         self.connections.borrow_mut().insert(key, Rc::new(connection));
@@ -232,9 +250,12 @@ impl Io {
                 let ended = self.connection(key).map_or(Ok(()), |c| c.inbound.borrow().close(c.socket.limit_bytes()));
                 self.end(core, key, ended);
             }
-            Completion::Bell { .. } => {}
+            Completion::Bell { key } => Natives::bell(core, key),
             Completion::Writable { key } => {
                 if let Some(connection) = self.connection(key) {
+                    if connection.socket == Socket::Native {
+                        return Natives::writable(core, key);
+                    }
                     connection.writer.writable();
                     connection.pipe.iter().for_each(|pipe| pipe.writable());
                 }
@@ -254,13 +275,16 @@ impl Io {
         if let Some(pipe) = &connection.pipe {
             return pipe.received(bytes);
         }
+        if connection.socket == Socket::Native {
+            return Natives::received(core, key, bytes);
+        }
         let client = connection.client;
         let fed =
             connection.inbound.borrow_mut().feed(bytes, connection.socket.limit_bytes(), |frame| {
                 match connection.socket {
                     Socket::Raylet => raylet_conn::frame(core, client, frame),
                     Socket::Plasma => plasma_conn::frame(core, client, frame),
-                    Socket::Rpc => unreachable!("a gRPC connection has a pipe"),
+                    Socket::Rpc | Socket::Native => unreachable!("it has frames of its own"),
                 }
             });
         match fed {
@@ -281,7 +305,17 @@ impl Io {
             Socket::Raylet => raylet_conn::ended(core, connection.client, ended),
             Socket::Plasma => plasma_conn::ended(core, connection.client, ended),
             Socket::Rpc => {}
+            Socket::Native => Natives::ended(core, key),
         }
+    }
+
+    /// Something is to be begun on the ring before the core waits next.
+    pub fn wish(&self, wish: Wish) {
+        self.wishes.0.borrow_mut().push(wish);
+    }
+
+    fn has_wishes(&self) -> bool {
+        !self.wishes.0.borrow().is_empty()
     }
 
     /// Runs tasks until none can go on, or for a while. True: there may be more.
@@ -341,15 +375,61 @@ pub async fn run(core: &Rc<Core>, mut ring: CoreRing, inbox: flume::Receiver<ToC
         if core.io.run_tasks() {
             until = Some(Instant::now());
         }
+        Natives::after_batch(core);
         core.io.wishes.begin(&mut ring);
-        let waited = match core.io.guests.get() {
-            0 => ring.wait(until, || !inbox.is_empty()),
-            _ => among_guests.wait(&mut ring, until, || !inbox.is_empty()).await,
+        let has_guests = core.io.guests.get() > 0;
+        if core.native.is_awake() && !look_at_rings(core, &mut ring, &inbox, until, has_guests) {
+            // Something else wants the core; nothing is waited for.
+            until = Some(Instant::now());
+        }
+        core.io.wishes.begin(&mut ring);
+        let waited = match has_guests {
+            false => ring.wait(until, || !inbox.is_empty()),
+            true => among_guests.wait(&mut ring, until, || !inbox.is_empty()).await,
         };
         waited.map_err(|e| format!("io_uring_enter: {e}"))?;
         core.io.count_round(ring.depth());
         ring.reap(|completion| core.io.completed(core, completion));
     }
+}
+
+/// Serves the rings of native clients while they are busy, and for a while after that: without a system call. Returns when something
+/// else wants the core (false), or when all of them were told that the core sleeps (true). `once`: looks once.
+fn look_at_rings(
+    core: &Rc<Core>,
+    ring: &mut CoreRing,
+    inbox: &flume::Receiver<ToCore>,
+    until: Option<Instant>,
+    once: bool,
+) -> bool {
+    let mut busy_at = Instant::now();
+    let mut was_busy = false;
+    for turn in 1u32.. {
+        if Natives::turn(core) {
+            was_busy = true;
+            Natives::after_batch(core);
+        }
+        if once || core.io.has_wishes() || ring.has_news() {
+            return false;
+        }
+        if turn.is_multiple_of(LOOK_ASIDE_TURNS) {
+            if !inbox.is_empty() || !core.native.is_awake() {
+                return false;
+            }
+            let now = Instant::now();
+            if std::mem::take(&mut was_busy) {
+                busy_at = now;
+            }
+            if until.is_some_and(|until| until <= now) {
+                return false;
+            }
+            if core.native.spin().is_some_and(|spin| now - busy_at >= spin) {
+                return Natives::park(core) && !core.io.has_wishes();
+            }
+        }
+        std::hint::spin_loop();
+    }
+    false
 }
 
 /// Waiting while glommio has tasks to run.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use raylet_shard::ids::{ClientId, NowNs, ObjectId, ShardId, Token, WorkerId};
-use raylet_shard::sched::{SchedEffect, SchedEvent, Scheduler};
+use raylet_shard::sched::{Fixed, ResourceId, ResourceSet, SchedEffect, SchedEvent, Scheduler};
 use raylet_shard::store::{BankEffect, BankEvent, NodeMemory, ObjectSource, Store, StoreEffect, StoreEvent};
 use raylet_tuning::{Segment, Warmer};
 
@@ -21,6 +21,7 @@ use crate::bridge::{
 };
 use crate::core_io::Io;
 use crate::deps::LeaseDeps;
+use crate::native::{self, Natives};
 use crate::observe::histogram::Recorder;
 use crate::observe::metrics::Buckets;
 use crate::ray::core_rpc::{desk, CoreRpc};
@@ -47,7 +48,7 @@ const TELL_LATER_MAX: usize = 512;
 const WATCH_RETRY: Duration = Duration::from_millis(100);
 
 /// Token of requests whose answer nobody waits for.
-const SILENT: Token = Token::MAX;
+pub const SILENT: Token = Token::MAX;
 
 /// What a core is made of.
 pub struct CoreParts {
@@ -122,6 +123,8 @@ pub struct Core {
     pub plasma: PlasmaClients,
     /// Connections to the raylet socket.
     pub raylet: RayletClients,
+    /// Clients of the native door.
+    pub native: Natives,
     /// Latencies of this core's operations.
     pub recorder: RefCell<Recorder>,
     sealed_sizes: [Buckets<{ SIZE_BOUNDS_BYTES.len() + 1 }>; ObjectSource::COUNT],
@@ -198,6 +201,7 @@ impl Core {
             later: RefCell::default(),
             plasma: PlasmaClients::default(),
             raylet: RayletClients::default(),
+            native: Natives::default(),
             recorder: RefCell::new(parts.recorder),
             sealed_sizes: Default::default(),
             next_client: Cell::new(1),
@@ -275,6 +279,28 @@ impl Core {
         }
     }
 
+    /// Hands an event to this core's own store.
+    pub fn store_here(self: &Rc<Self>, event: StoreEvent) {
+        self.run(Work::Store(event));
+    }
+
+    /// Hands an event to this core's own lease queues.
+    pub fn sched_here(self: &Rc<Self>, event: SchedEvent) {
+        self.run(Work::Sched(event));
+    }
+
+    /// A resource of a demand of which the node has less than is asked for.
+    pub fn infeasible(&self, demand: &ResourceSet) -> Option<ResourceId> {
+        let state = self.state.borrow();
+        let lacks = |(id, amount): &(ResourceId, Fixed)| !state.sched.feasible(&ResourceSet::new([(*id, *amount)]));
+        demand.iter().find(lacks).map(|(id, _)| id)
+    }
+
+    /// How many cores there are.
+    pub fn shards(&self) -> ShardId {
+        self.shards
+    }
+
     /// Tells every shard that a client is gone.
     pub fn client_gone(self: &Rc<Self>, client: ClientId) {
         for shard in 0..self.shards {
@@ -299,6 +325,7 @@ impl Core {
             ToCore::Learn(lesson) => self.rpc.desk.borrow_mut().learn(*lesson),
             ToCore::WorkerReady { worker, card } => self.rpc.desk.borrow_mut().worker_ready(worker, *card),
             ToCore::CancelledAhead { lease, ttl } => self.rpc.desk.borrow_mut().cancelled_ahead(lease, ttl),
+            ToCore::Native(tell) => tell.deliver(self),
             ToCore::Flush { token } => self.tell_control(ToControl::CaughtUp { token }),
             ToCore::Accepted { socket, stream } => self.io.serve(self, socket, stream),
             ToCore::FreeOwnedBy { owner } => self.free_owned_by(owner),
@@ -328,6 +355,7 @@ impl Core {
     fn from_peer(self: &Rc<Self>, message: PeerMessage) {
         self.run(match message {
             PeerMessage::SchedAnswer { from, effect } => return desk::settle(self, from, effect),
+            PeerMessage::Native(message) => return message.deliver(self),
             PeerMessage::Store(event) => Work::Store(event),
             PeerMessage::StoreAnswer(effect) => Work::StoreAnswer(effect),
             PeerMessage::Bank(event) => Work::Bank(event),
@@ -335,7 +363,8 @@ impl Core {
         });
     }
 
-    fn send_peer(&self, shard: ShardId, message: PeerMessage) {
+    /// Tells another core.
+    pub fn send_peer(&self, shard: ShardId, message: PeerMessage) {
         self.peers[usize::from(shard)].send(ToCore::Peer(message));
     }
 
@@ -461,6 +490,7 @@ impl Core {
             },
             sealed_sizes: std::array::from_fn(|source| self.sealed_sizes[source].unreported()),
             connections: self.plasma.len() + self.raylet.len(),
+            natives: self.native.count(),
             objects: if objects { store.objects().collect() } else { Vec::new() },
             latencies: self.recorder.borrow().snapshot(),
             ring: self.io.ring_use(),
@@ -510,16 +540,19 @@ impl Core {
 
     fn carry_out(self: &Rc<Self>, effect: StoreEffect) {
         match effect {
-            StoreEffect::Aborted { token: SILENT, .. } => {}
-            StoreEffect::Created { client, .. }
-            | StoreEffect::Sealed { client, .. }
-            | StoreEffect::Aborted { client, .. }
-            | StoreEffect::Got { client, .. }
-            | StoreEffect::Deleted { client, .. }
-            | StoreEffect::Contained { client, .. } => match Requester::of(client) {
+            StoreEffect::Aborted { token: SILENT, .. } | StoreEffect::Got { token: SILENT, .. } => {}
+            StoreEffect::Created { client, token, .. }
+            | StoreEffect::Sealed { client, token, .. }
+            | StoreEffect::Aborted { client, token, .. }
+            | StoreEffect::Got { client, token, .. }
+            | StoreEffect::Deleted { client, token, .. }
+            | StoreEffect::Contained { client, token, .. }
+            | StoreEffect::CreditGranted { client, token, .. }
+            | StoreEffect::Adopted { client, token, .. } => match Requester::of(client) {
                 Requester::Shard(shard) if shard != self.shard => {
                     self.send_peer(shard, PeerMessage::StoreAnswer(effect));
                 }
+                _ if native::is_native(token) => native::answer(self, effect),
                 _ => self.plasma.answer(self, effect),
             },
             StoreEffect::Pinned { token, ok, .. } => match Requester::of(token) {
@@ -532,11 +565,14 @@ impl Core {
             },
             StoreEffect::Watched { token, id } => self.watched(token, id, effect),
             StoreEffect::WatchRefused { token, id } => self.watch_refused(token, id, effect),
-            StoreEffect::ObjectSealed { data_bytes, metadata_bytes, source, .. } => {
-                let size_bytes = (data_bytes + metadata_bytes) as f64;
-                self.sealed_sizes[source as usize].record(&SIZE_BOUNDS_BYTES, size_bytes);
+            StoreEffect::ObjectSealed { id, data_bytes, metadata_bytes, source, .. } => {
+                let size_bytes = data_bytes + metadata_bytes;
+                self.sealed_sizes[source as usize].record(&SIZE_BOUNDS_BYTES, size_bytes as f64);
+                native::object_sealed(self, id, size_bytes);
             }
-            StoreEffect::ObjectGone { .. } => {}
+            StoreEffect::ObjectGone { id, data_bytes, metadata_bytes, reason, .. } => {
+                native::object_gone(self, id, data_bytes + metadata_bytes, reason);
+            }
             StoreEffect::SpansWanted { .. }
             | StoreEffect::SpansUnwanted
             | StoreEffect::SpansReturned { .. }
@@ -545,7 +581,6 @@ impl Core {
                     self.send_peer(0, PeerMessage::Bank(event));
                 }
             }
-            StoreEffect::CreditGranted { .. } | StoreEffect::Adopted { .. } => {}
             StoreEffect::FullPressure { .. } => {}
             StoreEffect::GcWanted => self.tell_control(ToControl::StoreFull),
             StoreEffect::FallbackWanted { id, token, .. } => {
@@ -570,6 +605,7 @@ impl Core {
                     self.later(Work::Sched(SchedEvent::DepReady { lease, object: id }));
                 }
             }
+            Requester::Shard(_) if native::is_native(token) => native::watched(self, token, true),
             Requester::Shard(_) => self.raylet.watched(self, token),
             // The control thread watches nothing.
             Requester::Control => {}
@@ -580,6 +616,9 @@ impl Core {
     /// asks again until it has ended.
     fn watch_refused(self: &Rc<Self>, token: Token, id: ObjectId, effect: StoreEffect) {
         match Requester::of(token) {
+            Requester::Shard(shard) if shard == self.shard && native::is_native(token) => {
+                native::watched(self, token, false);
+            }
             Requester::Shard(shard) if shard == self.shard && !LeaseDeps::is_dependency(token) => {
                 self.io.after(WATCH_RETRY, move |core| {
                     if core.raylet.still_waits(token) {
@@ -615,12 +654,17 @@ impl Core {
             | SchedEffect::Failed { token, .. }
             | SchedEffect::Withdrawn { token, .. } => match Requester::of(token) {
                 Requester::Control => self.tell_control(ToControl::Sched(effect)),
+                // On the shard of the client itself, as its classes are.
+                Requester::Shard(_) if native::is_native(token) => native::settle(self, effect),
                 Requester::Shard(shard) if shard == self.shard => desk::settle(self, shard, effect),
                 Requester::Shard(shard) => {
                     let from = self.shard;
                     self.send_peer(shard, PeerMessage::SchedAnswer { from, effect });
                 }
             },
+            SchedEffect::CancelDone { token, .. } if native::is_native(token) => native::settle(self, effect),
+            SchedEffect::CancelDone { token: SILENT, .. } => {}
+            SchedEffect::LeaseLost { lease, .. } if native::lost(self, &lease) => {}
             SchedEffect::LeaseLost { lease, .. } => {
                 self.rpc.desk.borrow_mut().lease_lost(&lease);
                 self.tell_control(ToControl::Sched(effect));

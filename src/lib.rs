@@ -10,6 +10,7 @@ pub mod core_io;
 pub mod core_loop;
 pub mod deps;
 pub mod engine;
+pub mod native;
 pub mod node;
 pub mod observe;
 pub mod peer;

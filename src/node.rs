@@ -1,6 +1,7 @@
 //! Boot and end of a node, top to bottom.
 
 use std::io;
+use std::rc::Rc;
 
 use raylet_shard::ids::ShardId;
 use raylet_shard::sched::SchedConfig;
@@ -9,14 +10,17 @@ use tokio::task::LocalSet;
 use crate::cli::ray_flags::RayFlags;
 use crate::config::ray::RayConfigError;
 use crate::config::Config;
-use crate::engine::{Engine, EngineError, EngineSettings, SchedSettings};
+use crate::engine::{Engine, EngineError, SchedSettings};
+use crate::native::control::{NativeControl, NativeParts};
 use crate::observe::admin::{AdminError, AdminServer, Routes};
 use crate::observe::log::LogHandle;
 use crate::observe::status::{Door as DoorName, NodeStatus};
 use crate::ray::boot::Door;
+use crate::ray::control::Control;
 use crate::ray::proto::node_death_info::Reason;
 
 mod advice;
+mod own;
 mod reports;
 pub mod service;
 mod status;
@@ -36,6 +40,9 @@ pub enum NodeError {
     /// Something of Ray's door failed: the GCS, a port, an agent.
     #[error("{0}")]
     Ray(String),
+    /// A setting makes no sense.
+    #[error("{0}")]
+    Setting(String),
     /// The system refused something.
     #[error(transparent)]
     Io(io::Error),
@@ -50,7 +57,10 @@ pub fn run_ray(flags: RayFlags, config: Config, log: LogHandle) -> Result<i32, N
     on_control_thread(async move {
         service::reopen_log_on_hangup(log.clone())?;
         let (door, engine) = Door::open(flags, &config).await?;
-        let facts = status::Facts::of(&engine, vec![DoorName::Ray]);
+        let native = open_native(&config, &door.control, &engine)?;
+        let mut doors = vec![DoorName::Ray];
+        doors.extend(native.as_ref().map(|_| DoorName::Native));
+        let facts = status::Facts::of(&engine, doors);
         reports::start(&door.control, &facts);
         match AdminServer::bind(&config.runtime_dir) {
             Ok(admin) => {
@@ -70,10 +80,35 @@ pub fn run_ray(flags: RayFlags, config: Config, log: LogHandle) -> Result<i32, N
         let cause = service::ready_until(door.until_asked(), name, engine.cores.clone(), || {}).await;
         service::stopping();
         let failed = cause.reason == Reason::UnexpectedTermination as i32;
+        if let Some(native) = native {
+            native.close().await;
+        }
         door.close(cause).await;
         engine.stop();
         Ok(i32::from(failed))
     })
+}
+
+/// Opens the native door beside Ray's, where its socket is set.
+fn open_native(
+    config: &Config,
+    control: &Rc<Control>,
+    engine: &Engine,
+) -> Result<Option<Rc<NativeControl>>, NodeError> {
+    if config.socket.is_none() {
+        return Ok(None);
+    }
+    let native = NativeControl::open(NativeParts {
+        settings: own::native_settings(config),
+        node: control.node_id,
+        cores: engine.cores.clone(),
+        names: control.names(),
+        capacity_bytes: engine.capacity_bytes,
+        may_drain: false,
+    })
+    .map_err(NodeError::Io)?;
+    control.set_native(native.clone());
+    Ok(Some(native))
 }
 
 /// Runs a node of its own, until SIGTERM or SIGINT. Returns the exit code.
@@ -82,30 +117,7 @@ pub fn run_ray(flags: RayFlags, config: Config, log: LogHandle) -> Result<i32, N
 /// See [`NodeError`]; each names what to change.
 pub fn run_native(config: Config, log: LogHandle) -> Result<i32, NodeError> {
     prepare_limits();
-    on_control_thread(async move {
-        service::reopen_log_on_hangup(log.clone())?;
-        let engine = Engine::start(&native_settings(&config)).map_err(NodeError::Engine)?;
-        let admin = AdminServer::bind(&config.runtime_dir)?;
-        let facts = status::Facts::of(&engine, vec![DoorName::Native]);
-        let banner = status::banner(&facts, admin.path());
-        let cores = engine.cores.clone();
-        let provider = move || -> std::pin::Pin<Box<dyn std::future::Future<Output = NodeStatus>>> {
-            let (cores, facts) = (cores.clone(), facts.clone());
-            Box::pin(async move { status::of_cores(&cores, &facts).await })
-        };
-        let routes = Routes { status: Box::new(provider), config: config.describe(), log, shutdown: None };
-        let serving = tokio::task::spawn_local(admin.serve(routes));
-        advice::give(&config, &engine);
-        let up = || println!("{banner}");
-        service::ready_until(until_signal(), "a node of its own", engine.cores.clone(), up).await?;
-        tracing::info!("shutting down");
-        service::stopping();
-        serving.abort();
-        // Its socket file goes when the task is dropped, so the end of the task is awaited.
-        let _ = serving.await;
-        engine.stop();
-        Ok(0)
-    })
+    on_control_thread(own::run(config, log))
 }
 
 fn on_control_thread<F>(node: F) -> Result<i32, NodeError>
@@ -123,27 +135,6 @@ fn prepare_limits() {
     }
     if let Err(error) = raylet_tuning::limits::raise_open_files() {
         tracing::debug!(%error, "RLIMIT_NOFILE is as it was");
-    }
-}
-
-fn native_settings(config: &Config) -> EngineSettings {
-    let given = config.object_store_memory_bytes;
-    let object_store_bytes = given.unwrap_or_else(|| raylet_tuning::MemoryHeadroom::read().default_store_bytes());
-    let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-    EngineSettings {
-        cores: config.cores.clone(),
-        object_store_bytes,
-        pages: config.hugepages,
-        warm_reserve_bytes: config.warm_reserve_bytes,
-        full_grace_ns: 2_000_000_000,
-        scheds: sched_config,
-        sched: SchedSettings {
-            cpus,
-            workers_soft_limit: cpus,
-            idle_timeout_ns: 1_000_000_000,
-            startup_concurrency: cpus,
-            class_cap: true,
-        },
     }
 }
 

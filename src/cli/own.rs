@@ -47,6 +47,18 @@ pub struct NodeFlags {
     /// Unix socket of the native door [env: RAYLET_URING_SOCKET].
     #[arg(long, value_name = "PATH")]
     pub socket: Option<String>,
+    /// What leases share, like CPU=8,GPU=2; CPUs that are not named are the machine's [env: RAYLET_URING_RESOURCES].
+    #[arg(long, value_name = "AMOUNTS")]
+    pub resources: Option<String>,
+    /// What starts a native worker: a program and its arguments in one word [env: RAYLET_URING_WORKER_COMMAND].
+    #[arg(long, value_name = "COMMAND")]
+    pub worker_command: Option<String>,
+    /// Microseconds that a core looks at quiet rings of native clients before it sleeps [env: RAYLET_URING_SPIN_US].
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub spin_us: Option<String>,
+    /// Never sleep while a native client has rings: true or false [env: RAYLET_URING_BUSY_POLL].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub busy_poll: Option<String>,
     /// Directory of the admin sockets, mode 0700 [env: RAYLET_URING_RUNTIME_DIR].
     #[arg(long, value_name = "DIR")]
     pub runtime_dir: Option<String>,
@@ -77,6 +89,10 @@ impl NodeFlags {
             ("pin_workers", &self.pin_workers),
             ("drain_timeout_ms", &self.drain_timeout_ms),
             ("socket", &self.socket),
+            ("resources", &self.resources),
+            ("worker_command", &self.worker_command),
+            ("spin_us", &self.spin_us),
+            ("busy_poll", &self.busy_poll),
             ("runtime_dir", &self.runtime_dir),
             ("config", &self.config),
             ("log", &self.log_level),

@@ -25,6 +25,9 @@ use crate::observe::log::{is_filter, LogFormat};
 /// The default of `warm_reserve_bytes`: enough for the small objects of a busy second, little beside any store.
 pub const WARM_RESERVE_DEFAULT_BYTES: u64 = 256 << 20;
 
+/// The default of `spin_us`: a few round trips, so that a client that goes on at once finds the core awake.
+pub const SPIN_DEFAULT_US: u64 = 50;
+
 /// The settings of a node, checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -42,8 +45,16 @@ pub struct Config {
     pub pin_workers: bool,
     /// How long SIGTERM lets leases end by themselves, in milliseconds, before it ends the node; 0: not at all.
     pub drain_timeout_ms: u64,
-    /// The Unix socket of the native door; `None`: one in the runtime directory.
+    /// The Unix socket of the native door; `None`: one in the runtime directory, and under Ray none.
     pub socket: Option<PathBuf>,
+    /// What leases of a node of its own share. CPUs that are not named are those of the machine.
+    pub resources: BTreeMap<String, f64>,
+    /// What starts a native worker: a program and its arguments. Empty: workers come by themselves.
+    pub worker_command: Vec<String>,
+    /// How long a core looks at quiet rings of native clients before it sleeps, in microseconds.
+    pub spin_us: u64,
+    /// Cores never sleep while a native client has rings.
+    pub busy_poll: bool,
     /// The directory of the admin sockets, by which `raylet-uring status` finds running nodes.
     pub runtime_dir: PathBuf,
     /// The log filter: a level or `tracing` directives ("info,raylet_uring::workers=debug").
@@ -149,6 +160,16 @@ impl Config {
                 .take("drain_timeout_ms", "a number of milliseconds", |text| text.parse().ok())?
                 .unwrap_or(0),
             socket: values.take("socket", "a path", parse_path)?,
+            resources: values
+                .take("resources", "amounts by name, like CPU=8,GPU=2,disk=0.5", parse_resources)?
+                .unwrap_or_default(),
+            worker_command: values
+                .take("worker_command", "a program and its arguments, quoted as for a shell", shlex::split)?
+                .unwrap_or_default(),
+            spin_us: values
+                .take("spin_us", "a number of microseconds", |text| text.parse().ok())?
+                .unwrap_or(SPIN_DEFAULT_US),
+            busy_poll: values.take("busy_poll", switch, parse_switch)?.unwrap_or(false),
             runtime_dir: values.take("runtime_dir", "an absolute path", parse_absolute)?.unwrap_or(runtime_dir),
             log: values.take("log", LOG_EXPECTED, parse_log)?.unwrap_or_else(|| "info".to_owned()),
             log_format: values.take("log_format", LogFormat::EXPECTED, LogFormat::parse)?.unwrap_or(LogFormat::Auto),
@@ -193,6 +214,11 @@ impl Config {
                 "pin_workers" => self.pin_workers.to_string(),
                 "drain_timeout_ms" => self.drain_timeout_ms.to_string(),
                 "socket" => path(&self.socket, "in runtime_dir"),
+                "resources" => describe_resources(&self.resources),
+                "worker_command" if self.worker_command.is_empty() => "none".to_owned(),
+                "worker_command" => self.worker_command.join(" "),
+                "spin_us" => self.spin_us.to_string(),
+                "busy_poll" => self.busy_poll.to_string(),
                 "runtime_dir" => self.runtime_dir.display().to_string(),
                 "log" => self.log.clone(),
                 "log_format" => self.log_format.to_string(),
@@ -233,6 +259,22 @@ fn parse_switch(text: &str) -> Option<bool> {
 
 fn parse_path(text: &str) -> Option<PathBuf> {
     Some(PathBuf::from(text)).filter(|p| !p.as_os_str().is_empty())
+}
+
+fn parse_resources(text: &str) -> Option<BTreeMap<String, f64>> {
+    let part = |part: &str| {
+        let (name, amount) = part.split_once('=')?;
+        let amount: f64 = amount.trim().parse().ok().filter(|amount: &f64| amount.is_finite() && *amount >= 0.0)?;
+        Some((name.trim().to_owned(), amount)).filter(|(name, _)| !name.is_empty())
+    };
+    text.split(',').filter(|part| !part.trim().is_empty()).map(part).collect()
+}
+
+fn describe_resources(resources: &BTreeMap<String, f64>) -> String {
+    match resources.is_empty() {
+        true => "the CPUs of this machine".to_owned(),
+        false => resources.iter().map(|(name, amount)| format!("{name}={amount}")).collect::<Vec<_>>().join(","),
+    }
 }
 
 fn parse_absolute(text: &str) -> Option<PathBuf> {

@@ -63,7 +63,31 @@ pub const SETTINGS: &[Setting] = &[
         "--drain-timeout-ms",
         "how long SIGTERM lets leases end before it ends the node; under Ray only",
     ),
-    setting("socket", "RAYLET_URING_SOCKET", "--socket", "Unix socket of the native door"),
+    setting(
+        "socket",
+        "RAYLET_URING_SOCKET",
+        "--socket",
+        "Unix socket of the native door; under Ray the door is open where this is set",
+    ),
+    setting(
+        "resources",
+        "RAYLET_URING_RESOURCES",
+        "--resources",
+        "what leases of a node of its own share, as CPU=8,GPU=2; under Ray, Ray's own setting decides",
+    ),
+    setting(
+        "worker_command",
+        "RAYLET_URING_WORKER_COMMAND",
+        "--worker-command",
+        "what starts a native worker: a program and its arguments; none: workers come by themselves",
+    ),
+    setting(
+        "spin_us",
+        "RAYLET_URING_SPIN_US",
+        "--spin-us",
+        "microseconds that a core looks at quiet rings of native clients before it sleeps",
+    ),
+    setting("busy_poll", "RAYLET_URING_BUSY_POLL", "--busy-poll", "never sleep while a native client has rings"),
     setting("runtime_dir", "RAYLET_URING_RUNTIME_DIR", "--runtime-dir", "directory of the admin sockets, mode 0700"),
     setting("log", "RAYLET_URING_LOG", "--log-level", "log level, or directives by module"),
     setting(

@@ -1,5 +1,6 @@
 //! The node's account of itself, for `raylet-uring status`.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
@@ -16,6 +17,7 @@ use crate::observe::status::{
     WorkerCounts,
 };
 use crate::ray::control::Control;
+use crate::ray::resources::Names;
 
 /// What does not change while the node runs.
 #[derive(Clone)]
@@ -66,8 +68,17 @@ pub async fn with_reports(control: &Rc<Control>, facts: &Facts) -> (Vec<CoreRepo
 }
 
 /// The status of a node of its own.
-pub async fn of_cores(cores: &[CoreHandle], facts: &Facts) -> NodeStatus {
-    assemble(facts, &core_reports(cores, false).await, Snapshot::default())
+pub async fn of_cores(cores: &[CoreHandle], facts: &Facts, names: &RefCell<Names>, socket: String) -> NodeStatus {
+    let reports = core_reports(cores, false).await;
+    let mut status = assemble(facts, &reports, Snapshot::default());
+    let names = names.borrow();
+    for part in reports.iter().flat_map(|report| &report.sched.resources) {
+        let resource = status.resources.entry(names.name(part.id).to_owned()).or_default();
+        resource.total = part.total.to_f64();
+        resource.available += part.free.to_f64();
+    }
+    status.sockets = vec![SocketStatus { name: "native".to_owned(), address: socket }];
+    status
 }
 
 /// `latencies` are those of the control thread, to which the cores' are added.
@@ -99,7 +110,7 @@ fn shard(facts: &Facts, report: &CoreReport) -> ShardStatus {
     ShardStatus {
         index: u32::from(report.shard),
         core: facts.placed.get(usize::from(report.shard)).copied().flatten().unwrap_or(u32::MAX),
-        connections: report.connections as u64,
+        connections: (report.connections + report.natives) as u64,
         leases_granted: loads.iter().map(|load| u64::from(load.granted)).sum(),
         leases_queued: loads.iter().map(|load| u64::from(load.ready + load.waiting_worker)).sum(),
         objects: report.store.objects,
@@ -173,7 +184,7 @@ fn objects(reports: &[CoreReport]) -> ObjectCounts {
 }
 
 /// What a node of its own prints when it is up.
-pub fn banner(facts: &Facts, admin: &Path) -> String {
+pub fn banner(facts: &Facts, admin: &Path, native: &Path) -> String {
     let mut lines = vec![format!("raylet-uring {} (pid {})", env!("CARGO_PKG_VERSION"), std::process::id())];
     for (shard, core) in facts.placed.iter().enumerate() {
         let place = core.map_or_else(|| "any core".to_owned(), |core| format!("core {core}"));
@@ -186,6 +197,7 @@ pub fn banner(facts: &Facts, admin: &Path) -> String {
             report.fallback.map(|reason| format!(" (asked for {}: {reason})", report.asked)).unwrap_or_default();
         lines.push(format!("  arena {index}: {} MiB of {} on {node}{fallback}", report.size_bytes >> 20, report.pages));
     }
+    lines.push(format!("  native socket: {}", native.display()));
     lines.push(format!("  admin socket: {}", admin.display()));
     lines.push("ready".to_owned());
     lines.join("\n")

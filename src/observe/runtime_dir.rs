@@ -35,6 +35,11 @@ pub enum RuntimeDirError {
     },
 }
 
+/// Where a node of its own has its native door, unless a setting says otherwise. Not found as an admin socket.
+pub fn native_socket_path(runtime_dir: &Path, pid: u32) -> PathBuf {
+    runtime_dir.join(format!("{pid}.native"))
+}
+
 /// Makes the directory where it isn't there yet, and checks that it is ours alone.
 ///
 /// # Errors

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{watch, Semaphore};
+use tokio::task::JoinHandle;
 
 use super::core_rpc::hand_over;
 use super::rpc::auth::Auth;
@@ -53,8 +54,8 @@ pub fn serve(router: Router, auth: &Auth, tls: Option<Tls>, listener: TcpListene
     tokio::task::spawn_local(server.serve(listener, stop));
 }
 
-/// Hands the connections of a socket to the cores, in turn. Other users' are closed.
-pub fn accept(listener: UnixListener, socket: Socket, cores: Vec<CoreHandle>) {
+/// Hands the connections of a socket to the cores, in turn, until the task is aborted. Other users' are closed.
+pub fn accept(listener: UnixListener, socket: Socket, cores: Vec<CoreHandle>) -> JoinHandle<()> {
     tokio::task::spawn_local(async move {
         for turn in 0.. {
             let accepted = match listener.accept().await {
@@ -78,7 +79,7 @@ pub fn accept(listener: UnixListener, socket: Socket, cores: Vec<CoreHandle>) {
                 }
             }
         }
-    });
+    })
 }
 
 /// Hands the connections of the node manager's port to the cores, in turn, until the node ends.

@@ -8,6 +8,7 @@ use raylet_shard::ids::{PlacementGroupId, ShardId};
 use raylet_shard::sched::{ClassDef, ClassId, ResourceSet, WorkerKey};
 use rustc_hash::{FxHashMap, FxHasher};
 
+use crate::native::classes::FIRST_CLASS;
 use crate::ray::labels::is_elsewhere;
 use crate::ray::proto;
 use crate::ray::resources::{group_of, Names, ResourceError};
@@ -96,7 +97,8 @@ impl Classes {
     fn free_number(&mut self) -> ClassId {
         loop {
             let id = ClassId(self.next);
-            self.next = self.next.wrapping_add(1);
+            // Numbers of native classes begin where these end.
+            self.next = (self.next + 1) % FIRST_CLASS;
             if !self.classes.contains_key(&id) {
                 return id;
             }

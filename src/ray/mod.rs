@@ -1,6 +1,6 @@
 //! Everything that speaks Ray: its messages, its RPCs and its sockets.
 
-mod accept;
+pub mod accept;
 pub mod affinity;
 pub mod agents;
 pub mod boot;

@@ -70,6 +70,11 @@ impl Control {
                     let _ = waiter.send(());
                 }
             }
+            ToControl::Native(ask) => {
+                if let Some(native) = self.native() {
+                    native.ask(ask);
+                }
+            }
             ToControl::StoreFull => self.collect_garbage_soon(),
             ToControl::Message { conn, message } => self.client_message(conn, message),
             ToControl::Gone { conn, .. } => {
@@ -85,6 +90,9 @@ impl Control {
 
     fn sched_effect(self: &Rc<Self>, effect: SchedEffect) {
         self.mark_resources_changed();
+        if let Some(native) = self.native().filter(|native| native.is_for(&effect)) {
+            return native.sched_effect(effect);
+        }
         match effect {
             SchedEffect::Granted { token, lease, worker, allocation, .. } => {
                 self.lease_outcome(token, lease, Outcome::Granted(worker, allocation));

@@ -34,6 +34,7 @@ use tokio::sync::{oneshot, Notify, Semaphore};
 use crate::bridge::{shard_of_object, CoreHandle, Requester, ToCore, MAX_RPCS_IN_FLIGHT};
 use crate::cli::ray_flags::RayFlags;
 use crate::config::ray::RayConfig;
+use crate::native::control::NativeControl;
 use crate::observe::histogram::Recorder;
 use crate::observe::status::{ClientStatus, CLIENTS_MAX};
 use crate::ray::agents::AgentManager;
@@ -116,7 +117,8 @@ pub struct Control {
     pub(super) core_workers: CoreWorkers,
     /// The node's labels, with the one that names the node.
     pub(super) labels: BTreeMap<String, String>,
-    pub(super) names: RefCell<Names>,
+    pub(super) names: Rc<RefCell<Names>>,
+    native: RefCell<Option<Rc<NativeControl>>>,
     /// All that the node has, by the names of resources; bundles are in it, not beside it.
     pub(super) totals: RefCell<BTreeMap<String, Fixed>>,
     pub(super) classes: RefCell<Classes>,
@@ -211,7 +213,8 @@ impl Control {
             runtime_env: parts.runtime_env,
             core_workers: parts.core_workers,
             labels,
-            names: RefCell::new(parts.names),
+            names: Rc::new(RefCell::new(parts.names)),
+            native: RefCell::default(),
             totals: RefCell::new(totals),
             classes: RefCell::default(),
             groups: RefCell::default(),
@@ -296,6 +299,20 @@ impl Control {
             ("plasma".to_owned(), self.flags.store_socket_name.display().to_string()),
             ("node_manager".to_owned(), format!("{}:{}", self.flags.node_ip_address, self.port)),
         ]
+    }
+
+    /// Names of resources, which the native door shares.
+    pub fn names(&self) -> Rc<RefCell<Names>> {
+        self.names.clone()
+    }
+
+    /// The native door is open too: what concerns its clients is handed on.
+    pub fn set_native(&self, native: Rc<NativeControl>) {
+        *self.native.borrow_mut() = Some(native);
+    }
+
+    pub(super) fn native(&self) -> Option<Rc<NativeControl>> {
+        self.native.borrow().clone()
     }
 
     /// Keeps the subscriber, which subscribes anew when the GCS restarts.

@@ -67,6 +67,12 @@ pub struct ObjectWriter {
     is_sealed: bool,
 }
 
+impl std::fmt::Debug for ObjectWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ObjectWriter({})", self.id)
+    }
+}
+
 impl ObjectWriter {
     pub(crate) fn new(shared: Arc<Shared>, id: ObjectId, piece: Piece) -> Self {
         Self { shared, id, piece, is_sealed: false }
@@ -155,6 +161,12 @@ pub struct Lease {
     /// Which instances of which resources it has.
     pub allocation: Vec<AllocatedResource>,
     is_returned: bool,
+}
+
+impl std::fmt::Debug for Lease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Lease({} at {:?})", self.number, self.worker)
+    }
 }
 
 impl Lease {

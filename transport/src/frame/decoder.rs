@@ -53,6 +53,11 @@ impl Decoder {
         self.end += bytes.len();
     }
 
+    /// Bytes that have arrived and were not given out.
+    pub fn kept_bytes(&self) -> usize {
+        self.end - self.start
+    }
+
     /// Where to read the next bytes to; then say [`filled`](Self::filled). At least 16 KiB, and enough for the frame that is incomplete.
     pub fn room(&mut self) -> &mut [u8] {
         let missing = self.expected_bytes().saturating_sub(self.end - self.start);

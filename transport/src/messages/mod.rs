@@ -26,7 +26,8 @@ use rkyv::bytecheck::CheckBytes;
 use rkyv::rancor::Error;
 use rkyv::ser::allocator::ArenaHandle;
 use rkyv::util::AlignedVec;
-use rkyv::{Archive, Archived, Portable, Serialize};
+pub use rkyv::Archived;
+use rkyv::{Archive, Portable, Serialize};
 
 use crate::frame::{FrameError, Head};
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::UNSENT_MAX_BYTES;
+use super::{AHEAD_MAX_BYTES, UNSENT_MAX_BYTES};
 use crate::frame::{BodyWriter, Decoder, Encoder, FrameError, Head, Unsent};
 use crate::messages::{
     Done, EventsLost, Hello, Limits, Message, OpenRing, Refusal, RefusalCode, Refused, RingOpened, SocketHint,
@@ -49,6 +49,14 @@ pub enum ConnectionError {
     /// It does not read its answers.
     #[error("the client left {got_bytes} bytes of answers unread, at most {UNSENT_MAX_BYTES} are kept for it")]
     Unread {
+        /// Bytes kept.
+        got_bytes: usize,
+    },
+    /// It sends on and on without waiting for answers.
+    #[error(
+        "the client sent {got_bytes} bytes of requests beyond those in flight, at most {AHEAD_MAX_BYTES} are kept"
+    )]
+    Ahead {
         /// Bytes kept.
         got_bytes: usize,
     },
@@ -120,6 +128,17 @@ impl Connection {
     /// Bytes that came on the socket.
     pub fn on_bytes(&mut self, bytes: &[u8]) {
         self.decoder.on_bytes(bytes);
+    }
+
+    /// For a loop that reads whatever comes, whether [`Self::wants_bytes`] or not: that this client does not abuse it.
+    ///
+    /// # Errors
+    /// Close the connection.
+    pub fn check_ahead(&self) -> Result<(), ConnectionError> {
+        match self.decoder.kept_bytes() {
+            0..=AHEAD_MAX_BYTES => Ok(()),
+            got_bytes => Err(ConnectionError::Ahead { got_bytes }),
+        }
     }
 
     /// The client has closed its side.

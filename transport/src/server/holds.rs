@@ -38,6 +38,11 @@ impl Holds {
         Ok(held == count)
     }
 
+    /// True while the object is in use.
+    pub fn has(&self, object: ObjectId) -> bool {
+        self.counts.contains_key(&object)
+    }
+
     /// Objects in use.
     pub fn len(&self) -> usize {
         self.counts.len()

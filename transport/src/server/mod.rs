@@ -35,6 +35,9 @@ use crate::messages::SocketHint;
 /// Bytes that a client may leave unread on its socket; more closes the connection.
 pub const UNSENT_MAX_BYTES: usize = 16 << 20;
 
+/// Bytes of requests that a client may send ahead of the answers, beyond [`Limits::in_flight`] requests; more closes the connection.
+pub const AHEAD_MAX_BYTES: usize = 64 << 20;
+
 /// Limits for a connection that nothing else was said about.
 pub const DEFAULT_LIMITS: Limits = Limits {
     frame_bytes: BODY_MAX_BYTES,

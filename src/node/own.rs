@@ -1,0 +1,172 @@
+//! A node of its own: the engine and the native door, without Ray.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::Path;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use raylet_shard::ids::NodeId;
+use raylet_shard::sched::{Fixed, SchedEvent};
+use tokio::sync::Notify;
+
+use super::{advice, service, status, NodeError};
+use crate::bridge::{CoreHandle, ToControl};
+use crate::config::Config;
+use crate::engine::{Engine, EngineSettings, SchedSettings};
+use crate::native::control::{NativeControl, NativeParts};
+use crate::native::NativeSettings;
+use crate::observe::admin::{AdminServer, Routes};
+use crate::observe::log::LogHandle;
+use crate::observe::runtime_dir;
+use crate::observe::status::{Door, NodeStatus};
+use crate::ray::resources::{kind_of, Names, CPU};
+
+/// Resources that consist of instances, as in Ray's default `predefined_unit_instance_resources`.
+const UNIT_INSTANCES: [&str; 1] = ["GPU"];
+
+/// Runs the node until SIGTERM, SIGINT or the failure of a core. Returns the exit code.
+///
+/// # Errors
+/// See [`NodeError`]; each names what to change.
+pub async fn run(config: Config, log: LogHandle) -> Result<i32, NodeError> {
+    service::reopen_log_on_hangup(log.clone())?;
+    let engine = Engine::start(&settings(&config)).map_err(NodeError::Engine)?;
+    let names = Rc::new(RefCell::new(Names::default()));
+    add_resources(&config, &engine, &mut names.borrow_mut())?;
+    let admin = AdminServer::bind(&config.runtime_dir)?;
+    let native = NativeControl::open(NativeParts {
+        settings: native_settings(&config),
+        node: NodeId(rand::random()),
+        cores: engine.cores.clone(),
+        names: names.clone(),
+        capacity_bytes: engine.capacity_bytes,
+        may_drain: true,
+    })
+    .map_err(NodeError::Io)?;
+    let facts = status::Facts::of(&engine, vec![Door::Native]);
+    let banner = status::banner(&facts, admin.path(), native.socket());
+    let failed = Rc::new(Failure::default());
+    tokio::task::spawn_local(listen_to_cores(engine.from_cores.clone(), native.clone(), failed.clone()));
+    let routes = Routes {
+        status: provider(engine.cores.clone(), facts, names, native.socket()),
+        config: config.describe(),
+        log,
+        shutdown: None,
+    };
+    let serving = tokio::task::spawn_local(admin.serve(routes));
+    advice::give(&config, &engine);
+    let up = || println!("{banner}");
+    let end = async {
+        tokio::select! {
+            asked = super::until_signal() => asked,
+            () = failed.told.notified() => Ok(()),
+        }
+    };
+    service::ready_until(end, "a node of its own", engine.cores.clone(), up).await?;
+    tracing::info!("shutting down");
+    service::stopping();
+    serving.abort();
+    // Its socket file goes when the task is dropped, so the end of the task is awaited.
+    let _ = serving.await;
+    if tokio::time::timeout(CHILDREN_TIMEOUT, native.close()).await.is_err() {
+        tracing::warn!("workers of this node did not end in time");
+    }
+    engine.stop();
+    Ok(i32::from(failed.is_set.get()))
+}
+
+/// Longest wait for workers to end.
+const CHILDREN_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Where the native door is opened, and how.
+pub fn native_settings(config: &Config) -> NativeSettings {
+    let in_runtime_dir = || runtime_dir::native_socket_path(&config.runtime_dir, std::process::id());
+    NativeSettings {
+        socket: config.socket.clone().unwrap_or_else(in_runtime_dir),
+        spin: (!config.busy_poll).then(|| Duration::from_micros(config.spin_us)),
+        worker_command: config.worker_command.clone(),
+    }
+}
+
+#[derive(Default)]
+struct Failure {
+    is_set: std::cell::Cell<bool>,
+    told: Notify,
+}
+
+/// Takes what the cores tell, until they end.
+async fn listen_to_cores(messages: flume::Receiver<ToControl>, native: Rc<NativeControl>, failed: Rc<Failure>) {
+    while let Ok(message) = messages.recv_async().await {
+        handle(message, &native, &failed);
+    }
+}
+
+fn handle(message: ToControl, native: &Rc<NativeControl>, failed: &Failure) {
+    match message {
+        ToControl::Native(ask) => native.ask(ask),
+        ToControl::Sched(effect) if native.is_for(&effect) => native.sched_effect(effect),
+        ToControl::Batch(messages) => messages.into_iter().for_each(|message| handle(message, native, failed)),
+        ToControl::Failed { shard, error } => {
+            tracing::error!(shard, error, "a core failed, and the node with it");
+            failed.is_set.set(true);
+            failed.told.notify_one();
+        }
+        // What only Ray's door acts upon.
+        _ => {}
+    }
+}
+
+type Provider = Box<dyn Fn() -> Pin<Box<dyn Future<Output = NodeStatus>>>>;
+
+fn provider(cores: Vec<CoreHandle>, facts: status::Facts, names: Rc<RefCell<Names>>, socket: &Path) -> Provider {
+    let socket = socket.display().to_string();
+    Box::new(move || {
+        let (cores, facts, names, socket) = (cores.clone(), facts.clone(), names.clone(), socket.clone());
+        Box::pin(async move { status::of_cores(&cores, &facts, &names, socket).await })
+    })
+}
+
+fn settings(config: &Config) -> EngineSettings {
+    let given = config.object_store_memory_bytes;
+    let object_store_bytes = given.unwrap_or_else(|| raylet_tuning::MemoryHeadroom::read().default_store_bytes());
+    // As many workers as could serve at once; a node without CPUs has one all the same.
+    let cpus = resources(config).get(CPU).map_or(1, |cpus| cpus.ceil().clamp(1.0, f64::from(u16::MAX)) as u32);
+    EngineSettings {
+        cores: config.cores.clone(),
+        object_store_bytes,
+        pages: config.hugepages,
+        warm_reserve_bytes: config.warm_reserve_bytes,
+        full_grace_ns: 2_000_000_000,
+        scheds: super::sched_config,
+        sched: SchedSettings {
+            cpus,
+            workers_soft_limit: cpus,
+            idle_timeout_ns: 1_000_000_000,
+            startup_concurrency: cpus,
+            class_cap: true,
+        },
+    }
+}
+
+/// What leases share: as set, with the machine's CPUs where nothing is said of them.
+fn resources(config: &Config) -> BTreeMap<String, f64> {
+    let mut resources = config.resources.clone();
+    let cpus = || std::thread::available_parallelism().map_or(1.0, |cpus| cpus.get() as f64);
+    resources.entry(CPU.to_owned()).or_insert_with(cpus);
+    resources
+}
+
+fn add_resources(config: &Config, engine: &Engine, names: &mut Names) -> Result<(), NodeError> {
+    let units = UNIT_INSTANCES.map(str::to_owned);
+    for (name, amount) in resources(config) {
+        let bad =
+            || NodeError::Setting(format!("resources (--resources): {name}={amount} is more than a node can have"));
+        let total = Fixed::from_f64(amount).ok_or_else(bad)?;
+        let id = names.intern(&name).map_err(|e| NodeError::Setting(e.to_string()))?;
+        engine.tell_all(&SchedEvent::AddResource { id, total, kind: kind_of(&name, &units) });
+    }
+    Ok(())
+}
