@@ -4,67 +4,70 @@
 //! cargo run --release -- --socket raylet.sock &
 //! cargo build --release --examples
 //! E=target/release/examples/producer_consumer
-//! $E raylet.sock produce 5 | $E raylet.sock consume
+//! $E raylet.sock produce 5 | $E raylet.sock consume 5
 //! ```
 //!
-//! The producer prints the id of each object and stays until all are deleted, since what it has put is kept for it as long as it
-//! lives. The consumer reads ids from its input, and deletes each object when it has read it.
+//! The producer prints the id of each object and keeps them until it gets the consumer's answer, an object too. What a client has put
+//! is kept for it as long as it lives, or until it deletes it.
 
-use std::collections::HashSet;
 use std::error::Error;
 use std::io::BufRead;
 
-use raylet_transport::client::{Client, Event};
+use raylet_transport::client::Client;
 use raylet_transport::ids::ObjectId;
-use raylet_transport::messages::{object_event, topic};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match &words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [socket, "produce", count] => produce(&Client::connect(socket)?, count.parse()?),
-        [socket, "consume"] => consume(&Client::connect(socket)?),
-        _ => Err("usage: producer_consumer SOCKET produce COUNT | producer_consumer SOCKET consume".into()),
+        [socket, "consume", count] => consume(&Client::connect(socket)?, count.parse()?),
+        _ => Err("usage: producer_consumer SOCKET produce COUNT | producer_consumer SOCKET consume COUNT".into()),
     }
 }
 
 fn produce(client: &Client, count: u64) -> Result<(), Box<dyn Error>> {
-    client.subscribe(topic::OBJECTS)?;
-    let mut there = HashSet::new();
+    let mut ids = Vec::new();
     for n in 0..count {
         // Written in place: the node's memory is this process' memory.
         let mut object = client.create(8 * (n as usize + 1))?;
         object.chunks_exact_mut(8).for_each(|number| number.copy_from_slice(&n.to_le_bytes()));
         let id = object.seal()?;
-        there.insert(id);
         println!("{id}");
+        ids.push(id);
     }
-    while !there.is_empty() {
-        match client.next_event(None)? {
-            Event::Object(event) if event.what == object_event::DELETED => drop(there.remove(&event.object)),
-            // Some of what happened was not told: look.
-            Event::Lost(_) => {
-                let ids: Vec<ObjectId> = there.iter().copied().collect();
-                let left = client.wait(&ids, ids.len(), Some(std::time::Duration::ZERO))?;
-                there = left.iter().map(|index| ids[*index as usize]).collect();
-            }
-            _ => {}
-        }
-    }
-    Ok(())
+    let Some(last) = ids.last() else {
+        return Ok(());
+    };
+    let answer = answer_to(*last);
+    eprintln!("the consumer says: {}", String::from_utf8_lossy(&client.get(answer, None)?));
+    ids.push(answer);
+    ids.into_iter().try_for_each(|id| Ok(client.delete(id)?))
 }
 
-fn consume(client: &Client) -> Result<(), Box<dyn Error>> {
-    let mut sum = 0;
-    for line in std::io::stdin().lock().lines() {
+/// `count` objects are to come.
+fn consume(client: &Client, count: usize) -> Result<(), Box<dyn Error>> {
+    let (mut sum, mut last) = (0, None);
+    for line in std::io::stdin().lock().lines().take(count) {
         let id = id_of(&line?)?;
         let object = client.get(id, None)?;
         let numbers = object.as_chunks::<8>().0;
         sum += numbers.iter().map(|number| u64::from_le_bytes(*number)).sum::<u64>();
-        drop(object);
-        client.delete(id)?;
+        last = Some(id);
     }
-    println!("the sum of all numbers is {sum}");
+    let said = format!("the sum of all numbers is {sum}");
+    println!("{said}");
+    if let Some(last) = last {
+        let mut answer = client.create_as(answer_to(last), said.len(), 0, None)?;
+        answer.copy_from_slice(said.as_bytes());
+        // Not kept for this client, which ends: the producer deletes it.
+        answer.seal_unpinned()?;
+    }
     Ok(())
+}
+
+/// The name of the answer to all objects of a producer: its task's last name, which no put comes to.
+fn answer_to(object: ObjectId) -> ObjectId {
+    ObjectId::of(object.task(), u32::MAX)
 }
 
 /// An id as it is printed: two digits for each byte.

@@ -4,9 +4,9 @@ mod native_support;
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use native_support::Node;
+use native_support::{eventually, Node};
 use raylet_transport::client::Client;
 use raylet_transport::ids::ObjectId;
 
@@ -27,13 +27,8 @@ fn command(name: &str, node: &Node) -> Command {
 
 /// What a program says, which ends well and in time.
 fn said(mut child: Child) -> String {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while child.try_wait().expect("it is a child").is_none() {
-        if Instant::now() > deadline {
-            let _ = child.kill();
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    // Where it does not, it ends with its node.
+    eventually("the program ends", || child.try_wait().expect("it is a child").is_some());
     let Output { status, stdout, stderr } = child.wait_with_output().expect("it has ended");
     assert!(status.success(), "{status}: {}", String::from_utf8_lossy(&stderr));
     String::from_utf8(stdout).expect("it writes text")
@@ -44,7 +39,7 @@ fn a_producer_and_a_consumer() {
     let node = Node::start(&["--cores", "0-1"]);
     let mut producer = command("producer_consumer", &node).args(["produce", "50"]).spawn().expect("it starts");
     let ids = producer.stdout.take().expect("it was asked for");
-    let consumer = command("producer_consumer", &node).arg("consume").stdin(ids).spawn().expect("it starts");
+    let consumer = command("producer_consumer", &node).args(["consume", "50"]).stdin(ids).spawn().expect("it starts");
     // n is there n + 1 times, for all n below 50.
     let sum: u64 = (0..50).map(|n| n * (n + 1)).sum();
     assert_eq!(said(consumer), format!("the sum of all numbers is {sum}\n"));
