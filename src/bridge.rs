@@ -12,6 +12,7 @@ use bytes::Bytes;
 use raylet_shard::ids::{ClientId, LeaseId, NowNs, ObjectId, ShardId, Token, WorkerId};
 use raylet_shard::sched::{ResourceSet, ResourceUse, SchedEffect, SchedEvent, WorkerCounts};
 use raylet_shard::store::{BankEvent, ObjectInfo, StoreEffect, StoreEvent, StoreStats};
+use raylet_shard::waits::WaitId;
 use raylet_transport::uring::Doorbell;
 
 use tonic::Status;
@@ -124,6 +125,18 @@ pub enum PeerMessage {
         from: ShardId,
         /// The decision.
         effect: SchedEffect,
+    },
+    /// The sender wants to hear when the peer has answered all that it was asked before.
+    Look {
+        /// The sender.
+        from: ShardId,
+        /// Its wait for objects.
+        wait: WaitId,
+    },
+    /// The answer.
+    Looked {
+        /// The asker's wait.
+        wait: WaitId,
     },
     /// About a native client.
     Native(NativePeer),

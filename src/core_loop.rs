@@ -355,6 +355,9 @@ impl Core {
     fn from_peer(self: &Rc<Self>, message: PeerMessage) {
         self.run(match message {
             PeerMessage::SchedAnswer { from, effect } => return desk::settle(self, from, effect),
+            // Answers travel in the order of the questions, so whatever was asked before is answered before.
+            PeerMessage::Look { from, wait } => return self.send_peer(from, PeerMessage::Looked { wait }),
+            PeerMessage::Looked { wait } => return self.raylet.looked(self, wait),
             PeerMessage::Native(message) => return message.deliver(self),
             PeerMessage::Store(event) => Work::Store(event),
             PeerMessage::StoreAnswer(effect) => Work::StoreAnswer(effect),

@@ -150,7 +150,6 @@ fn a_node_lives_as_long_as_it_answers_health_checks() {
         let stored = stored.iter().find(|node| node.node_id[..] == *first.id.as_bytes()).expect("stored");
         assert_eq!((stored.node_name.as_str(), stored.resources_total["CPU"]), ("fake-1", 3.0));
         eventually("the GCS polls the node with its token", || first.polled.get() > 2).await;
-        assert_eq!(client.check_alive(&[first.id, NodeId::NIL, second.id]).await.expect("reply"), [true, false, true]);
         first.health.stop();
         eventually("taken for dead", || seen.has(first.id, GcsNodeState::Dead)).await;
         let cause =
@@ -172,10 +171,6 @@ fn values_are_kept_and_jobs_recorded() {
         assert!(!client.kv_put(b"ns", b"key", "kept out".into(), false).await.expect("put"));
         assert_eq!(client.kv_get(b"ns", b"key").await.expect("reply"), Some(value));
         assert_eq!(client.kv_get(b"other", b"key").await.expect("reply"), None);
-        assert!(client.kv_exists(b"ns", b"key").await.expect("reply"));
-        assert_eq!(client.kv_keys(b"ns", b"k").await.expect("keys"), ["key"]);
-        assert_eq!(client.kv_del(b"ns", b"k", true).await.expect("deleted"), 1);
-        assert!(!client.kv_exists(b"ns", b"key").await.expect("reply"));
         let job = JobId([1, 0, 0, 0]);
         let row = JobTableData {
             job_id: Bytes::copy_from_slice(job.as_bytes()),
@@ -312,9 +307,6 @@ fn resource_views_reach_the_gcs_and_the_other_nodes() {
             .await;
         }
         assert!(heard.borrow().iter().all(|(to, from, _)| to != from), "no node hears itself");
-        let usage = syncers[0].0.all_resource_usage().await.expect("usage");
-        let usage = usage.batch.iter().find(|data| data.node_id[..] == *first.id.as_bytes()).expect("known");
-        assert_eq!(usage.resources_available["CPU"], 1.0);
         syncers.iter().for_each(|(_, syncer)| syncer.stop());
     });
 }

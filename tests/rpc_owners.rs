@@ -1,4 +1,4 @@
-//! Owners of objects: a real driver of Ray 2.60 is told and tells where its object is.
+//! Owners of objects: a real driver of Ray 2.60 tells where its object is.
 
 #[path = "rpc_support/driver.rs"]
 mod driver;
@@ -18,7 +18,7 @@ use raylet_uring::ray::rpc::auth::{Auth, Token};
 use raylet_uring::ray::rpc::chaos::Chaos;
 use raylet_uring::ray::rpc::client::{ClientConfig, ClientContext};
 use raylet_uring::ray::rpc::core_worker::CoreWorkers;
-use raylet_uring::ray::rpc::owners::{LocationReporter, OwnerEvent, OwnerSubscriber};
+use raylet_uring::ray::rpc::owners::{OwnerEvent, OwnerSubscriber};
 use rpc_support::{eventually, on_control_thread, TOKEN};
 
 type Events = Rc<RefCell<Vec<OwnerEvent>>>;
@@ -32,7 +32,7 @@ fn newest_locations(events: &Events) -> Option<WorkerObjectLocationsPubMessage> 
 }
 
 #[test]
-fn an_owner_tells_and_is_told_until_it_is_gone() {
+fn an_owner_tells_until_it_is_gone() {
     on_control_thread(async {
         let mut driver = Driver::start();
         let owner = Address::decode(driver.owner.as_slice()).expect("an address");
@@ -57,15 +57,6 @@ fn an_owner_tells_and_is_told_until_it_is_gone() {
                 .is_some_and(|l| l.node_ids == [owner.node_id.clone()] && l.object_size >= 1_000_000)
         })
         .await;
-
-        let here = |events: &Events| {
-            newest_locations(events).is_some_and(|l| l.node_ids.iter().any(|id| id[..] == *this_node.as_bytes()))
-        };
-        let reporter = LocationReporter::new(workers.clone(), this_node);
-        reporter.in_store(&owner, object, true, None);
-        eventually("a copy here is known", || here(&events)).await;
-        reporter.in_store(&owner, object, false, None);
-        eventually("no copy here is known", || !here(&events)).await;
 
         let strange_events = Events::default();
         let sink = strange_events.clone();

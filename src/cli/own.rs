@@ -41,6 +41,9 @@ pub struct NodeFlags {
     /// Bind a leased worker to the NUMA node of the shard that granted its lease: true or false [env: RAYLET_URING_PIN_WORKERS].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub pin_workers: Option<String>,
+    /// Milliseconds that SIGTERM lets leases end before it ends the node [env: RAYLET_URING_DRAIN_TIMEOUT_MS].
+    #[arg(long, value_name = "MS")]
+    pub drain_timeout_ms: Option<String>,
     /// Unix socket of the native door [env: RAYLET_URING_SOCKET].
     #[arg(long, value_name = "PATH")]
     pub socket: Option<String>,
@@ -84,6 +87,7 @@ impl NodeFlags {
             ("warm_reserve_bytes", &self.warm_reserve),
             ("worker_nursery", &self.worker_nursery),
             ("pin_workers", &self.pin_workers),
+            ("drain_timeout_ms", &self.drain_timeout_ms),
             ("socket", &self.socket),
             ("resources", &self.resources),
             ("worker_command", &self.worker_command),

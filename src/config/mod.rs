@@ -43,6 +43,8 @@ pub struct Config {
     pub worker_nursery: bool,
     /// Bind a leased worker to the cores of the NUMA node of the shard that granted its lease.
     pub pin_workers: bool,
+    /// How long SIGTERM lets leases end by themselves, in milliseconds, before it ends the node; 0: not at all.
+    pub drain_timeout_ms: u64,
     /// The Unix socket of the native door; `None`: one in the runtime directory, and under Ray none.
     pub socket: Option<PathBuf>,
     /// What leases of a node of its own share. CPUs that are not named are those of the machine.
@@ -154,6 +156,9 @@ impl Config {
                 .unwrap_or(WARM_RESERVE_DEFAULT_BYTES),
             worker_nursery: values.take("worker_nursery", switch, parse_switch)?.unwrap_or(true),
             pin_workers: values.take("pin_workers", switch, parse_switch)?.unwrap_or(false),
+            drain_timeout_ms: values
+                .take("drain_timeout_ms", "a number of milliseconds", |text| text.parse().ok())?
+                .unwrap_or(0),
             socket: values.take("socket", "a path", parse_path)?,
             resources: values
                 .take("resources", "amounts by name, like CPU=8,GPU=2,disk=0.5", parse_resources)?
@@ -207,6 +212,7 @@ impl Config {
                 }
                 "worker_nursery" => self.worker_nursery.to_string(),
                 "pin_workers" => self.pin_workers.to_string(),
+                "drain_timeout_ms" => self.drain_timeout_ms.to_string(),
                 "socket" => path(&self.socket, "in runtime_dir"),
                 "resources" => describe_resources(&self.resources),
                 "worker_command" if self.worker_command.is_empty() => "none".to_owned(),

@@ -58,6 +58,12 @@ pub const SETTINGS: &[Setting] = &[
         "bind a leased worker to the NUMA node of the shard that granted its lease",
     ),
     setting(
+        "drain_timeout_ms",
+        "RAYLET_URING_DRAIN_TIMEOUT_MS",
+        "--drain-timeout-ms",
+        "how long SIGTERM lets leases end before it ends the node; under Ray only",
+    ),
+    setting(
         "socket",
         "RAYLET_URING_SOCKET",
         "--socket",

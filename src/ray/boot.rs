@@ -63,6 +63,7 @@ pub struct Door {
     health: Health,
     stop_servers: watch::Sender<bool>,
     sockets: [PathBuf; 2],
+    drain_timeout: Duration,
 }
 
 impl Door {
@@ -160,7 +161,8 @@ impl Door {
         }
         let driver_ready = control.driver_ready();
         agents.start_when(port, async move { driver_ready.notified().await });
-        let door = Self { control, gcs, agents, processes, nursery, health, stop_servers, sockets };
+        let drain_timeout = Duration::from_millis(config.drain_timeout_ms);
+        let door = Self { control, gcs, agents, processes, nursery, health, stop_servers, sockets, drain_timeout };
         tokio::task::spawn_local(door.control.clone().run(engine.from_cores.clone(), router));
         door.watch_processes(process_exits);
         door.watch_agents(failures);
@@ -297,15 +299,23 @@ impl Door {
             (Ok(term), Ok(interrupt)) => (term, interrupt),
             _ => return self.control.shutdown().asked().await,
         };
-        tokio::select! {
+        let signal = tokio::select! {
             cause = self.control.shutdown().asked() => return cause,
             _ = term.recv() => {
                 // Ray's agents look for these words in the node's log to tell a wanted end from a crash.
                 tracing::info!("Raylet received SIGTERM");
-                self.control.shutdown().ask(Reason::ExpectedTermination, "received SIGTERM");
+                tokio::select! {
+                    cause = self.control.shutdown().asked() => return cause,
+                    // Whoever asks twice is in a hurry.
+                    _ = term.recv() => {}
+                    _ = interrupt.recv() => {}
+                    () = self.control.drain_within(self.drain_timeout) => {}
+                }
+                "received SIGTERM"
             }
-            _ = interrupt.recv() => self.control.shutdown().ask(Reason::ExpectedTermination, "received SIGINT"),
-        }
+            _ = interrupt.recv() => "received SIGINT",
+        };
+        self.control.shutdown().ask(Reason::ExpectedTermination, signal);
         self.control.shutdown().asked().await
     }
 

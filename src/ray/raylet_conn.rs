@@ -4,15 +4,16 @@
 //! Everything else goes to the control thread, which knows workers, jobs and leases.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use raylet_shard::ids::{ClientId, ObjectId, TaskId, Token};
+use raylet_shard::ids::{ClientId, ObjectId, ShardId, TaskId, Token};
 use raylet_shard::store::StoreEvent;
 use raylet_shard::waits::{Finished, WaitId, Waits};
 use rustc_hash::FxHashMap;
 
-use crate::bridge::{Requester, ToControl};
+use crate::bridge::{shard_of_object, PeerMessage, Requester, ToControl};
 use crate::core_loop::Core;
 use crate::observe::histogram::Operation;
 use crate::ray::messages::{ClientMessage, FetchId, Owner, Register};
@@ -25,7 +26,8 @@ use crate::socket::{ConnectionError, Writer};
 #[derive(Debug)]
 enum Waiting {
     /// `ray.wait`: answer on the connection.
-    Wait { conn: ClientId, most: usize, fetched: bool, since: Instant },
+    /// Without time to wait, it is answered when `looking` other shards have said which of its objects they have.
+    Wait { conn: ClientId, most: usize, fetched: bool, looking: usize, since: Instant },
     /// The plasma arguments of an actor call.
     ActorArgs { conn: ClientId, task: TaskId, attempt: i32 },
     /// One object that a coroutine of the worker awaits.
@@ -145,7 +147,7 @@ impl RayletClients {
             core,
             refs.object_ids,
             most,
-            Waiting::Wait { conn, most, fetched: false, since: Instant::now() },
+            Waiting::Wait { conn, most, fetched: false, looking: 0, since: Instant::now() },
         )?;
         if most == 0 || !self.waits.borrow().is_complete(wait) {
             let fetched = self.fetch_missing(core, conn, FetchId::Wait(wait.index()), refs, wait);
@@ -154,12 +156,42 @@ impl RayletClients {
             }
         }
         if timeout_ms == 0 {
-            self.finish(core, wait, true);
+            if self.settle(core, wait) || self.look(core, wait) == 0 {
+                self.finish(core, wait, true);
+            }
         } else if !self.settle(core, wait) && timeout_ms > 0 {
             let timeout = Duration::from_millis(timeout_ms as u64);
             core.io.after(timeout, move |core| core.raylet.finish(core, wait, true));
         }
         Ok(())
+    }
+
+    /// Has the other shards say when they have told which objects of a wait they have; returns how many will.
+    fn look(&self, core: &Rc<Core>, wait: WaitId) -> usize {
+        let missing = self.waits.borrow().missing(wait);
+        let others: BTreeSet<ShardId> =
+            missing.iter().map(|id| shard_of_object(id, core.shards())).filter(|shard| *shard != core.shard).collect();
+        if let Some(Waiting::Wait { looking, .. }) = self.waits.borrow_mut().context_mut(wait) {
+            *looking = others.len();
+        }
+        for shard in &others {
+            core.send_peer(*shard, PeerMessage::Look { from: core.shard, wait });
+        }
+        others.len()
+    }
+
+    /// A shard has told which objects of a wait it has.
+    pub fn looked(&self, core: &Rc<Core>, wait: WaitId) {
+        let all = match self.waits.borrow_mut().context_mut(wait) {
+            Some(Waiting::Wait { looking, .. }) => {
+                *looking = looking.saturating_sub(1);
+                *looking == 0
+            }
+            _ => false,
+        };
+        if all {
+            self.finish(core, wait, true);
+        }
     }
 
     fn subscribe(

@@ -33,7 +33,8 @@ def node_of(child):
     report = json.loads(child.stdout.readline())
     raylet = harness.raylet_of_session(report["session"])
     harness.assert_raylet_under_test(raylet)
-    assert report["worker"] in [worker.pid for worker in harness.workers_of(raylet)]
+    # A process that changes its title has none for a moment.
+    wait_until(lambda: report["worker"] in [worker.pid for worker in harness.workers_of(raylet)], "the task's worker")
     sockets = [os.path.join(report["session"], "sockets", name) for name in ("raylet", "plasma_store")]
     assert all(os.path.exists(path) for path in sockets)
     harness.both_agents_of(raylet)

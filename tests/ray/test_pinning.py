@@ -1,4 +1,4 @@
-"""Workers bound to the NUMA node of the shard that granted their lease (`pin_workers`).
+"""A node of two shards, and workers bound to the NUMA node of the shard that granted their lease (`pin_workers`).
 
 The node is told of a machine with two NUMA nodes of one hardware thread each, so that a binding can be seen on any
 machine that has two hardware threads. Ray's own raylet knows nothing of it and lets workers run anywhere.
@@ -72,3 +72,17 @@ def test_an_idle_worker_may_run_anywhere(node):
 
     harness.wait_until(released, "the idle worker may run anywhere")
     assert harness.get(where.remote())[1] == expected
+
+
+def test_wait_without_time_sees_objects_of_every_shard(node):
+    """`ray.wait` with no time to wait, as Serve asks it: what is stored is ready, whichever shard has it."""
+
+    @ray.remote
+    def make():
+        return bytes(200_000)
+
+    refs = [make.remote() for _ in range(8)]
+    assert len(harness.get(refs)) == 8
+    for _ in range(20):
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        assert len(ready) == len(refs)

@@ -8,7 +8,6 @@
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
@@ -290,18 +289,6 @@ impl Segment {
         Ok(Some(NumaPages::count(&nodes, preferred)))
     }
 
-    /// Where the segment is in this process, for the kernel (registered buffers). Access through it needs a range that
-    /// [`Segment::ensure_backed`] has accepted.
-    pub fn base(&self) -> NonNull<u8> {
-        self.mapping.base()
-    }
-
-    /// The address of a range of this process's mapping, backed with memory so that the kernel or the caller may use it.
-    pub fn address_of(&self, range: Range<u64>) -> Result<NonNull<u8>, ArenaError> {
-        self.ensure_backed(range.clone())?;
-        self.mapping.at(range.start, range.end - range.start).ok_or_else(|| self.out_of_bounds(&range))
-    }
-
     /// Copies bytes into the segment, backing the range first.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), ArenaError> {
         let range = self.range(offset, bytes.len())?;
@@ -330,18 +317,6 @@ impl Segment {
             from = run.end;
         }
         Ok(())
-    }
-
-    /// Bytes of the range, in whole granules, that [`Segment::ensure_backed`] would have to take memory for. Where that is
-    /// much, on 4 KiB pages, a caller that must not block asks a helper thread to do it.
-    pub fn unbacked_bytes(&self, range: &Range<u64>) -> u64 {
-        let mut bytes = 0;
-        let mut from = range.start;
-        while let Some(run) = self.backed.next_clear_run(&(from..range.end.min(self.size_bytes))) {
-            bytes += run.end - run.start;
-            from = run.end;
-        }
-        bytes
     }
 
     /// Backs a range and touches its pages in this process: cleared, and on transparent huge pages and 4 KiB pages ready

@@ -276,12 +276,6 @@ impl Topology {
     pub fn numa_node_of(&self, pu: u32) -> Option<u32> {
         self.core_of(pu).map(|core| core.numa_node)
     }
-
-    /// The usable PUs that share a core with this one, itself left out.
-    pub fn smt_siblings(&self, pu: u32) -> Vec<u32> {
-        let pus = self.core_of(pu).map(|core| core.pus.as_slice()).unwrap_or_default();
-        pus.iter().copied().filter(|&other| other != pu).collect()
-    }
 }
 
 /// The PUs that the cpuset allows too. The kernel takes a cpuset into the affinity, so this matters where the files are

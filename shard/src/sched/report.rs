@@ -4,7 +4,6 @@ use super::api::*;
 use super::queue::{Class, ClassState, Lease, Stage};
 use super::scheduler::Scheduler;
 use super::types::*;
-use super::workers::Doing;
 use crate::ids::{ActorId, JobId, LeaseId, WorkerId};
 
 /// One resource of the node, as a shard sees it.
@@ -105,11 +104,6 @@ impl Scheduler {
         self.ledger.feasible(demand)
     }
 
-    /// True where a demand would fit now on this shard.
-    pub fn fits_now(&self, demand: &ResourceSet) -> bool {
-        self.may_take(demand)
-    }
-
     /// Up to `max` requests of a class that wait for resources, oldest first: candidates for another node.
     pub fn queued(&self, class: ClassId, max: usize) -> impl Iterator<Item = Queued> + '_ {
         let queue = self.leases.classes.contains_key(&class).then(|| self.leases.queue(class)).into_iter().flatten();
@@ -125,19 +119,6 @@ impl Scheduler {
     /// A granted lease.
     pub fn lease(&self, id: LeaseId) -> Option<LeaseInfo<'_>> {
         info(self.leases.get(self.leases.find(id)?))
-    }
-
-    /// All granted leases, in no order.
-    pub fn granted_leases(&self) -> impl Iterator<Item = LeaseInfo<'_>> {
-        self.leases.slab.iter().filter_map(|(_, lease)| info(lease))
-    }
-
-    /// The lease that a worker serves.
-    pub fn lease_of(&self, worker: WorkerId) -> Option<LeaseId> {
-        match self.workers.map.get(&worker)?.doing {
-            Doing::Leased(lease) => Some(lease),
-            _ => None,
-        }
     }
 
     /// Workers by state.

@@ -64,22 +64,6 @@ pub enum StoreError {
     QueueFull,
 }
 
-impl StoreError {
-    /// The number that a plasma client is told (Ray 2.60 `plasma.fbs`, enum `PlasmaError`; 0 is OK).
-    /// What Ray has no number for is `UnexpectedError` (6), except a full queue, which is `OutOfMemory` (3) to the client.
-    pub fn plasma_code(self) -> i32 {
-        match self {
-            Self::ObjectExists => 1,
-            Self::ObjectNonexistent => 2,
-            Self::OutOfMemory | Self::QueueFull => 3,
-            Self::ObjectNotSealed => 4,
-            Self::ObjectInUse => 5,
-            Self::NotCreator | Self::UnknownRun => 6,
-            Self::ObjectSealed => 7,
-        }
-    }
-}
-
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

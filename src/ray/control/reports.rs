@@ -14,6 +14,9 @@ use crate::ray::proto;
 use crate::ray::registry::Member;
 use crate::ray::resources::kind_of;
 
+/// How often a node that drains looks whether anything is left.
+const DRAIN_POLL: Duration = Duration::from_millis(50);
+
 /// Longest wait for a worker's account of itself. One that hangs is left out.
 const WORKER_STATS_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -321,6 +324,30 @@ impl Control {
         self.sched_all(SchedEvent::Drain { on: true });
         self.mark_resources_changed();
         Ok(proto::DrainRayletReply { is_accepted: true, rejection_reason_message: String::new() })
+    }
+
+    /// Takes no new work, and waits until nothing is leased, at most this long. Nothing at all is done for no time.
+    pub async fn drain_within(&self, timeout: Duration) {
+        if timeout.is_zero() {
+            return;
+        }
+        let request = proto::DrainRayletRequest {
+            reason: proto::autoscaler::DrainNodeReason::Preemption as i32,
+            reason_message: "the node received SIGTERM".to_owned(),
+            deadline_timestamp_ms: super::unix_ms().saturating_add(timeout.as_millis() as u64) as i64,
+        };
+        let drained = async {
+            if let Err(status) = self.drain(request).await {
+                return tracing::warn!(%status, "the node is not drained");
+            }
+            while self.core_reports(false).await.iter().any(|report| report.sched.idle_since.is_none()) {
+                tokio::time::sleep(DRAIN_POLL).await;
+            }
+        };
+        match tokio::time::timeout(timeout, drained).await {
+            Ok(()) => tracing::info!("drained: no lease is left"),
+            Err(_) => tracing::warn!(?timeout, "leases that did not end in time (drain_timeout_ms) are broken off"),
+        }
     }
 
     /// Workers should drop what they no longer need: the store is full.

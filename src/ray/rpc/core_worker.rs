@@ -6,7 +6,7 @@ use std::time::Duration;
 use prost::Message;
 use tonic::Status;
 
-use super::client::{Channel, ChannelPool, ClientContext, Retry};
+use super::client::{Channel, ChannelPool, ClientContext};
 use crate::ray::proto::*;
 
 /// `host:port`, with brackets around an IPv6 address.
@@ -92,28 +92,9 @@ methods! {
         = "/ray.rpc.CoreWorkerService/RayletNotifyGCSRestart";
     /// How many tasks of its own the worker waits for.
     num_pending_tasks(NumPendingTasksRequest) -> NumPendingTasksReply = "/ray.rpc.CoreWorkerService/NumPendingTasks";
-    /// Tells an owner where copies of its objects are.
-    update_object_location_batch(UpdateObjectLocationBatchRequest) -> UpdateObjectLocationBatchReply
-        = "/ray.rpc.CoreWorkerService/UpdateObjectLocationBatch";
-    /// Asks an owner where copies of its objects are.
-    get_object_locations_owner(GetObjectLocationsOwnerRequest) -> GetObjectLocationsOwnerReply
-        = "/ray.rpc.CoreWorkerService/GetObjectLocationsOwner";
-    /// Asks an owner about one of its objects.
-    get_object_status(GetObjectStatusRequest) -> GetObjectStatusReply = "/ray.rpc.CoreWorkerService/GetObjectStatus";
-    /// Has an IO worker write objects to external storage.
-    spill_objects(SpillObjectsRequest) -> SpillObjectsReply = "/ray.rpc.CoreWorkerService/SpillObjects";
-    /// Has an IO worker read objects back from external storage.
-    restore_spilled_objects(RestoreSpilledObjectsRequest) -> RestoreSpilledObjectsReply
-        = "/ray.rpc.CoreWorkerService/RestoreSpilledObjects";
-    /// Has an IO worker delete objects on external storage.
-    delete_spilled_objects(DeleteSpilledObjectsRequest) -> DeleteSpilledObjectsReply
-        = "/ray.rpc.CoreWorkerService/DeleteSpilledObjects";
     /// Sends an owner commands about subscriptions.
     pubsub_command_batch(PubsubCommandBatchRequest) -> PubsubCommandBatchReply
         = "/ray.rpc.CoreWorkerService/PubsubCommandBatch";
-    /// Has the worker read a mutable object that another node writes.
-    register_mutable_object_reader(RegisterMutableObjectReaderRequest) -> RegisterMutableObjectReaderReply
-        = "/ray.rpc.CoreWorkerService/RegisterMutableObjectReader";
 }
 
 impl CoreWorkerClient {
@@ -142,23 +123,6 @@ impl CoreWorkerClient {
         request: &PubsubLongPollingRequest,
     ) -> Result<PubsubLongPollingReply, Status> {
         self.call("/ray.rpc.CoreWorkerService/PubsubLongPolling", request, None).await
-    }
-
-    /// Like the call of that name, repeated while the owner can't be reached.
-    ///
-    /// # Errors
-    /// As the other calls, of the last attempt.
-    pub async fn update_locations_with_retry(
-        &self,
-        request: &UpdateObjectLocationBatchRequest,
-        timeout: Duration,
-        retry: Retry,
-    ) -> Result<UpdateObjectLocationBatchReply, Status> {
-        let path = "/ray.rpc.CoreWorkerService/UpdateObjectLocationBatch";
-        match &self.channel {
-            Ok(channel) => channel.call_with_retry(path, request, Some(timeout), retry).await,
-            Err(reason) => Err(Status::invalid_argument(reason.clone())),
-        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prost::Message;
-use raylet_shard::ids::{ActorId, JobId, NodeId};
+use raylet_shard::ids::{JobId, NodeId};
 use tokio::sync::watch;
 use tonic::Status;
 
@@ -297,21 +297,6 @@ impl GcsClient {
         Ok(reply.node_info_list)
     }
 
-    /// Which of these nodes the GCS takes to be alive, in their order.
-    ///
-    /// # Errors
-    /// See [`GcsError`].
-    pub async fn check_alive(&self, nodes: &[NodeId]) -> Result<Vec<bool>, GcsError> {
-        let path = "/ray.rpc.NodeInfoGcsService/CheckAlive";
-        let request = CheckAliveRequest { node_ids: nodes.iter().map(|node| id(node.as_bytes())).collect() };
-        let reply: CheckAliveReply = self.ask(path, request).await?;
-        if reply.raylet_alive.len() != nodes.len() {
-            let what = format!("{} answers for {} nodes", reply.raylet_alive.len(), nodes.len());
-            return Err(GcsError::Unexpected { path, what });
-        }
-        Ok(reply.raylet_alive)
-    }
-
     /// Records a job.
     ///
     /// # Errors
@@ -367,16 +352,6 @@ impl GcsClient {
         Ok(())
     }
 
-    /// An actor's row, or `None` where the GCS has no such actor.
-    ///
-    /// # Errors
-    /// See [`GcsError`].
-    pub async fn actor(&self, actor: ActorId) -> Result<Option<ActorTableData>, GcsError> {
-        let request = GetActorInfoRequest { actor_id: id(actor.as_bytes()), ..Default::default() };
-        let reply: GetActorInfoReply = self.ask("/ray.rpc.ActorInfoGcsService/GetActorInfo", request).await?;
-        Ok(reply.actor_table_data)
-    }
-
     /// A key's value.
     ///
     /// # Errors
@@ -401,37 +376,6 @@ impl GcsClient {
         Ok(reply.added)
     }
 
-    /// Removes a key, or all that begin with it; returns how many there were.
-    ///
-    /// # Errors
-    /// See [`GcsError`].
-    pub async fn kv_del(&self, namespace: &[u8], key: &[u8], by_prefix: bool) -> Result<i32, GcsError> {
-        let request = InternalKvDelRequest { key: id(key), namespace: id(namespace), del_by_prefix: by_prefix };
-        let reply: InternalKvDelReply = self.ask("/ray.rpc.InternalKVGcsService/InternalKVDel", request).await?;
-        Ok(reply.deleted_num)
-    }
-
-    /// Whether a key has a value.
-    ///
-    /// # Errors
-    /// See [`GcsError`].
-    pub async fn kv_exists(&self, namespace: &[u8], key: &[u8]) -> Result<bool, GcsError> {
-        let request = InternalKvExistsRequest { key: id(key), namespace: id(namespace) };
-        let path = "/ray.rpc.InternalKVGcsService/InternalKVExists";
-        let reply: InternalKvExistsReply = self.ask(path, request).await?;
-        Ok(reply.exists)
-    }
-
-    /// The keys that begin with a prefix.
-    ///
-    /// # Errors
-    /// See [`GcsError`].
-    pub async fn kv_keys(&self, namespace: &[u8], prefix: &[u8]) -> Result<Vec<Bytes>, GcsError> {
-        let request = InternalKvKeysRequest { prefix: id(prefix), namespace: id(namespace) };
-        let reply: InternalKvKeysReply = self.ask("/ray.rpc.InternalKVGcsService/InternalKVKeys", request).await?;
-        Ok(reply.results)
-    }
-
     /// Shows an error to the drivers of a job; a nil job id means every driver.
     ///
     /// # Errors
@@ -440,26 +384,6 @@ impl GcsClient {
         let request = ReportJobErrorRequest { job_error: Some(error) };
         let _: ReportJobErrorReply = self.ask("/ray.rpc.ObservabilityPubSubService/ReportJobError", request).await?;
         Ok(())
-    }
-
-    /// The resources of all nodes, as the GCS last heard of them.
-    ///
-    /// # Errors
-    /// See [`GcsError`].
-    pub async fn all_resource_usage(&self) -> Result<ResourceUsageBatchData, GcsError> {
-        let path = "/ray.rpc.NodeResourceInfoGcsService/GetAllResourceUsage";
-        let reply: GetAllResourceUsageReply = self.ask(path, GetAllResourceUsageRequest {}).await?;
-        Ok(reply.resource_usage_data.unwrap_or_default())
-    }
-
-    /// The nodes that are being drained.
-    ///
-    /// # Errors
-    /// See [`GcsError`].
-    pub async fn draining_nodes(&self) -> Result<Vec<DrainingNode>, GcsError> {
-        let path = "/ray.rpc.NodeResourceInfoGcsService/GetDrainingNodes";
-        let reply: GetDrainingNodesReply = self.ask(path, GetDrainingNodesRequest {}).await?;
-        Ok(reply.draining_nodes)
     }
 }
 

@@ -1,7 +1,6 @@
-//! The owners of objects: telling them where copies are, and hearing from them where copies are.
+//! The owners of objects: hearing from them where copies are.
 //!
-//! An object's owner is the worker that created it. A node that stores a copy says so
-//! (`CoreWorkerService.UpdateObjectLocationBatch`); a node that wants one subscribes to the object's locations, and the
+//! An object's owner is the worker that created it. A node that wants a copy subscribes to the object's locations, and the
 //! owner answers its poll whenever they change. An owner that doesn't answer any more takes its objects along.
 
 use std::cell::{Cell, RefCell};
@@ -21,14 +20,10 @@ use crate::ray::proto::command::CommandMessageOneOf;
 use crate::ray::proto::pub_message::InnerMessage;
 use crate::ray::proto::sub_message::SubMessageOneOf;
 use crate::ray::proto::{
-    Address, ChannelType, Command, ObjectLocationUpdate, ObjectPlasmaLocationUpdate, ObjectSpilledLocationUpdate,
-    PubMessage, PubsubCommandBatchRequest, PubsubLongPollingReply, PubsubLongPollingRequest, SubMessage,
-    UnsubscribeMessage, UpdateObjectLocationBatchRequest, WorkerObjectLocationsPubMessage,
+    Address, ChannelType, Command, PubMessage, PubsubCommandBatchRequest, PubsubLongPollingReply,
+    PubsubLongPollingRequest, SubMessage, UnsubscribeMessage, WorkerObjectLocationsPubMessage,
     WorkerObjectLocationsSubMessage,
 };
-
-/// Locations that travel to an owner in one batch: Ray's `max_object_report_batch_size`.
-pub const MAX_LOCATIONS_PER_BATCH: usize = 2_000;
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 const RETRY_MIN_MS: u64 = 20;
@@ -340,114 +335,5 @@ fn command(owner: WorkerId, object: ObjectId, want: Want) -> Command {
         channel_type: ChannelType::WorkerObjectLocationsChannel.into(),
         key_id: object_id,
         command_message_one_of: Some(message),
-    }
-}
-
-/// Tells owners where copies of their objects are. Cheap to clone.
-///
-/// Updates of one owner wait while a batch is on its way to it, and only the newest of each object is kept: a put and a
-/// release in quick succession cost one call, however many there are.
-#[derive(Clone)]
-pub struct LocationReporter(Rc<Reports>);
-
-struct Reports {
-    workers: CoreWorkers,
-    node_id: Bytes,
-    owners: RefCell<FxHashMap<WorkerId, Report>>,
-}
-
-struct Report {
-    address: Address,
-    due: FxHashMap<ObjectId, ObjectLocationUpdate>,
-}
-
-impl LocationReporter {
-    /// Reports on behalf of this node.
-    pub fn new(workers: CoreWorkers, node: NodeId) -> Self {
-        let node_id = id(node.as_bytes());
-        Self(Rc::new(Reports { workers, node_id, owners: RefCell::default() }))
-    }
-
-    /// The node's store has a copy, or has it no longer. `generator` is the object's generator, where it has one.
-    pub fn in_store(&self, owner: &Address, object: ObjectId, present: bool, generator: Option<ObjectId>) {
-        let update = match present {
-            true => ObjectPlasmaLocationUpdate::Added,
-            false => ObjectPlasmaLocationUpdate::Removed,
-        };
-        self.report(owner, object, |due| {
-            due.plasma_location_update = Some(update.into());
-            if let Some(generator) = generator {
-                due.generator_id = Some(id(generator.as_bytes()));
-            }
-        });
-    }
-
-    /// The object has been written to external storage at `url`; `on_this_node` where only this node can read it.
-    pub fn spilled(
-        &self,
-        owner: &Address,
-        object: ObjectId,
-        url: &str,
-        on_this_node: bool,
-        generator: Option<ObjectId>,
-    ) {
-        self.report(owner, object, |due| {
-            due.spilled_location_update = Some(ObjectSpilledLocationUpdate {
-                spilled_url: url.to_owned(),
-                spilled_to_local_storage: on_this_node,
-            });
-            if let Some(generator) = generator {
-                due.generator_id = Some(id(generator.as_bytes()));
-            }
-        });
-    }
-
-    fn report(&self, owner: &Address, object: ObjectId, set: impl FnOnce(&mut ObjectLocationUpdate)) {
-        let Some(worker) = WorkerId::from_slice(&owner.worker_id) else {
-            tracing::warn!(%object, "no owner is known of an object in the store");
-            return;
-        };
-        let mut owners = self.0.owners.borrow_mut();
-        let mut idle = false;
-        let report = owners.entry(worker).or_insert_with(|| {
-            idle = true;
-            Report { address: owner.clone(), due: FxHashMap::default() }
-        });
-        set(report
-            .due
-            .entry(object)
-            .or_insert_with(|| ObjectLocationUpdate { object_id: id(object.as_bytes()), ..Default::default() }));
-        if idle {
-            tokio::task::spawn_local(self.clone().send(worker));
-        }
-    }
-
-    async fn send(self, owner: WorkerId) {
-        while let Some((address, object_location_updates)) = self.take(owner) {
-            let request = UpdateObjectLocationBatchRequest {
-                intended_worker_id: id(owner.as_bytes()),
-                node_id: self.0.node_id.clone(),
-                object_location_updates,
-            };
-            let client = self.0.workers.at(&address);
-            if let Err(status) = client.update_locations_with_retry(&request, CALL_TIMEOUT, RETRY).await {
-                // A dead owner's objects are freed as soon as its death is known; nobody needs their locations.
-                tracing::debug!(%owner, error = status.message(), "an owner was not told of locations");
-                self.0.owners.borrow_mut().remove(&owner);
-            }
-        }
-    }
-
-    /// The next batch; without one, the owner is forgotten until there is something to report.
-    fn take(&self, owner: WorkerId) -> Option<(Address, Vec<ObjectLocationUpdate>)> {
-        let mut owners = self.0.owners.borrow_mut();
-        let report = owners.get_mut(&owner)?;
-        let objects: Vec<ObjectId> = report.due.keys().take(MAX_LOCATIONS_PER_BATCH).copied().collect();
-        if objects.is_empty() {
-            owners.remove(&owner);
-            return None;
-        }
-        let batch = objects.iter().filter_map(|object| report.due.remove(object)).collect();
-        Some((report.address.clone(), batch))
     }
 }

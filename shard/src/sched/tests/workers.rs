@@ -225,7 +225,7 @@ fn idle_workers_of_a_finished_job_exit_and_so_do_those_that_come_late() {
     let token = starts(&node.ask(request(1, 1)))[0];
     ready(&mut node, 5, None, Some(JobId([2; 4])));
     ready(&mut node, 6, None, JOB);
-    assert_eq!(node.shards[0].lease_of(worker(6)), Some(lease(1)));
+    assert_eq!(node.shards[0].lease(lease(1)).unwrap().worker, worker(6));
     let effects = node.send(SchedEvent::JobFinished { job: JobId([1; 4]) });
     assert!(matches!(effects[..], [SchedEffect::KillWorker { why: KillReason::JobFinished, .. }]), "{effects:?}");
     let effects = ready(&mut node, 7, Some(token), JOB);
