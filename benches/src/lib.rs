@@ -5,6 +5,7 @@
 //! | [`lease_load`] | `RequestWorkerLease` and `ReturnWorkerLease` over gRPC, a chosen number in flight, one or many resource shapes |
 //! | [`plasma_load`] | create, seal, release, get, contains and delete on the store's socket |
 //! | [`floor`] | the least work that is an answer, on a Unix socket, without a raylet |
+//! | [`native`] | the native door of a running node, or of one that it starts |
 //! | [`ring`] | the native door's transport by itself, beside the machine's limits |
 //!
 //! The first three print one JSON object. Where they are told the raylet's process id they also say what CPU it spent
@@ -15,6 +16,8 @@ pub mod floor;
 pub mod hex;
 pub mod latency;
 pub mod lease_load;
+pub mod native;
+mod native_node;
 mod node_manager;
 pub mod plasma_client;
 pub mod plasma_load;
@@ -41,6 +44,9 @@ pub enum LoadError {
     /// The transport could not be measured.
     #[error(transparent)]
     Ring(#[from] ring::RingError),
+    /// The client of the native door failed.
+    #[error("the native door: {0}")]
+    Native(#[from] raylet_transport::client::ClientError),
     /// A connection broke.
     #[error("{what}: {source}")]
     Http2 {

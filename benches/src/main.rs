@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use prost::Message;
-use raylet_bench::{floor, hex, lease_load, plasma_load, ring, LoadError};
+use raylet_bench::{floor, hex, lease_load, native, plasma_load, ring, LoadError};
 use raylet_uring::ray::proto;
 use raylet_uring::ray::rpc::auth::{Auth, Token};
 
@@ -28,6 +28,51 @@ enum Generator {
     Floor(Floor),
     /// Measures the rings, messages and client of the native door against a node that only answers. Needs no node.
     Ring(Ring),
+    /// Measures leases of the native door.
+    Lease(Native),
+    /// Measures puts of the native door.
+    Put(Native),
+    /// Measures gets of the native door.
+    Get(Native),
+    /// Measures waits of the native door.
+    Wait(Native),
+    /// Measures a mixture of puts, gets, deletes and leases of the native door.
+    Mixed(Native),
+}
+
+/// Against a running node, or one that is started for it.
+#[derive(clap::Args)]
+struct Native {
+    /// The socket of a running node. Without it a node is started, and stopped at the end.
+    #[arg(long)]
+    socket: Option<PathBuf>,
+    /// The executable of the node that is started. Default: raylet-uring beside this program.
+    #[arg(long)]
+    raylet: Option<PathBuf>,
+    /// A further flag of the node that is started, like --node-flag=--hugepages.
+    #[arg(long, allow_hyphen_values = true)]
+    node_flag: Vec<String>,
+    /// Clients, each with a thread.
+    #[arg(long, default_value_t = 1)]
+    clients: usize,
+    /// Requests in flight of each client.
+    #[arg(long, default_value_t = 1)]
+    in_flight: usize,
+    /// Size of an object: bytes, or with a unit like 1M.
+    #[arg(long, default_value = "1024")]
+    size: String,
+    /// Neither client nor node ever sleeps.
+    #[arg(long)]
+    busy_poll: bool,
+    /// The ways to measure: ring, socket.
+    #[arg(long, value_delimiter = ',', default_value = "ring,socket")]
+    paths: Vec<String>,
+    /// Seconds of each row.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// One JSON object per row instead of a table.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(clap::Args)]
@@ -202,12 +247,41 @@ fn measure_floor(arguments: &Floor) -> Result<String, LoadError> {
 
 fn ring_rows(arguments: &Ring) -> Result<String, LoadError> {
     let settings = ring::Settings { rounds: arguments.rounds.max(1), count: arguments.count };
-    let rows = ring::run(&settings)?;
-    let lines: Vec<String> = match arguments.json {
+    Ok(table(&ring::run(&settings)?, arguments.json))
+}
+
+fn native_rows(op: native::Op, arguments: &Native) -> Result<String, LoadError> {
+    let wrong = |setting, expected, got: &str| LoadError::Setting { setting, expected, got: format!("{got:?}") };
+    let size_bytes = raylet_uring::config::size::parse_size_bytes(&arguments.size)
+        .and_then(|bytes| usize::try_from(bytes).ok())
+        .ok_or_else(|| wrong("--size", raylet_uring::config::size::EXPECTED, &arguments.size))?;
+    let path = |name: &String| match name.as_str() {
+        "ring" => Ok("ring"),
+        "socket" => Ok("socket"),
+        other => Err(wrong("--paths", "ring, socket or both", other)),
+    };
+    let beside = || Some(std::env::current_exe().ok()?.with_file_name("raylet-uring"));
+    let settings = native::Settings {
+        op,
+        clients: arguments.clients.max(1),
+        in_flight: arguments.in_flight.max(1),
+        size_bytes,
+        busy_poll: arguments.busy_poll,
+        paths: arguments.paths.iter().map(path).collect::<Result<_, _>>()?,
+        window: seconds("--seconds", arguments.seconds)?,
+        socket: arguments.socket.clone(),
+        raylet: arguments.raylet.clone().or_else(beside).unwrap_or_else(|| "raylet-uring".into()),
+        node_flags: arguments.node_flag.clone(),
+    };
+    Ok(table(&native::run(&settings)?, arguments.json))
+}
+
+fn table(rows: &[ring::Row], as_json: bool) -> String {
+    let lines: Vec<String> = match as_json {
         true => rows.iter().map(json).collect(),
         false => std::iter::once(ring::Row::header()).chain(rows.iter().map(ring::Row::line)).collect(),
     };
-    Ok(lines.join("\n"))
+    lines.join("\n")
 }
 
 fn json<T: serde::Serialize>(report: &T) -> String {
@@ -220,6 +294,11 @@ fn main() -> ExitCode {
         Generator::PlasmaLoad(arguments) => plasma_load(&arguments),
         Generator::Floor(arguments) => measure_floor(&arguments),
         Generator::Ring(arguments) => ring_rows(&arguments),
+        Generator::Lease(arguments) => native_rows(native::Op::Lease, &arguments),
+        Generator::Put(arguments) => native_rows(native::Op::Put, &arguments),
+        Generator::Get(arguments) => native_rows(native::Op::Get, &arguments),
+        Generator::Wait(arguments) => native_rows(native::Op::Wait, &arguments),
+        Generator::Mixed(arguments) => native_rows(native::Op::Mixed, &arguments),
     };
     match outcome {
         Ok(report) => {

@@ -24,9 +24,9 @@ use crate::ring_node::RingNode;
 /// Rounds before those that count.
 const WARM_UP: u32 = 2_000;
 /// Requests under way in the throughput rows.
-const IN_FLIGHT: usize = 64;
+pub(crate) const IN_FLIGHT: usize = 64;
 /// Rounds of a throughput row that are timed together; its percentiles are those of batches.
-const BATCH: u32 = 256;
+pub(crate) const BATCH: u32 = 256;
 /// The longest time that is told apart.
 const LONGEST_NS: u64 = 60 * 1_000_000_000;
 
@@ -136,7 +136,7 @@ pub fn run(settings: &Settings) -> Result<Vec<Row>, RingError> {
 }
 
 /// Times a round over and over.
-fn time<E>(
+pub(crate) fn time<E>(
     op: &'static str,
     path: &'static str,
     busy_poll: bool,
@@ -156,7 +156,7 @@ fn time<E>(
 }
 
 /// How long rounds took.
-struct Times {
+pub(crate) struct Times {
     histogram: Histogram<u64>,
     total: Duration,
 }
@@ -171,13 +171,25 @@ impl Default for Times {
 
 impl Times {
     /// So many rounds took so long together.
-    fn add(&mut self, elapsed: Duration, rounds: u32) {
+    pub(crate) fn add(&mut self, elapsed: Duration, rounds: u32) {
         let each = u64::try_from(elapsed.as_nanos()).unwrap_or(LONGEST_NS) / u64::from(rounds.max(1));
         self.histogram.saturating_record_n(each.max(1), rounds.into());
         self.total += elapsed;
     }
 
-    fn row(&self, op: &'static str, path: &'static str, busy_poll: bool, in_flight: usize) -> Row {
+    /// Rounds in a second of one client.
+    pub(crate) fn rate(&self) -> f64 {
+        self.histogram.len() as f64 / self.total.as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+
+    /// Those of another client too.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        // Both have the same constant bounds, so nothing can be out of range.
+        self.histogram += &other.histogram;
+        self.total += other.total;
+    }
+
+    pub(crate) fn row(&self, op: &'static str, path: &'static str, busy_poll: bool, in_flight: usize) -> Row {
         Row {
             op,
             path,
@@ -229,7 +241,7 @@ impl Way {
 }
 
 /// A line of words to another core and back: with its stamp in the line, as in our rings, or announced by an index in a line of its own.
-fn raw_memory(rounds: u32, index_apart: bool) -> Row {
+pub(crate) fn raw_memory(rounds: u32, index_apart: bool) -> Row {
     let ways = Arc::new((Way::default(), Way::default()));
     let theirs = ways.clone();
     let echo = std::thread::spawn(move || {
@@ -283,7 +295,7 @@ fn ring_records(rounds: u32) -> Row {
 }
 
 /// 64 bytes over a Unix socket and back, both sides blocking.
-fn raw_socket(rounds: u32) -> Result<Row, RingError> {
+pub(crate) fn raw_socket(rounds: u32) -> Result<Row, RingError> {
     let (mut ours, mut theirs) = UnixStream::pair()?;
     let echo = std::thread::spawn(move || {
         let mut bytes = [0; 64];
@@ -370,10 +382,10 @@ fn leases_in_flight(rounds: u32) -> Row {
 }
 
 /// A side of the rings with what it needs to speak.
-struct Speaker {
-    end: Endpoint,
-    body: BodyWriter,
-    record: Record,
+pub(crate) struct Speaker {
+    pub(crate) end: Endpoint,
+    pub(crate) body: BodyWriter,
+    pub(crate) record: Record,
 }
 
 /// Both sides of a pair of rings.
@@ -400,9 +412,16 @@ impl Pair {
 
 impl Speaker {
     #[inline]
-    fn say<M: Message>(&mut self, correlation: u32, message: &M) {
+    pub(crate) fn say<M: Message>(&mut self, correlation: u32, message: &M) {
         let body = self.body.body(message).expect("our own messages can be written");
         self.end.push(Head::new(M::TYPE, correlation), body).expect("fewer are under way than the ring has lines");
+    }
+
+    #[inline]
+    pub(crate) fn say_one_way<M: Message>(&mut self, message: &M) {
+        let body = self.body.body(message).expect("our own messages can be written");
+        let head = Head::new(M::TYPE, 0).one_way();
+        self.end.push(head, body).expect("fewer are under way than the ring has lines");
     }
 
     /// Answers what is there; how many leases were granted.
@@ -435,7 +454,7 @@ impl Speaker {
 
     /// The lease of the next grant.
     #[inline]
-    fn granted(&mut self) -> Option<u32> {
+    pub(crate) fn granted(&mut self) -> Option<u32> {
         if !self.end.pop(&mut self.record).expect("our own ring is in order") {
             return None;
         }
@@ -446,7 +465,7 @@ impl Speaker {
     }
 }
 
-fn lease_request(lease: u32) -> RequestLease {
+pub(crate) fn lease_request(lease: u32) -> RequestLease {
     RequestLease {
         lease,
         class: 0,

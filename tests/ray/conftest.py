@@ -15,11 +15,13 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 
 @pytest.fixture(scope="module")
 def node(request):
-    """The module's node. A module says what it needs in NODE (keyword arguments of ray.init) and ENVIRONMENT."""
+    """The module's node. A module says what it needs in NODE (keyword arguments of ray.init, or a function that gives them
+    when the node starts) and ENVIRONMENT."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in getattr(request.module, "ENVIRONMENT", {}).items():
             patch.setenv(name, value)
-        with harness.local_node(**getattr(request.module, "NODE", {})) as running:
+        needs = getattr(request.module, "NODE", {})
+        with harness.local_node(**(needs() if callable(needs) else needs)) as running:
             yield running
 
 

@@ -13,14 +13,12 @@ TOTAL = psutil.virtual_memory().total
 #: What may still be taken before the node counts as short of memory, and what the greedy task takes.
 MARGIN, GREED = int(TOTAL * 0.07), int(TOTAL * 0.14)
 
-#: The monitor acts above the memory used now plus the margin.
-NODE = {
-    "num_cpus": 2,
-    "_system_config": {
-        "memory_usage_threshold": (TOTAL - psutil.virtual_memory().available + MARGIN) / TOTAL,
-        "memory_monitor_refresh_ms": 100,
-    },
-}
+
+def NODE():
+    """The monitor acts above the memory used when the node starts plus the margin."""
+    threshold = (TOTAL - psutil.virtual_memory().available + MARGIN) / TOTAL
+    return {"num_cpus": 2, "_system_config": {"memory_usage_threshold": threshold, "memory_monitor_refresh_ms": 100}}
+
 
 pytestmark = pytest.mark.usefixtures("node")
 

@@ -200,7 +200,15 @@ impl Client {
         self.shared.put(data, &[], true)
     }
 
-    /// The same with metadata.
+    /// The same for an object that may be evicted when nobody uses it and memory is needed.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub fn put_unpinned(&self, data: &[u8]) -> Result<ObjectId, ClientError> {
+        self.shared.put(data, &[], false)
+    }
+
+    /// The same as [`put`](Self::put) with metadata.
     ///
     /// # Errors
     /// As [`put`](Self::put).
