@@ -354,7 +354,7 @@ fn the_log_has_the_form_that_was_asked_for() {
     let messages: Vec<Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(messages.iter().any(|line| line["fields"]["message"] == "shutting down"), "{json}");
     let journal = log("journal");
-    assert!(journal.lines().any(|line| line == "<6>raylet_uring::node: shutting down"), "{journal}");
+    assert!(journal.lines().any(|line| line == "<6>raylet_uring::node::own: shutting down"), "{journal}");
     let refused = say(program(nodes.path()).args(["--log-format", "xml"]));
     assert!(
         refused.code == Some(1) && refused.err.contains("auto, text, json, ray-json or journal"),
