@@ -180,7 +180,13 @@ impl Natives {
             if client.is_closed.get() {
                 return false;
             }
-            let is_busy = serve(core, client, Connection::next_from_ring, BUDGET) > 0;
+            let behind = client.connection.borrow().behind();
+            let mut is_busy = serve(core, client, Connection::next_from_ring, BUDGET) > 0;
+            if client.connection.borrow().behind() < behind {
+                // Answers that had waited for room are in the ring now.
+                native.mark_dirty(client);
+                is_busy = true;
+            }
             was_busy |= is_busy;
             client.idle_turns.set(if is_busy { 0 } else { client.idle_turns.get() + 1 });
             let stays = client.idle_turns.get() < QUIET_TURNS || native.spin().is_none();

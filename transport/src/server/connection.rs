@@ -114,6 +114,11 @@ impl Connection {
         &self.limits
     }
 
+    /// What waits for room in the ring: less than before means that something was put into it, and its client may sleep.
+    pub fn behind(&self) -> usize {
+        self.ring.as_ref().map_or(0, |ring| ring.backlog.len() + usize::from(ring.hint_due))
+    }
+
     /// Requests that were read and not answered.
     pub fn in_flight(&self) -> u32 {
         self.in_flight
