@@ -386,3 +386,26 @@ fn an_idle_node_is_woken_by_its_bell_and_a_busy_one_is_not() {
     }
     assert_eq!(busy.counters.bells.load(Ordering::Relaxed), 0);
 }
+
+#[test]
+fn a_thread_that_sleeps_gets_its_answer_though_another_asks_meanwhile() {
+    for options in every_way() {
+        let node = Reference::start(Config::default());
+        let client = connect(&node, &options);
+        let (told, heard) = std::sync::mpsc::channel();
+        let sleeper = client.clone();
+        std::thread::spawn(move || {
+            for _ in 0..150 {
+                let outcome = sleeper.get(ObjectId([9; 28]), Some(Duration::from_millis(1)));
+                told.send(code_of(outcome)).unwrap();
+            }
+        });
+        let mut answers = 0;
+        let limit = Instant::now() + Duration::from_secs(30);
+        while answers < 150 {
+            assert!(Instant::now() < limit, "the answer of a sleeping thread is lost after {answers}: {options:?}");
+            assert!(!client.contains(ObjectId([8; 28])).unwrap());
+            answers += heard.try_iter().inspect(|code| assert_eq!(*code, RefusalCode::DeadlinePassed)).count();
+        }
+    }
+}

@@ -153,7 +153,7 @@ impl AsyncClient {
     async fn until<T>(&self, mut ready: impl FnMut(&mut State) -> Option<T>) -> Result<T, ClientError> {
         poll_fn(|context| {
             let mut state = self.client.shared.lock();
-            let polled = state.link.poll();
+            let polled = state.look();
             if let Some(found) = ready(&mut state) {
                 return Poll::Ready(Ok(found));
             }
@@ -170,7 +170,7 @@ impl AsyncClient {
         let shared = &self.client.shared;
         let ticket = poll_fn(|context| {
             let mut state = shared.lock();
-            state.link.poll()?;
+            state.look()?;
             let sent = state.link.submit(&message, undo)?;
             state.link.flush()?;
             match sent {
@@ -203,7 +203,7 @@ impl Future for Answer {
         };
         let shared = self.shared.clone();
         let mut state = shared.lock();
-        let polled = state.link.poll();
+        let polled = state.look();
         if let Some(answer) = state.link.slots.take(ticket) {
             self.ticket = None;
             return Poll::Ready(Ok(answer));

@@ -67,6 +67,15 @@ pub(crate) struct KnownClass {
 }
 
 impl State {
+    /// Takes in what has come, unless a thread sleeps for it: that thread would sleep on, with its answer taken in by another.
+    #[inline]
+    pub(crate) fn look(&mut self) -> Result<(), ClientError> {
+        match self.driving {
+            true => Ok(()),
+            false => self.link.poll(),
+        }
+    }
+
     pub(crate) fn new(link: Link, puts: Puts) -> Self {
         Self { link, puts, next_lease: 0, classes: HashMap::new(), driving: false, driver_sleeps: false, followers: 0 }
     }
@@ -168,7 +177,7 @@ impl Shared {
     ) -> Result<(Guard<'a>, T), ClientError> {
         let mut spin_until = None;
         loop {
-            let polled = state.link.poll();
+            let polled = state.look();
             let found = ready(&mut state);
             if state.followers > 0 {
                 self.changed.notify_all();
