@@ -11,7 +11,7 @@ use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use raylet_shard::ids::{ClientId, Token, WorkerId};
 use raylet_transport::ids as wire;
@@ -20,7 +20,7 @@ use raylet_transport::messages::{
     RefusalCode, Request, SegmentInfo, Subscribe, Welcome, HELLO_MAGIC,
 };
 use raylet_transport::ring::Record;
-use raylet_transport::server::{check_hello, Connection, ConnectionError, ReplyTo};
+use raylet_transport::server::{check_hello, Connection, ConnectionError, Failure, Outcome, ReplyTo};
 use rustc_hash::FxHashMap;
 use slab::Slab;
 
@@ -59,29 +59,6 @@ pub struct Natives {
     pub(super) addresses: RefCell<FxHashMap<WorkerId, Box<str>>>,
 }
 
-/// Why a request is not done.
-pub enum Failure {
-    /// The client is told.
-    Refused(Refusal),
-    /// The connection is of no more use.
-    Broken(ConnectionError),
-}
-
-impl From<ConnectionError> for Failure {
-    fn from(error: ConnectionError) -> Self {
-        Self::Broken(error)
-    }
-}
-
-impl From<Refusal> for Failure {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
-    }
-}
-
-/// A request is done, or will be answered.
-pub type Outcome = Result<(), Failure>;
-
 /// A refusal as the outcome of a request.
 pub fn refused(code: RefusalCode, detail: impl Into<String>) -> Failure {
     Refusal::new(code, detail).into()
@@ -96,6 +73,11 @@ impl Natives {
     /// What all cores know of the door; `None` while it is closed.
     pub(super) fn shared(&self) -> Option<Arc<NativeShared>> {
         self.shared.borrow().clone()
+    }
+
+    /// True where a client of any core wants events of a topic.
+    pub(super) fn has_listeners(&self, topic: Topic) -> bool {
+        self.shared.borrow().as_ref().is_some_and(|shared| shared.listening(topic).next().is_some())
     }
 
     /// Clients connected.
@@ -254,7 +236,7 @@ impl Natives {
 
     /// Tells the clients of all cores that want to know.
     fn tell_node(&self, core: &Core, what: u8, detail: String) {
-        if self.shared().is_some_and(|shared| shared.listening(Topic::Node).next().is_some()) {
+        if self.has_listeners(Topic::Node) {
             core.tell_control(ToControl::Native(NativeAsk::Tell(NodeEvent { what, detail })));
         }
     }
@@ -498,9 +480,4 @@ pub(super) fn deadline(core: &Rc<Core>, token: Token, wait_ns: u64) {
             super::objects::late(core, token);
         }
     });
-}
-
-/// Now, for what is judged by when it was last used.
-pub(super) fn now() -> Instant {
-    Instant::now()
 }

@@ -1,22 +1,22 @@
 //! Leases of native clients: asked for on the client's own shard, which knows its classes.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use raylet_shard::ids::{JobId, LeaseId, NodeId, WorkerId};
 use raylet_shard::sched::{
-    Allocation, CancelReason, FailReason, LeaseRequest, RejectReason, SchedEffect, SchedEvent, WorkerFate,
+    Allocation, CancelReason, ClassId, FailReason, LeaseRequest, RejectReason, SchedEffect, SchedEvent, WorkerFate,
 };
 use raylet_transport::messages::{
     AllocatedResource, Archived, CancelDone, CancelLease, ClassDefined, DefineClass, Granted, KeepLease, LeaseLost,
     Refusal, RefusalCode, Request, RequestLease, ReturnLease, FOREVER_NS,
 };
-use raylet_transport::server::ReplyTo;
+use raylet_transport::server::{Outcome, ReplyTo};
 
 use super::classes::Defined;
 use super::client::{Class, Client, Lease, Stage};
 use super::control::NativeAsk;
-use super::door::{ask, deadline, now, refused, Outcome};
+use super::door::{ask, deadline, refused};
 use super::object;
 use super::pending::{Op, Request as Asked};
 use crate::bridge::Requester;
@@ -63,7 +63,7 @@ pub fn class_defined(core: &Rc<Core>, client: u64, to: ReplyTo, defined: Result<
 
 fn ask_for(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, wanted: &Archived<RequestLease>) -> Outcome {
     let (number, class_number) = (wanted.lease.to_native(), wanted.class.to_native());
-    let class = check(client, wanted)?;
+    let (class, is_gpu) = check(client, wanted)?;
     let token = core.native.note(core, client, to, Op::Lease(number));
     let lease = Lease {
         class: class_number,
@@ -75,14 +75,14 @@ fn ask_for(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, wanted: &Archived<
     let request = LeaseRequest {
         token,
         lease: client.lease_id(number),
-        class: class.id,
+        class,
         owner: client.worker,
         owner_node: NodeId::NIL,
         job: JobId::NIL,
         actor: None,
         detached: false,
         root_detached_actor: None,
-        is_gpu: class.is_gpu,
+        is_gpu,
         grant_or_reject: false,
         priority: wanted.priority.to_native(),
         deps: wanted.deps.iter().map(|id| object(id.into())).collect(),
@@ -95,8 +95,8 @@ fn ask_for(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, wanted: &Archived<
     Ok(())
 }
 
-/// What is wrong with a request for a lease; else its class.
-fn check(client: &Client, wanted: &Archived<RequestLease>) -> Result<Class, Refusal> {
+/// What is wrong with a request for a lease; else its class, and whether that is of GPUs.
+fn check(client: &Client, wanted: &Archived<RequestLease>) -> Result<(ClassId, bool), Refusal> {
     let number = wanted.lease.to_native();
     let leases = client.leases.borrow();
     let connection = client.connection.borrow();
@@ -124,7 +124,7 @@ fn check(client: &Client, wanted: &Archived<RequestLease>) -> Result<Class, Refu
         let got = wanted.deps.len();
         return refuse(RefusalCode::TooLarge, format!("{got} objects, at most {} are allowed", limits.objects));
     }
-    Ok(class.clone())
+    Ok((class.id, class.is_gpu))
 }
 
 fn give_back(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, back: &Archived<ReturnLease>) -> Outcome {
@@ -175,7 +175,7 @@ fn used(client: &Client, keep: &Archived<KeepLease>) {
     if let Some(Lease { stage: Stage::Granted { used, .. }, .. }) =
         client.leases.borrow_mut().get_mut(&keep.lease.to_native())
     {
-        *used = now();
+        *used = Instant::now();
     }
 }
 
@@ -227,7 +227,7 @@ fn granted(core: &Rc<Core>, asked: &Asked, number: u32, worker: WorkerId, alloca
         let Some(lease) = leases.get_mut(&number) else {
             return;
         };
-        lease.stage = Stage::Granted { assignment, worker, used: now() };
+        lease.stage = Stage::Granted { assignment, worker, used: Instant::now() };
         (lease.class, lease.unused_ns, std::mem::take(&mut lease.payload))
     };
     let names = client.classes.borrow().get(&class).map(|class| class.names.clone());

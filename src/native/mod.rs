@@ -157,8 +157,6 @@ impl NativeShared {
 /// As [`crate::socket::listen`].
 pub fn listen(settings: &NativeSettings, cores: Vec<CoreHandle>) -> std::io::Result<tokio::task::JoinHandle<()>> {
     let listener = crate::socket::listen(&settings.socket)?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    std::fs::set_permissions(&settings.socket, mode)?;
     Ok(accept(listener, Socket::Native, cores))
 }
 

@@ -15,11 +15,11 @@ use raylet_transport::messages::{
     object_event, topic, Archived, Contained, Create, Created, CreditGranted, Found, Get, ObjectEvent, Pin, Pinned,
     Place, Publish, Refusal, RefusalCode, Release, Request, Unpin, Wait, Waited, FOREVER_NS,
 };
-use raylet_transport::server::ReplyTo;
+use raylet_transport::server::{Outcome, ReplyTo};
 use smallvec::SmallVec;
 
 use super::client::Client;
-use super::door::{deadline, refused, Outcome};
+use super::door::{deadline, refused};
 use super::peers::NativePeer;
 use super::pending::Op;
 use super::{object, to_wire, Topic, KEEPER_BIT};
@@ -516,6 +516,9 @@ pub fn object_gone(core: &Rc<Core>, id: ObjectId, size_bytes: u64, reason: GoneR
 }
 
 fn tell(core: &Rc<Core>, id: ObjectId, what: u8, size_bytes: u64) {
+    if !core.native.has_listeners(Topic::Objects) {
+        return;
+    }
     let Some(shared) = core.native.shared() else {
         return;
     };

@@ -1,6 +1,7 @@
 //! Native workers: clients that serve leases. What a lease's core has to say to its worker, and the worker to it.
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use raylet_shard::ids::{ClientId, ShardId, WorkerId};
 use raylet_shard::sched::SchedEvent;
@@ -9,11 +10,11 @@ use raylet_transport::messages::{
     AllocatedResource, Archived, Assigned, LeaseDone, Refusal, RefusalCode, RegisterWorker, Registered, Request,
     Revoked, Stop, WorkDone, WorkerExit,
 };
-use raylet_transport::server::ReplyTo;
+use raylet_transport::server::{Outcome, ReplyTo};
 
 use super::client::{Client, Lease, Stage};
 use super::control::NativeAsk;
-use super::door::{ask, now, refused, Outcome};
+use super::door::{ask, refused};
 use super::peers::NativePeer;
 use crate::bridge::{PeerMessage, Requester, ToControl};
 use crate::core_loop::Core;
@@ -107,7 +108,7 @@ pub fn work_done(core: &Rc<Core>, assignment: u64, by: &WorkerId, status: i32, r
     };
     let is_its_worker = match owner.leases.borrow_mut().get_mut(&number) {
         Some(Lease { stage: Stage::Granted { worker, used, .. }, .. }) if worker == by => {
-            *used = now();
+            *used = Instant::now();
             true
         }
         _ => false,

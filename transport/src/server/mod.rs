@@ -32,6 +32,30 @@ use rkyv::Archived;
 #[cfg(doc)]
 use crate::messages::SocketHint;
 
+/// Why a request is not done.
+#[derive(Debug)]
+pub enum Failure {
+    /// The client is told.
+    Refused(Refusal),
+    /// The connection is of no more use.
+    Broken(ConnectionError),
+}
+
+impl From<ConnectionError> for Failure {
+    fn from(error: ConnectionError) -> Self {
+        Self::Broken(error)
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// A request is done, or will be answered.
+pub type Outcome = Result<(), Failure>;
+
 /// Bytes that a client may leave unread on its socket; more closes the connection.
 pub const UNSENT_MAX_BYTES: usize = 16 << 20;
 

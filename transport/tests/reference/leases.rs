@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use raylet_transport::ids::{ObjectId, WorkerId};
 use raylet_transport::messages::*;
-use raylet_transport::server::ReplyTo;
+use raylet_transport::server::{Outcome, ReplyTo};
 
-use super::{Node, Outcome};
+use super::Node;
 
 pub struct Leases {
     /// CPU that is free.

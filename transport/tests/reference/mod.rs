@@ -18,7 +18,9 @@ use raylet_transport::fds;
 use raylet_transport::ids::{NodeId, TaskId, WorkerId};
 use raylet_transport::messages::*;
 use raylet_transport::ring::{Doorbell, Record};
-use raylet_transport::server::{check_hello, Connection, ConnectionError, Holds, ReplyTo, DEFAULT_LIMITS};
+use raylet_transport::server::{
+    check_hello, Connection, ConnectionError, Failure, Holds, Outcome, ReplyTo, DEFAULT_LIMITS,
+};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 
 /// Size of the node's only segment.
@@ -129,26 +131,6 @@ pub struct Node {
     gone: VecDeque<u64>,
     record: Record,
 }
-
-/// A request that failed, or a connection that did.
-pub enum Failure {
-    Refused(Refusal),
-    Broken(ConnectionError),
-}
-
-impl From<ConnectionError> for Failure {
-    fn from(error: ConnectionError) -> Self {
-        Self::Broken(error)
-    }
-}
-
-impl From<Refusal> for Failure {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
-    }
-}
-
-pub type Outcome = Result<(), Failure>;
 
 impl Node {
     fn new(config: Config, counters: Arc<Counters>) -> Self {

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use raylet_transport::credit::{taken_bytes, Piece};
 use raylet_transport::ids::{ObjectId, WorkerId};
 use raylet_transport::messages::*;
-use raylet_transport::server::ReplyTo;
+use raylet_transport::server::{Failure, Outcome, ReplyTo};
 
-use super::{Failure, Node, Outcome, Peer, SEGMENT_BYTES};
+use super::{Node, Peer, SEGMENT_BYTES};
 
 #[derive(Default)]
 pub struct Store {
