@@ -31,6 +31,7 @@ impl Control {
         }
         tracing::info!(node = %id, "a node died");
         self.dead.borrow_mut().add_node(id);
+        self.forget_locations_of_node(&id);
         self.sched_all(SchedEvent::OwnerNodeGone { node: id });
     }
 
