@@ -13,6 +13,7 @@ pub mod lease_shape;
 pub mod memory_monitor;
 pub mod messages;
 pub mod metrics;
+pub mod nodes;
 pub mod plasma_conn;
 pub mod proto;
 pub mod raylet_conn;

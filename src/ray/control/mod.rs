@@ -42,6 +42,7 @@ use crate::ray::agents::AgentManager;
 use crate::ray::classes::Classes;
 use crate::ray::labels::NODE_ID;
 use crate::ray::metrics::NodeCounters;
+use crate::ray::nodes::Nodes;
 use crate::ray::proto;
 use crate::ray::registry::{Dead, Registry};
 use crate::ray::resources::Names;
@@ -134,6 +135,7 @@ pub struct Control {
     locations: RefCell<locations::Locations>,
     pub(super) jobs: RefCell<jobs::Jobs>,
     pub(super) dead: RefCell<Dead>,
+    pub(super) nodes: RefCell<Nodes>,
     pub(super) agents: AgentManager,
     pub(super) subscriber: RefCell<Option<GcsSubscriber>>,
     waiters: RefCell<Waiters>,
@@ -229,6 +231,7 @@ impl Control {
             locations: RefCell::default(),
             jobs: RefCell::default(),
             dead: RefCell::default(),
+            nodes: RefCell::default(),
             agents: parts.agents,
             subscriber: RefCell::default(),
             waiters: RefCell::default(),
