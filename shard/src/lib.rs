@@ -4,6 +4,7 @@
 //! shards runs in one thread under the seeded simulator, and a failing seed replays exactly.
 
 pub mod ids;
+pub mod pull;
 pub mod sched;
 pub mod sim;
 pub mod store;
