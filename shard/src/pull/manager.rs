@@ -30,8 +30,7 @@ struct Pull {
     here: bool,
     /// The node has a reference on it, because it was received.
     held: bool,
-    /// Its owner has said where it is.
-    located: bool,
+    /// It is being made.
     pending: bool,
     size_bytes: u64,
     nodes: SmallVec<[NodeId; 2]>,
@@ -45,7 +44,7 @@ struct Pull {
 
 impl Pull {
     fn standing(&self) -> Standing {
-        Standing { ready: self.here || (self.located && !self.pending), here: self.here }
+        Standing { ready: self.here || (!self.pending && !self.nodes.is_empty()), here: self.here }
     }
 
     /// Bytes that it may yet take of the room.
@@ -240,7 +239,6 @@ impl PullManager {
     ) {
         let nodes: SmallVec<[NodeId; 2]> = nodes.iter().filter(|node| !self.dead.contains(node)).copied().collect();
         let known = self.change(object, |pull| {
-            pull.located = true;
             pull.pending = pending;
             if size_bytes > 0 {
                 pull.size_bytes = size_bytes;
@@ -250,9 +248,7 @@ impl PullManager {
         if !known {
             return;
         }
-        if pending {
-            self.deactivate_unready(object, out);
-        }
+        self.deactivate_unready(object, out);
         // A node that was asked and has it no more may still be sending; its time will run out otherwise.
         let idle = self.pulls.get(object).is_some_and(|pull| pull.asked.is_none() && pull.due.is_none());
         if idle {
@@ -326,18 +322,16 @@ impl PullManager {
     fn node_gone(&mut self, node: NodeId, now: NowNs, out: &mut Vec<PullEffect>) {
         // Node ids are never used again; the set is as large as the number of nodes that ever died.
         self.dead.insert(node);
-        let mut asked = Vec::new();
-        for (object, pull) in &mut self.pulls {
-            pull.nodes.retain(|source| *source != node);
-            pull.failed.retain(|source| *source != node);
-            if pull.asked == Some(node) {
-                asked.push(*object);
+        let concerned = self.pulls.iter().filter(|(_, pull)| pull.nodes.contains(&node) || pull.asked == Some(node));
+        let mut concerned: Vec<ObjectId> = concerned.map(|(object, _)| *object).collect();
+        concerned.sort_unstable();
+        for object in concerned {
+            self.change(&object, |pull| pull.nodes.retain(|source| *source != node));
+            if self.pulls.get(&object).is_some_and(|pull| pull.asked == Some(node)) {
+                self.end_ask(&object);
+                self.repeated += 1;
             }
-        }
-        asked.sort_unstable();
-        for object in asked {
-            self.end_ask(&object);
-            self.repeated += 1;
+            self.deactivate_unready(&object, out);
             self.ask(&object, now, out);
         }
     }

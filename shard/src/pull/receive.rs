@@ -307,6 +307,7 @@ impl Receiver {
             _ if receiving.from != head.from => out.push(drop(Refusal::OtherSender)),
             Phase::Creating { shape, .. } | Phase::Open { shape, .. } if *shape != Shape::of(&head) => {
                 out.push(drop(Refusal::Malformed));
+                self.start_anew(object, out);
             }
             Phase::Creating { waiting, .. } if !full => {
                 waiting.push(chunk);
@@ -318,6 +319,17 @@ impl Receiver {
             }
             Phase::Open { .. } => self.take(chunk, out),
         }
+    }
+
+    /// Two chunks of a node are of objects of different sizes: it can't be said which is right, so the node is asked again.
+    fn start_anew(&mut self, object: ObjectId, out: &mut Vec<ReceiveEffect>) {
+        let Some(Receiving { owner, from, .. }) = self.objects.get(&object) else {
+            return;
+        };
+        let (owner, from) = (*owner, *from);
+        self.forget(object, out);
+        self.expect(object, owner, from);
+        out.push(ReceiveEffect::Lost { object, from });
     }
 
     /// A sound chunk from the right node meets its open object.

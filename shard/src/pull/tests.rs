@@ -166,14 +166,23 @@ fn chunks_in_any_order_make_the_object_once() {
     for (ticket, wrong) in [head(1, A, 1, 9), head(1, A, 3, 10), head(1, A, 0, 0)].into_iter().enumerate() {
         assert_eq!(chunk(&mut receiver, ticket as u64, wrong), [dropped(ticket as u64, Refusal::Malformed)]);
     }
-    let other_size = ChunkHead { total_bytes: 24, ..head(1, A, 0, 10) };
-    assert_eq!(chunk(&mut receiver, 3, other_size), [dropped(3, Refusal::Malformed)]);
     chunk(&mut receiver, 4, head(1, A, 1, 10));
     let last = chunk(&mut receiver, 5, head(1, A, 0, 10));
     let write = ReceiveEffect::Write { ticket: 5, object: object(1), offset_bytes: 0 };
     assert_eq!(last, [write, ReceiveEffect::Seal { object: object(1) }]);
     assert_eq!(chunk(&mut receiver, 6, head(1, A, 0, 10)), [dropped(6, Refusal::NotWanted)]);
     assert!(receiver.is_empty());
+}
+
+#[test]
+fn an_object_of_two_sizes_is_started_anew() {
+    let mut receiver = receiving();
+    let other_size = ChunkHead { total_bytes: 24, ..head(1, A, 0, 10) };
+    let lost = ReceiveEffect::Lost { object: object(1), from: A };
+    let anew = [dropped(3, Refusal::Malformed), ReceiveEffect::Abort { object: object(1) }, lost];
+    assert_eq!(chunk(&mut receiver, 3, other_size), anew);
+    let create = ReceiveEffect::Create { object: object(1), token: 2, owner: OWNER, data_bytes: 21, metadata_bytes: 3 };
+    assert_eq!(chunk(&mut receiver, 4, other_size), [create]);
 }
 
 #[test]

@@ -38,7 +38,10 @@ impl Control {
     fn node_heard_of(self: &Rc<Self>, node: &proto::GcsNodeInfo) {
         let news = self.nodes.borrow_mut().heard(node, |node| self.dead.borrow().has_node(node));
         match news {
-            Ok(NodeNews::Joined(id)) if id != self.node_id => tracing::info!(node = %id, "a node joined"),
+            Ok(NodeNews::Joined(id)) if id != self.node_id => {
+                tracing::info!(node = %id, "a node joined");
+                self.pull_node_joined(id);
+            }
             Ok(NodeNews::Joined(_) | NodeNews::Lives(_)) => {}
             Ok(NodeNews::Died(id)) => self.node_died(id),
             Err(error) => tracing::warn!(%error, "the GCS told of a node that cannot be understood"),
@@ -59,6 +62,7 @@ impl Control {
         tracing::info!(node = %id, "a node died");
         self.dead.borrow_mut().add_node(id);
         self.forget_locations_of_node(&id);
+        self.pull_node_gone(id);
         self.sched_all(SchedEvent::OwnerNodeGone { node: id });
     }
 

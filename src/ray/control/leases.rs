@@ -189,7 +189,7 @@ impl Control {
     }
 
     /// A request that came through a core's desk has its lease.
-    pub(super) fn granted_at_desk(&self, lease: LeaseId, worker: WorkerId) {
+    pub(super) fn granted_at_desk(self: &Rc<Self>, lease: LeaseId, worker: WorkerId) {
         self.mark_resources_changed();
         self.note_outcome(lease, Some(worker));
     }
@@ -254,7 +254,7 @@ impl Control {
     }
 
     /// The shard's word on a request.
-    pub(super) fn lease_outcome(&self, token: u64, lease: LeaseId, outcome: Outcome) {
+    pub(super) fn lease_outcome(self: &Rc<Self>, token: u64, lease: LeaseId, outcome: Outcome) {
         self.note_outcome(
             lease,
             match &outcome {
@@ -275,7 +275,7 @@ impl Control {
         }
     }
 
-    fn note_outcome(&self, lease: LeaseId, granted: Option<WorkerId>) {
+    fn note_outcome(self: &Rc<Self>, lease: LeaseId, granted: Option<WorkerId>) {
         {
             let mut leases = self.leases.borrow_mut();
             if let Some(entry) = leases.live.get_mut(&lease) {

@@ -16,6 +16,7 @@ mod locations;
 mod memory;
 mod objects;
 mod pool;
+mod pulls;
 mod reports;
 mod service;
 mod workers;
@@ -59,6 +60,7 @@ pub use leases::{died_as_granted, Leases};
 pub use locations::Spilled;
 pub use objects::Objects;
 pub use pool::Starting;
+pub use pulls::Pulls;
 pub use service::routes;
 
 /// Longest wait for a core to tell what it has to tell.
@@ -92,6 +94,8 @@ pub struct ControlParts {
     pub runtime_env: RuntimeEnvClient,
     /// Clients of workers.
     pub core_workers: CoreWorkers,
+    /// What is fetched from other nodes.
+    pub pulls: Pulls,
     /// Names of the node's resources, with those of the command line in it.
     pub names: Names,
     /// The agents.
@@ -132,6 +136,7 @@ pub struct Control {
     /// Workers that are being forked; closed when they are in `starting`, or not coming.
     pub(super) forking: RefCell<FxHashMap<WorkerId, Rc<Semaphore>>>,
     pub(super) objects: RefCell<Objects>,
+    pulls: RefCell<Pulls>,
     locations: RefCell<locations::Locations>,
     pub(super) jobs: RefCell<jobs::Jobs>,
     pub(super) dead: RefCell<Dead>,
@@ -228,6 +233,7 @@ impl Control {
             starting: RefCell::default(),
             forking: RefCell::default(),
             objects: RefCell::default(),
+            pulls: RefCell::new(parts.pulls),
             locations: RefCell::default(),
             jobs: RefCell::default(),
             dead: RefCell::default(),
