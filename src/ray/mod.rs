@@ -22,4 +22,5 @@ pub mod registry;
 pub mod resources;
 pub mod rpc;
 pub mod runtime_env;
+pub mod sightings;
 pub mod wire;

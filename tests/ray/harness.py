@@ -326,8 +326,8 @@ def raylet_executables():
     return {kind: path for kind, path in found.items() if path.exists()}
 
 
-#: The other kind than the one under test, for clusters of both.
-OTHER = "stock" if OURS else "ours"
+#: The other kind than the one under test, for clusters of both; where ours is not built, a cluster of Ray's own alone.
+OTHER = "ours" if not OURS and our_binary().exists() else "stock"
 
 
 class ClusterNode:

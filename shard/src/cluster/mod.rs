@@ -33,6 +33,5 @@ pub fn amounts<'a>(parts: impl IntoIterator<Item = (&'a String, &'a f64)>) -> Am
 
 /// True where `room` has all of `demand`.
 fn holds(room: &Amounts, demand: &Amounts) -> bool {
-    let enough = |(name, amount): (&Box<str>, &Fixed)| room.get(name).copied().unwrap_or_default() >= *amount;
-    demand.iter().all(enough)
+    demand.iter().all(|(name, amount)| room.get(name).copied().unwrap_or_default() >= *amount)
 }

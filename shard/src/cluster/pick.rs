@@ -178,12 +178,13 @@ impl Views {
         choice
     }
 
-    /// The nodes that could serve a request some time, in the order of their ids.
+    /// The nodes that may serve a request and could some time, in the order of their ids.
     fn candidates<'a>(&'a self, want: &Want, here: &'a Here) -> Vec<Candidate<'a>> {
         let mut all: Vec<Candidate> = Vec::with_capacity(self.peers.len() + 1);
         for (id, peer) in &self.peers {
-            if !peer.view.draining && holds(&peer.view.total, &want.placement) && holds(&peer.view.total, &want.demand)
-            {
+            let view = &peer.view;
+            let able = holds(&view.total, &want.placement) && holds(&view.total, &want.demand);
+            if able && !view.draining && want.allows(*id, &view.labels) {
                 all.push(Candidate {
                     id: *id,
                     is_here: false,
@@ -194,7 +195,7 @@ impl Views {
                 });
             }
         }
-        if here.open && here.feasible {
+        if here.open && here.feasible && want.allows(here.id, here.labels) {
             let at = all.partition_point(|node| node.id < here.id);
             let (available, utilization) = (here.available, here.utilization);
             let (id, labels, has_gpu) = (here.id, here.labels, here.has_gpu);

@@ -230,8 +230,8 @@ proptest! {
             Choice::There(id) => {
                 let view = views.get(&id).expect("it is known");
                 prop_assert!(able(view));
-                let nobody_has_room = !(room && feasible) && !all.iter().any(roomy);
-                prop_assert!(roomy(view) || bound_elsewhere || nobody_has_room);
+                let somebody_has_room = room && feasible || all.iter().any(roomy);
+                prop_assert!(roomy(view) || bound_elsewhere || !somebody_has_room);
                 prop_assert!(!(prefer && room && feasible));
             }
         }

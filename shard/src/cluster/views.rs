@@ -65,8 +65,9 @@ impl Views {
     /// A node tells of itself, or the GCS of a new one.
     pub fn heard(&mut self, node: NodeId, view: View) {
         self.news |= self.peers.get(&node).is_none_or(|peer| {
-            let more = |(name, free): (&Box<str>, &Fixed)| peer.free.get(name).is_none_or(|before| free > before);
-            peer.view.draining != view.draining || peer.view.total != view.total || view.available.iter().any(more)
+            peer.view.draining != view.draining
+                || peer.view.total != view.total
+                || view.available.iter().any(|(name, free)| peer.free.get(name).is_none_or(|before| free > before))
         });
         let free = view.available.clone();
         self.peers.insert(node, Peer { view, free, debited_at: None });

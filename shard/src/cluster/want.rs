@@ -94,7 +94,7 @@ impl Want {
     }
 
     /// True where a node with this id and these labels may serve it at all.
-    pub(super) fn allows(&self, node: NodeId, labels: &BTreeMap<String, String>) -> bool {
+    pub fn allows(&self, node: NodeId, labels: &BTreeMap<String, String>) -> bool {
         let by_strategy = match &self.strategy {
             Strategy::Affinity(affinity) => affinity.soft || affinity.node == node,
             Strategy::Labels { hard, .. } => hard.iter().all(|rule| rule.holds(labels)),

@@ -64,6 +64,7 @@ impl Control {
         self.dead.borrow_mut().add_node(id);
         self.placing.died(&id);
         self.tell_desks();
+        self.forget_locations_of_node(&id);
         self.sched_all(SchedEvent::OwnerNodeGone { node: id });
     }
 

@@ -165,7 +165,7 @@ impl Control {
             false => self.place_alone(&spec, request.grant_or_reject),
         };
         let (waits, now_or_never, at_once) = match placed? {
-            Placed::Elsewhere(reply) => return Ok(reply),
+            Placed::Elsewhere(reply) => return Ok(*reply),
             Placed::Here { waits, now_or_never, at_once } => (waits, now_or_never, at_once),
         };
         let token = self.token();

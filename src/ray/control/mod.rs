@@ -12,6 +12,7 @@ mod dispatch;
 mod groups;
 mod jobs;
 mod leases;
+mod locations;
 mod memory;
 mod objects;
 mod placing;
@@ -56,6 +57,7 @@ use crate::workers::pinning::{Doing, Pins};
 use crate::workers::process::ProcessTable;
 
 pub use leases::{died_as_granted, Leases};
+pub use locations::Spilled;
 pub use objects::Objects;
 pub use pool::Starting;
 pub use service::routes;
@@ -131,6 +133,7 @@ pub struct Control {
     /// Workers that are being forked; closed when they are in `starting`, or not coming.
     pub(super) forking: RefCell<FxHashMap<WorkerId, Rc<Semaphore>>>,
     pub(super) objects: RefCell<Objects>,
+    locations: RefCell<locations::Locations>,
     pub(super) jobs: RefCell<jobs::Jobs>,
     pub(super) dead: RefCell<Dead>,
     pub(super) nodes: RefCell<Nodes>,
@@ -229,6 +232,7 @@ impl Control {
             starting: RefCell::default(),
             forking: RefCell::default(),
             objects: RefCell::default(),
+            locations: RefCell::default(),
             jobs: RefCell::default(),
             dead: RefCell::default(),
             nodes: RefCell::default(),

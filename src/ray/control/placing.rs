@@ -59,7 +59,7 @@ pub enum Leave {
 /// Where a request goes.
 pub enum Placed {
     /// Its owner is told at once.
-    Elsewhere(RequestWorkerLeaseReply),
+    Elsewhere(Box<RequestWorkerLeaseReply>),
     /// To its shard.
     Here {
         /// Until some node can hold it.
@@ -196,7 +196,7 @@ impl Control {
     /// Places a request where this node is alone.
     pub(super) fn place_alone(&self, spec: &proto::LeaseSpec, grant_or_reject: bool) -> Result<Placed, Status> {
         Ok(match judge(spec, &self.node_id, &self.totals.borrow(), &self.labels) {
-            Affine::Never => Placed::Elsewhere(unschedulable()),
+            Affine::Never => Placed::Elsewhere(Box::new(unschedulable())),
             affine => {
                 let now_or_never = affine == Affine::NowOrNever;
                 Placed::Here { waits: false, now_or_never, at_once: grant_or_reject }
@@ -220,20 +220,22 @@ impl Control {
             return Ok(Placed::Here { waits: false, now_or_never: fails, at_once: false });
         }
         if self.leases.borrow().is_cancelled_ahead(&lease) {
-            return Ok(Placed::Elsewhere(cancelled("The lease request was cancelled before it arrived.")));
+            return Ok(Placed::Elsewhere(Box::new(cancelled("The lease request was cancelled before it arrived."))));
         }
         let here = self.weigh(&want, None).await;
         let verdict = self.choose(&want, &here, grant_or_reject || by_locality, grant_or_reject);
         let draining = self.draining.borrow().is_some();
         Ok(match verdict {
-            Verdict::Spill(node) => Placed::Elsewhere(self.spill_reply(&node)),
-            Verdict::Reject => Placed::Elsewhere(self.rejected()),
-            Verdict::Fail => Placed::Elsewhere(unschedulable()),
-            Verdict::Stay | Verdict::Wait if draining && grant_or_reject => Placed::Elsewhere(self.rejected()),
+            Verdict::Spill(node) => Placed::Elsewhere(Box::new(self.spill_reply(&node))),
+            Verdict::Reject => Placed::Elsewhere(Box::new(self.rejected())),
+            Verdict::Fail => Placed::Elsewhere(Box::new(unschedulable())),
+            Verdict::Stay | Verdict::Wait if draining && grant_or_reject => {
+                Placed::Elsewhere(Box::new(self.rejected()))
+            }
             Verdict::Stay | Verdict::Wait if draining => {
                 drop(turn);
                 tokio::time::sleep(DRAINED_RETRY).await;
-                Placed::Elsewhere(cancelled("The node is draining, and no other node can serve the lease."))
+                Placed::Elsewhere(Box::new(cancelled("The node is draining, and no other node can serve the lease.")))
             }
             Verdict::Stay => Placed::Here { waits: false, now_or_never: fails, at_once: false },
             Verdict::Wait => Placed::Here { waits: !here.feasible, now_or_never: fails, at_once: false },
