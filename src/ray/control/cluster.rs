@@ -40,6 +40,8 @@ impl Control {
         match news {
             Ok(NodeNews::Joined(id)) if id != self.node_id => {
                 tracing::info!(node = %id, "a node joined");
+                self.placing.joined(id, node);
+                self.tell_desks();
                 self.pull_node_joined(id);
             }
             Ok(NodeNews::Joined(_) | NodeNews::Lives(_)) => {}
@@ -61,6 +63,8 @@ impl Control {
         }
         tracing::info!(node = %id, "a node died");
         self.dead.borrow_mut().add_node(id);
+        self.placing.died(&id);
+        self.tell_desks();
         self.forget_locations_of_node(&id);
         self.pull_node_gone(id);
         self.sched_all(SchedEvent::OwnerNodeGone { node: id });
@@ -70,7 +74,8 @@ impl Control {
     pub fn heard_from_node(&self, node: NodeId, update: Update) {
         match update {
             Update::Commands(commands) if commands.should_global_gc => self.collect_garbage_soon(),
-            update => tracing::trace!(%node, ?update, "a view of another node"),
+            Update::Commands(_) => {}
+            Update::ResourceView(view) => self.view_heard(node, &view),
         }
     }
 }
