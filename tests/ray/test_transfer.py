@@ -1,8 +1,6 @@
 """Objects move between the nodes of a cluster: all of ours, and of both raylets in both roles."""
 
 import gc
-import os
-import time
 
 import numpy as np
 import pytest
@@ -55,9 +53,6 @@ class Peer:
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
         return len(ready)
 
-    def where(self, refs):
-        return list(ray.experimental.get_object_locations(refs).values())
-
 
 def start(running, kinds, **settings):
     """A head node and others, one of each kind, each with a resource of its own: `n0`, `n1`, ..."""
@@ -69,7 +64,7 @@ def start(running, kinds, **settings):
 def peers(running):
     """A peer on each node."""
     actors = [Peer.options(resources={f"n{number}": 1}).remote() for number in range(len(running.nodes))]
-    assert get([actor.node.remote() for actor in actors]) == [node.id for node in running.nodes]
+    assert get([actor.node.remote() for actor in actors], 120) == [node.id for node in running.nodes]
     return actors
 
 
@@ -81,16 +76,15 @@ def running(request):
     """A cluster of the raylet under test, and clusters of both."""
     with harness.cluster() as cluster:
         start(cluster, request.param, object_store_memory=200 * MIB)
+        cluster.peers = peers(cluster)
         yield cluster
 
 
 @pytest.fixture
 def actors(running):
-    """A peer on each node, gone after the test together with its objects."""
-    made = peers(running)
-    yield made
-    for actor in made:
-        ray.kill(actor)
+    """A peer on each node, which holds nothing after the test."""
+    yield running.peers
+    get([actor.drop.remote() for actor in running.peers])
     gc.collect()
 
 
@@ -169,3 +163,21 @@ def test_arguments_of_many_calls_at_once(running, actors):
     batches = [maker.make.remote(size, seed) for seed in range(12)]
     calls = [reader.check.remote(batches[n % 12], size, n % 12) for n in range(count)]
     assert get(calls, 120) == [True] * count
+
+
+def test_a_node_that_dies_while_it_sends():
+    """Of the two nodes that have an object one dies: it comes from the other. What only the dead one had is lost, and said to be."""
+    size = 40 * MIB
+    with harness.cluster() as cluster:
+        start(cluster, (MINE, MINE, MINE), object_store_memory=200 * MIB)
+        head, middle, last = peers(cluster)
+        shared = head.make.remote(size, 1)
+        assert get(last.check.remote(shared, size, 1), 120)
+        only = last.put.remote(size, 2)
+        (lost,) = get(only)
+        readers = [middle.check_refs.remote([shared], size, [1]) for _ in range(2)]
+        cluster.nodes[2].kill()
+        assert get(readers, 120) == [[True]] * 2
+        assert is_right(get(shared, 120), size, 1)
+        with pytest.raises(ray.exceptions.ObjectLostError):
+            get(lost, 120)

@@ -27,6 +27,9 @@ struct Pull {
     units: SmallVec<[UnitId; 2]>,
     /// Units of these that are active.
     active: usize,
+    /// Of these, units of arguments. They are of use only together, so what came of them is held; who gets or waits for an object
+    /// takes it as it comes.
+    kept: usize,
     here: bool,
     /// The node has a reference on it, because it was received.
     held: bool,
@@ -117,7 +120,7 @@ impl PullManager {
                 self.located(&object, size_bytes, &nodes, pending, now, out);
             }
             PullEvent::Here { object, held } => self.here(&object, held, out),
-            PullEvent::Gone { object } => self.gone(&object, now, out),
+            PullEvent::Gone { object } => self.gone(&object, now),
             PullEvent::Progress { object, from } => self.progress(&object, from, now),
             PullEvent::Failed { object, from } => self.failed(&object, from, now, out),
             PullEvent::NoRoom { object } => self.no_room(&object, now),
@@ -277,7 +280,7 @@ impl PullManager {
         pull.failed.clear();
         pull.failures = 0;
         if held && !pull.held {
-            if pull.active > 0 {
+            if pull.kept > 0 {
                 pull.held = true;
             } else {
                 out.push(PullEffect::Release { object: *object });
@@ -286,13 +289,15 @@ impl PullManager {
         self.end_ask(object);
     }
 
-    fn gone(&mut self, object: &ObjectId, now: NowNs, out: &mut Vec<PullEffect>) {
-        // News from before it was received again: what is held stays.
-        if self.pulls.get(object).is_some_and(|pull| pull.held) {
+    fn gone(&mut self, object: &ObjectId, now: NowNs) {
+        // What is held stays: the news are from before it was received again.
+        if self.pulls.get(object).is_none_or(|pull| pull.held || !pull.here) {
             return;
         }
-        self.change(object, |pull| pull.here = false);
-        self.ask(object, now, out);
+        if self.change(object, |pull| pull.here = false) {
+            // After a pause: two objects that evict each other would be fetched in turn for ever.
+            self.ask_later(object, now);
+        }
     }
 
     fn progress(&mut self, object: &ObjectId, from: NodeId, now: NowNs) {
@@ -423,15 +428,17 @@ impl PullManager {
             self.make_room(unit, &[Kind::Arguments, Kind::Wait], out);
             self.activate_unit(unit, now, out);
         }
-        while let Some(unit) = self.queues.next_ready(Kind::Wait) {
+        let mut blocked = false;
+        while let Some(unit) = self.queues.next_ready(Kind::Wait).filter(|_| !blocked) {
             self.make_room(unit, &[Kind::Arguments], out);
-            if !self.may_activate(unit) {
-                break;
+            blocked = !self.may_activate(unit);
+            if !blocked {
+                self.activate_unit(unit, now, out);
             }
-            self.activate_unit(unit, now, out);
         }
-        while let Some(unit) = self.queues.next_ready(Kind::Arguments) {
-            if self.starving || !self.may_activate(unit) {
+        // What was just taken away for a wait is not given back while it waits for more.
+        while let Some(unit) = self.queues.next_ready(Kind::Arguments).filter(|_| !blocked && !self.starving) {
+            if !self.may_activate(unit) {
                 break;
             }
             self.activate_unit(unit, now, out);
@@ -471,9 +478,15 @@ impl PullManager {
 
     fn activate_unit(&mut self, id: UnitId, now: NowNs, out: &mut Vec<PullEffect>) {
         self.queues.set_active(id, true);
-        let objects = self.queues.get(id).map(|unit| unit.objects.clone()).unwrap_or_default();
+        let (objects, kept) = match self.queues.get(id) {
+            Some(unit) => (unit.objects.clone(), usize::from(unit.kind == Kind::Arguments)),
+            None => return,
+        };
         for object in &objects {
-            self.change(object, |pull| pull.active += 1);
+            self.change(object, |pull| {
+                pull.active += 1;
+                pull.kept += kept;
+            });
             let waits = self.pulls.get(object).is_some_and(|pull| pull.due.is_some());
             if !waits {
                 self.ask(object, now, out);
@@ -485,17 +498,20 @@ impl PullManager {
         let Some(unit) = self.queues.get(id).filter(|unit| unit.active) else {
             return;
         };
-        let objects = unit.objects.clone();
+        let (objects, kept) = (unit.objects.clone(), usize::from(unit.kind == Kind::Arguments));
         self.queues.set_active(id, false);
         for object in &objects {
-            self.change(object, |pull| pull.active -= 1);
-            let Some(pull) = self.pulls.get_mut(object).filter(|pull| pull.active == 0) else {
+            self.change(object, |pull| {
+                pull.active -= 1;
+                pull.kept -= kept;
+            });
+            let Some(pull) = self.pulls.get_mut(object) else {
                 continue;
             };
-            if std::mem::take(&mut pull.held) {
+            if pull.kept == 0 && std::mem::take(&mut pull.held) {
                 out.push(PullEffect::Release { object: *object });
             }
-            if !pull.here {
+            if pull.active == 0 && !pull.here {
                 self.end_ask(object);
                 out.push(PullEffect::Stop { object: *object });
             }
@@ -524,7 +540,7 @@ impl PullManager {
             if may_ask && pull.asked.is_none() && pull.due.is_none() {
                 return Err(format!("{object} could be asked for: {pull:?}"));
             }
-            if pull.held && (!pull.here || pull.active == 0) {
+            if pull.held && (!pull.here || pull.kept == 0) {
                 return Err(format!("{object} is held for nothing: {pull:?}"));
             }
         }

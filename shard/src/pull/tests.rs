@@ -46,12 +46,10 @@ fn an_object_is_located_asked_for_once_and_forgotten() {
     assert!(want(&mut manager, 2, Kind::Wait, &[1]).is_empty());
     assert_eq!(located(&mut manager, 0, 1, 10, &[A]), [ask(1, A)]);
     assert!(tell(&mut manager, 1, PullEvent::Unwant { wish: 1 }).is_empty(), "somebody else wants it");
-    assert!(tell(&mut manager, 1, PullEvent::Here { object: object(1), held: true }).is_empty());
     let release = PullEffect::Release { object: object(1) };
-    assert_eq!(
-        tell(&mut manager, 1, PullEvent::Unwant { wish: 2 }),
-        [release, PullEffect::Forget { object: object(1) }]
-    );
+    let here = tell(&mut manager, 1, PullEvent::Here { object: object(1), held: true });
+    assert_eq!(here, [release], "who waits has it");
+    assert_eq!(tell(&mut manager, 1, PullEvent::Unwant { wish: 2 }), [PullEffect::Forget { object: object(1) }]);
     assert!(!manager.is_wanting());
     assert_eq!(tell(&mut manager, 1, PullEvent::Here { object: object(1), held: true }), [release], "come too late");
 }
@@ -97,7 +95,7 @@ fn a_get_takes_the_room_of_arguments() {
     let effects = located(&mut manager, 0, 2, 50, &[A]);
     assert_eq!(effects, [PullEffect::Stop { object: object(1) }, ask(2, A)]);
     let effects = tell(&mut manager, 0, PullEvent::Here { object: object(2), held: true });
-    assert_eq!(effects, [ask(1, A)]);
+    assert_eq!(effects, [PullEffect::Release { object: object(2) }, ask(1, A)]);
 }
 
 #[test]

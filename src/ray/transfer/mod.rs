@@ -261,7 +261,9 @@ impl Transfer {
             ToTransfer::Store(effect) => self.answered(effect),
             ToTransfer::Ask { object, owner, from } => self.ask(object, owner, from),
             ToTransfer::Stop { object } => self.stop(object),
-            ToTransfer::Release { object } => self.store(object, StoreEvent::Release { client: receiver(), id: object }),
+            ToTransfer::Release { object } => {
+                self.store(object, StoreEvent::Release { client: receiver(), id: object })
+            }
             ToTransfer::Node { node, address } => {
                 self.nodes.borrow_mut().insert(node, address);
             }

@@ -234,7 +234,9 @@ impl Transfer {
         let written = place.and_then(|place| {
             let segment = self.segment(place.segment)?;
             let written = segment.write_at(place.data_offset + offset_bytes, &chunk.data);
-            written.inspect_err(|error| tracing::warn!(%object, %error, "no memory for an object from another node")).ok()
+            written
+                .inspect_err(|error| tracing::warn!(%object, %error, "no memory for an object from another node"))
+                .ok()
         });
         // As in `reply`.
         let _ = chunk.reply.send(written.ok_or(Refusal::NoRoom));

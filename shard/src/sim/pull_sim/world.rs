@@ -18,6 +18,8 @@ const WAITING_MAX: u64 = 45;
 /// How long a node that asked is remembered where the object is not here.
 const DEFER: NowNs = 10 * SECOND;
 const OBJECTS: u64 = 24;
+/// Letters in a moment of rest: more than a few times all chunks of all wishes is a mistake.
+const AT_ONCE_MAX: u64 = 20_000;
 /// Who sent what is not answered.
 const NOBODY: usize = usize::MAX;
 const OWNER: WorkerId = WorkerId([9; 28]);
@@ -51,7 +53,8 @@ pub struct Report {
 
 impl Report {
     pub(super) fn add(&mut self, other: &Self) {
-        let Report { steps, worlds, received, fulfilled, harmed, dropped, no_room, stopped, evicted, remade, died } = other;
+        let Report { steps, worlds, received, fulfilled, harmed, dropped, no_room, stopped, evicted, remade, died } =
+            other;
         self.steps += steps;
         self.worlds += worlds;
         self.received += received;
@@ -315,7 +318,11 @@ impl World {
         let lost = self.objects.iter().filter(|(_, known)| known.home.is_none() && known.locations.is_empty());
         let lost: Vec<ObjectId> = lost.map(|(object, _)| *object).collect();
         for object in lost {
-            if self.nodes.iter().any(|node| node.alive && node.store.queue.iter().any(|c| c.object == object && c.token.is_none())) {
+            if self
+                .nodes
+                .iter()
+                .any(|node| node.alive && node.store.queue.iter().any(|c| c.object == object && c.token.is_none()))
+            {
                 continue;
             }
             let node = self.alive();
@@ -472,7 +479,8 @@ impl World {
             }
             PullEffect::Release { object } => {
                 let copy = self.nodes[node].store.copies.get_mut(&object).filter(|copy| copy.received);
-                copy.ok_or_else(|| format!("{object} is released on node {node}, which has no reference"))?.received = false;
+                copy.ok_or_else(|| format!("{object} is released on node {node}, which has no reference"))?.received =
+                    false;
                 self.serve(node)?;
             }
         }
@@ -755,13 +763,21 @@ impl World {
                     }
                 }
             }
-            while !self.letters.is_empty() {
+            for sent in 0.. {
+                if self.letters.is_empty() {
+                    break;
+                }
+                if sent > AT_ONCE_MAX {
+                    let letters = self.letters.iter().take(9).collect::<Vec<_>>();
+                    return Err(format!("nodes write to each other without end: {letters:?}"));
+                }
                 self.deliver_letter()?;
                 self.check()?;
             }
             self.pass(SECOND / 10)?;
             self.end_hopeless_wishes()?;
-            let waiting = self.nodes.iter().any(|node| node.alive && !(node.wishes.is_empty() && node.store.queue.is_empty()));
+            let waiting =
+                self.nodes.iter().any(|node| node.alive && !(node.wishes.is_empty() && node.store.queue.is_empty()));
             let quiet = self.letters.is_empty() && self.up.iter().chain(&self.down).all(VecDeque::is_empty);
             if !waiting && quiet {
                 return self.check_rest();
@@ -770,7 +786,8 @@ impl World {
                 self.check()?;
             }
         }
-        let left: Vec<_> = self.nodes.iter().map(|node| (&node.wishes, node.manager.stats(), &node.store.queue)).collect();
+        let left: Vec<_> =
+            self.nodes.iter().map(|node| (&node.wishes, node.manager.stats(), &node.store.queue)).collect();
         Err(format!("what is wanted and somewhere does not come: {left:?}"))
     }
 
@@ -778,8 +795,11 @@ impl World {
     fn end_hopeless_wishes(&mut self) -> Result<(), String> {
         for node in 0..self.nodes.len() {
             let lost = |object: &ObjectId| {
-                !self.nodes.iter().any(|node| node.alive && (node.store.has(object)
-                    || node.store.queue.iter().any(|create| create.object == *object && create.token.is_none())))
+                !self.nodes.iter().any(|node| {
+                    node.alive
+                        && (node.store.has(object)
+                            || node.store.queue.iter().any(|create| create.object == *object && create.token.is_none()))
+                })
             };
             let wishes = &self.nodes[node].wishes;
             let hopeless = wishes.iter().filter(|(_, wish)| wish.objects.keys().any(lost)).map(|(id, _)| *id);
