@@ -22,9 +22,6 @@ from ray._private import services
 MIB = 1 << 20
 GIB = 1 << 30
 
-# CPUs of the node: what the machines this is read on have, and few enough that leases queue.
-NODE_CPUS = 2
-
 # Leases of this program's own driver count from 1; the load generator counts from here, each run in a block of its own.
 FIRST_LEASE = 1 << 30
 LEASES_PER_RUN = 1 << 24
@@ -104,7 +101,7 @@ class Node:
             services.RAYLET_EXECUTABLE = settings["raylet"]
         begin = time.perf_counter()
         ray.init(
-            num_cpus=NODE_CPUS,
+            num_cpus=settings["cpus"],
             object_store_memory=settings["object_store_bytes"],
             _temp_dir=directory,
             log_to_driver=False,
@@ -156,7 +153,7 @@ class Node:
         def hold():
             time.sleep(0.2)
 
-        ray.get([hold.remote() for _ in range(2 * NODE_CPUS)])
+        ray.get([hold.remote() for _ in range(2 * self.settings["cpus"])])
 
     def memory(self) -> dict:
         fields = {}
