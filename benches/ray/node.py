@@ -264,12 +264,35 @@ class Node:
             "report": report,
         }
 
+    def plasma_load(self, operation: str) -> dict:
+        """Objects of 1 KiB on the store's socket, without a driver around them."""
+        command = [
+            self.settings["load_generator"],
+            "plasma-load",
+            f"--socket={ray._private.worker.global_worker.node.plasma_store_socket_name}",
+            f"--operation={operation}",
+            f"--raylet-pid={self.pid}",
+            f"--seconds={self.settings['seconds']}",
+        ]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=self.settings["seconds"] + 60)
+        if ran.returncode != 0:
+            raise RuntimeError(ran.stderr.strip() or f"the load generator ended with {ran.returncode}")
+        report = json.loads(ran.stdout)
+        return {
+            "per_s": report["operations_per_s"],
+            "p50_us": report["latency"]["p50_us"],
+            "p99_us": report["latency"]["p99_us"],
+            "raylet_cpu_us": report["raylet_cpu_us_per_operation"],
+        }
+
     def measure(self, row: str) -> dict:
         name, _, number = row.partition(":")
         if name == "leases":
             return self.lease_load(f"--in-flight={number}")
         if name == "shapes":
             return self.lease_load(f"--shapes={number}")
+        if name == "plasma":
+            return self.plasma_load(number)
         return getattr(self, f"measure_{name}")()
 
 
