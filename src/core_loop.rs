@@ -11,10 +11,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use raylet_shard::ids::{ClientId, NowNs, ObjectId, ShardId, Token, WorkerId};
-use raylet_shard::sched::{Fixed, ResourceId, ResourceSet, SchedEffect, SchedEvent, Scheduler};
-use raylet_shard::store::{BankEffect, BankEvent, NodeMemory, ObjectSource, Store, StoreEffect, StoreEvent};
+use raylet_shard::ids::{ClientId, LeaseId, NowNs, ObjectId, ShardId, Token, WorkerId};
+use raylet_shard::sched::{ClassId, Fixed, ResourceId, ResourceSet, SchedEffect, SchedEvent, Scheduler};
+use raylet_shard::store::{
+    BankEffect, BankEvent, GoneReason, NodeMemory, ObjectSource, Store, StoreEffect, StoreEvent,
+};
 use raylet_tuning::{Segment, Warmer};
+use smallvec::SmallVec;
 
 use crate::bridge::{
     shard_of_object, CoreHandle, CoreReport, Load, PeerMessage, Requester, SchedReport, ToControl, ToCore,
@@ -24,10 +27,12 @@ use crate::deps::LeaseDeps;
 use crate::native::{self, Natives};
 use crate::observe::histogram::Recorder;
 use crate::observe::metrics::Buckets;
+use crate::ray::core_rpc::desk::StayRule;
 use crate::ray::core_rpc::{desk, CoreRpc};
 use crate::ray::metrics::stock::SIZE_BOUNDS_BYTES;
 use crate::ray::plasma_conn::PlasmaClients;
 use crate::ray::raylet_conn::RayletClients;
+use crate::ray::sightings::Sightings;
 
 /// How often deadlines are looked at while something waits for one.
 const TICK: Duration = Duration::from_millis(10);
@@ -123,6 +128,8 @@ pub struct Core {
     pub plasma: PlasmaClients,
     /// Connections to the raylet socket.
     pub raylet: RayletClients,
+    /// What it saw of objects, for their owners.
+    pub sightings: Sightings,
     /// Clients of the native door.
     pub native: Natives,
     /// Latencies of this core's operations.
@@ -201,6 +208,7 @@ impl Core {
             later: RefCell::default(),
             plasma: PlasmaClients::default(),
             raylet: RayletClients::default(),
+            sightings: Sightings::default(),
             native: Natives::default(),
             recorder: RefCell::new(parts.recorder),
             sealed_sizes: Default::default(),
@@ -296,6 +304,17 @@ impl Core {
         demand.iter().find(lacks).map(|(id, _)| id)
     }
 
+    /// True where a request of a class would be served here at once, and, unless it is to stay `anyway`, a desk may keep it.
+    pub fn stays(&self, class: ClassId, rule: &StayRule, anyway: bool) -> bool {
+        let state = self.state.borrow();
+        state.sched.fits(class) && (anyway || state.sched.utilization(&rule.critical) < rule.below)
+    }
+
+    fn weigh(&self, lease: Option<LeaseId>, ids: &[ResourceId]) -> (SmallVec<[(Fixed, Fixed); 8]>, bool) {
+        let sched = &self.state.borrow().sched;
+        (ids.iter().map(|id| sched.room(*id)).collect(), lease.is_some_and(|lease| sched.waits(lease)))
+    }
+
     /// How many cores there are.
     pub fn shards(&self) -> ShardId {
         self.shards
@@ -325,6 +344,11 @@ impl Core {
             ToCore::Learn(lesson) => self.rpc.desk.borrow_mut().learn(*lesson),
             ToCore::WorkerReady { worker, card } => self.rpc.desk.borrow_mut().worker_ready(worker, *card),
             ToCore::CancelledAhead { lease, ttl } => self.rpc.desk.borrow_mut().cancelled_ahead(lease, ttl),
+            ToCore::Cluster(rule) => self.rpc.desk.borrow_mut().set_rule(rule),
+            ToCore::Weigh { token, lease, ids } => {
+                let (room, waits) = self.weigh(lease, &ids);
+                self.tell_control(ToControl::Weighed { token, room, waits });
+            }
             ToCore::Native(tell) => tell.deliver(self),
             ToCore::Flush { token } => self.tell_control(ToControl::CaughtUp { token }),
             ToCore::Accepted { socket, stream } => self.io.serve(self, socket, stream),
@@ -568,13 +592,15 @@ impl Core {
             },
             StoreEffect::Watched { token, id } => self.watched(token, id, effect),
             StoreEffect::WatchRefused { token, id } => self.watch_refused(token, id, effect),
-            StoreEffect::ObjectSealed { id, data_bytes, metadata_bytes, source, .. } => {
+            StoreEffect::ObjectSealed { id, owner, data_bytes, metadata_bytes, source } => {
                 let size_bytes = data_bytes + metadata_bytes;
                 self.sealed_sizes[source as usize].record(&SIZE_BOUNDS_BYTES, size_bytes as f64);
                 native::object_sealed(self, id, size_bytes);
+                self.sightings.here(self, owner, id);
             }
-            StoreEffect::ObjectGone { id, data_bytes, metadata_bytes, reason, .. } => {
+            StoreEffect::ObjectGone { id, owner, data_bytes, metadata_bytes, reason } => {
                 native::object_gone(self, id, data_bytes + metadata_bytes, reason);
+                self.sightings.gone(self, owner, id, reason == GoneReason::Freed);
             }
             StoreEffect::SpansWanted { .. }
             | StoreEffect::SpansUnwanted

@@ -35,6 +35,7 @@ use crate::engine::{Engine, EngineSettings, SchedSettings};
 use crate::node::{sched_config, NodeError};
 use crate::ray::agents::{AgentFailure, AgentManager, AgentSettings, START_AT_LATEST};
 use crate::ray::proto::node_death_info::Reason;
+use crate::ray::proto::syncer::CommandsSyncMessage;
 use crate::ray::proto::{self, ChannelType};
 use crate::ray::runtime_env::{RuntimeEnvClient, RuntimeEnvSettings};
 use crate::socket;
@@ -256,10 +257,9 @@ impl Door {
             .map_err(refused)?;
         let nodes = control.clone();
         subscriber
-            .subscribe(ChannelType::GcsNodeInfoChannel, None, move |event| {
-                if let GcsEvent::Published(message) = event {
-                    nodes.node_published(&message);
-                }
+            .subscribe(ChannelType::GcsNodeInfoChannel, None, move |event| match event {
+                GcsEvent::Subscribed => nodes.catch_up_on_nodes(),
+                GcsEvent::Published(message) => nodes.node_published(&message),
             })
             .map_err(refused)?;
         control.set_subscriber(subscriber);
@@ -273,6 +273,7 @@ impl Door {
         let syncer = Syncer::start(self.gcs.channel().clone(), control.node_id, move |node, update| {
             commands.heard_from_node(node, update);
         });
+        tokio::task::spawn_local(control.clone().keep_placing());
         let lost = self.gcs.clone();
         let asked = control.clone();
         tokio::task::spawn_local(async move {
@@ -284,6 +285,9 @@ impl Door {
             loop {
                 if control.take_resources_changed() {
                     syncer.send_resource_view(&control.resource_view().await);
+                }
+                if control.take_global_garbage() {
+                    syncer.send_commands(&CommandsSyncMessage { should_global_gc: true });
                 }
                 control.collect_garbage();
                 control.expire();

@@ -12,8 +12,10 @@ mod dispatch;
 mod groups;
 mod jobs;
 mod leases;
+mod locations;
 mod memory;
 mod objects;
+mod placing;
 mod pool;
 mod reports;
 mod service;
@@ -41,6 +43,7 @@ use crate::ray::agents::AgentManager;
 use crate::ray::classes::Classes;
 use crate::ray::labels::NODE_ID;
 use crate::ray::metrics::NodeCounters;
+use crate::ray::nodes::Nodes;
 use crate::ray::proto;
 use crate::ray::registry::{Dead, Registry};
 use crate::ray::resources::Names;
@@ -54,6 +57,7 @@ use crate::workers::pinning::{Doing, Pins};
 use crate::workers::process::ProcessTable;
 
 pub use leases::{died_as_granted, Leases};
+pub use locations::Spilled;
 pub use objects::Objects;
 pub use pool::Starting;
 pub use service::routes;
@@ -129,8 +133,11 @@ pub struct Control {
     /// Workers that are being forked; closed when they are in `starting`, or not coming.
     pub(super) forking: RefCell<FxHashMap<WorkerId, Rc<Semaphore>>>,
     pub(super) objects: RefCell<Objects>,
+    locations: RefCell<locations::Locations>,
     pub(super) jobs: RefCell<jobs::Jobs>,
     pub(super) dead: RefCell<Dead>,
+    pub(super) nodes: RefCell<Nodes>,
+    pub(super) placing: placing::Placing,
     pub(super) agents: AgentManager,
     pub(super) subscriber: RefCell<Option<GcsSubscriber>>,
     waiters: RefCell<Waiters>,
@@ -151,6 +158,7 @@ struct Waiters {
     leases: FxHashMap<Token, oneshot::Sender<leases::Outcome>>,
     caught_up: FxHashMap<Token, oneshot::Sender<()>>,
     bundles: FxHashMap<Token, oneshot::Sender<bool>>,
+    weighed: FxHashMap<Token, oneshot::Sender<(placing::Room, bool)>>,
 }
 
 /// The request to end, seen by everyone who waits.
@@ -196,6 +204,7 @@ impl Control {
         let totals =
             parts.flags.resources.iter().filter_map(|(name, amount)| Some((name.clone(), Fixed::from_f64(*amount)?)));
         let totals = totals.collect();
+        let placing = placing::Placing::new(&parts.ray_config);
         Rc::new(Self {
             flags: parts.flags,
             ray_config: parts.ray_config,
@@ -223,8 +232,11 @@ impl Control {
             starting: RefCell::default(),
             forking: RefCell::default(),
             objects: RefCell::default(),
+            locations: RefCell::default(),
             jobs: RefCell::default(),
             dead: RefCell::default(),
+            nodes: RefCell::default(),
+            placing,
             agents: parts.agents,
             subscriber: RefCell::default(),
             waiters: RefCell::default(),
