@@ -591,6 +591,7 @@ fn code(error: Option<StoreError>) -> PlasmaError {
         Some(StoreError::ObjectExists) => PlasmaError::ObjectExists,
         Some(StoreError::ObjectNonexistent) => PlasmaError::ObjectNonexistent,
         Some(StoreError::OutOfMemory | StoreError::QueueFull) => PlasmaError::OutOfMemory,
+        Some(StoreError::OutOfDisk) => PlasmaError::OutOfDisk,
         Some(StoreError::ObjectNotSealed) => PlasmaError::ObjectNotSealed,
         Some(StoreError::ObjectInUse) => PlasmaError::ObjectInUse,
         Some(StoreError::ObjectSealed) => PlasmaError::ObjectSealed,
