@@ -26,6 +26,7 @@ use crate::ray::core_rpc::RpcSettings;
 use crate::ray::messages::ClientMessage;
 use crate::ray::metrics::stock::SizeCounts;
 use crate::ray::proto;
+use crate::ray::sightings::Sighting;
 use crate::ray::wire::frame::{PLASMA_MAX_BODY_BYTES, RAYLET_MAX_BODY_BYTES};
 
 /// Most gRPC requests that wait for a core at once; one more is answered RESOURCE_EXHAUSTED.
@@ -302,6 +303,8 @@ pub enum ToControl {
     },
     /// What a native client wants that its core can't do alone.
     Native(NativeAsk),
+    /// Objects that came and went on a core.
+    Seen(Vec<Sighting>),
     /// The store is full and creates wait: workers should drop references.
     StoreFull,
     /// A message on the raylet socket that is not answered on the core.

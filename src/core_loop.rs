@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use raylet_shard::ids::{ClientId, NowNs, ObjectId, ShardId, Token, WorkerId};
 use raylet_shard::sched::{Fixed, ResourceId, ResourceSet, SchedEffect, SchedEvent, Scheduler};
-use raylet_shard::store::{BankEffect, BankEvent, NodeMemory, ObjectSource, Store, StoreEffect, StoreEvent};
+use raylet_shard::store::{
+    BankEffect, BankEvent, GoneReason, NodeMemory, ObjectSource, Store, StoreEffect, StoreEvent,
+};
 use raylet_tuning::{Segment, Warmer};
 
 use crate::bridge::{
@@ -28,6 +30,7 @@ use crate::ray::core_rpc::{desk, CoreRpc};
 use crate::ray::metrics::stock::SIZE_BOUNDS_BYTES;
 use crate::ray::plasma_conn::PlasmaClients;
 use crate::ray::raylet_conn::RayletClients;
+use crate::ray::sightings::Sightings;
 
 /// How often deadlines are looked at while something waits for one.
 const TICK: Duration = Duration::from_millis(10);
@@ -123,6 +126,8 @@ pub struct Core {
     pub plasma: PlasmaClients,
     /// Connections to the raylet socket.
     pub raylet: RayletClients,
+    /// What it saw of objects, for their owners.
+    pub sightings: Sightings,
     /// Clients of the native door.
     pub native: Natives,
     /// Latencies of this core's operations.
@@ -201,6 +206,7 @@ impl Core {
             later: RefCell::default(),
             plasma: PlasmaClients::default(),
             raylet: RayletClients::default(),
+            sightings: Sightings::default(),
             native: Natives::default(),
             recorder: RefCell::new(parts.recorder),
             sealed_sizes: Default::default(),
@@ -568,13 +574,15 @@ impl Core {
             },
             StoreEffect::Watched { token, id } => self.watched(token, id, effect),
             StoreEffect::WatchRefused { token, id } => self.watch_refused(token, id, effect),
-            StoreEffect::ObjectSealed { id, data_bytes, metadata_bytes, source, .. } => {
+            StoreEffect::ObjectSealed { id, owner, data_bytes, metadata_bytes, source } => {
                 let size_bytes = data_bytes + metadata_bytes;
                 self.sealed_sizes[source as usize].record(&SIZE_BOUNDS_BYTES, size_bytes as f64);
                 native::object_sealed(self, id, size_bytes);
+                self.sightings.here(self, owner, id);
             }
-            StoreEffect::ObjectGone { id, data_bytes, metadata_bytes, reason, .. } => {
+            StoreEffect::ObjectGone { id, owner, data_bytes, metadata_bytes, reason } => {
                 native::object_gone(self, id, data_bytes + metadata_bytes, reason);
+                self.sightings.gone(self, owner, id, reason == GoneReason::Freed);
             }
             StoreEffect::SpansWanted { .. }
             | StoreEffect::SpansUnwanted

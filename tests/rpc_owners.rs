@@ -13,7 +13,10 @@ use std::time::Duration;
 use driver::Driver;
 use prost::Message;
 use raylet_shard::ids::{NodeId, ObjectId, WorkerId};
-use raylet_uring::ray::proto::{Address, GetCoreWorkerStatsRequest, WorkerObjectLocationsPubMessage};
+use raylet_uring::ray::proto::{
+    Address, GetCoreWorkerStatsRequest, ObjectLocationUpdate, UpdateObjectLocationBatchRequest,
+    WorkerObjectLocationsPubMessage,
+};
 use raylet_uring::ray::rpc::auth::{Auth, Token};
 use raylet_uring::ray::rpc::chaos::Chaos;
 use raylet_uring::ray::rpc::client::{ClientConfig, ClientContext};
@@ -29,6 +32,21 @@ fn newest_locations(events: &Events) -> Option<WorkerObjectLocationsPubMessage> 
         OwnerEvent::Locations { locations, .. } => Some(locations.clone()),
         _ => None,
     })
+}
+
+/// Tells an owner that a copy of its object came to a node, or went.
+async fn tell(workers: &CoreWorkers, owner: &Address, object: ObjectId, node: NodeId, change: Option<i32>) {
+    let request = UpdateObjectLocationBatchRequest {
+        intended_worker_id: owner.worker_id.clone(),
+        node_id: node.as_bytes().to_vec().into(),
+        object_location_updates: vec![ObjectLocationUpdate {
+            object_id: object.as_bytes().to_vec().into(),
+            plasma_location_update: change,
+            ..Default::default()
+        }],
+    };
+    let told = workers.at(owner).update_object_location_batch(request, Duration::from_secs(10)).await;
+    told.expect("the owner takes it");
 }
 
 #[test]
@@ -55,6 +73,17 @@ fn an_owner_tells_until_it_is_gone() {
         eventually("the copy in the driver's store is known", || {
             newest_locations(&events)
                 .is_some_and(|l| l.node_ids == [owner.node_id.clone()] && l.object_size >= 1_000_000)
+        })
+        .await;
+
+        tell(&workers, &owner, object, this_node, Some(0)).await;
+        eventually("the owner knows of a copy elsewhere", || {
+            newest_locations(&events).is_some_and(|l| l.node_ids.iter().any(|node| node[..] == this_node.0))
+        })
+        .await;
+        tell(&workers, &owner, object, this_node, Some(1)).await;
+        eventually("the owner knows that it is gone", || {
+            newest_locations(&events).is_some_and(|l| l.node_ids == [owner.node_id.clone()])
         })
         .await;
 

@@ -55,6 +55,11 @@ pub fn is_native(token: Token) -> bool {
     Requester::local(token) >> 46 == 1
 }
 
+/// True for the name of a native client of this node, as the owner of an object.
+pub fn is_owner(core: &crate::core_loop::Core, worker: &shard::WorkerId) -> bool {
+    core.native.shared().is_some_and(|shared| shared.client_of(worker).is_some())
+}
+
 /// What all cores know of the native door.
 #[derive(Debug)]
 pub struct NativeShared {

@@ -256,10 +256,9 @@ impl Door {
             .map_err(refused)?;
         let nodes = control.clone();
         subscriber
-            .subscribe(ChannelType::GcsNodeInfoChannel, None, move |event| {
-                if let GcsEvent::Published(message) = event {
-                    nodes.node_published(&message);
-                }
+            .subscribe(ChannelType::GcsNodeInfoChannel, None, move |event| match event {
+                GcsEvent::Subscribed => nodes.catch_up_on_nodes(),
+                GcsEvent::Published(message) => nodes.node_published(&message),
             })
             .map_err(refused)?;
         control.set_subscriber(subscriber);

@@ -15,6 +15,7 @@ use crate::bridge::Requester;
 use crate::core_io::Io;
 use crate::core_loop::Core;
 use crate::observe::histogram::Operation;
+use crate::ray::messages::Owner;
 use crate::ray::wire::frame::Frame;
 use crate::ray::wire::plasma::{
     decode, encode_abort_reply, encode_connect_reply, encode_contains_reply, encode_create_error, encode_create_reply,
@@ -216,6 +217,12 @@ impl PlasmaClients {
             entry.creates.insert(id, PendingCreate::Waiting { request, told: false, since });
             request
         };
+        core.sightings.owner(core, create.owner_worker_id, || Owner {
+            worker: create.owner_worker_id,
+            node: create.owner_node_id,
+            ip_address: create.owner_ip_address.to_owned(),
+            port: create.owner_port,
+        });
         core.store(
             &id,
             StoreEvent::Create {

@@ -6,22 +6,46 @@ use raylet_shard::ids::NodeId;
 use raylet_shard::sched::SchedEvent;
 
 use super::Control;
+use crate::ray::nodes::{NodeNews, NodeRecord};
+use crate::ray::proto;
 use crate::ray::proto::node_death_info::Reason;
-use crate::ray::proto::{self, gcs_node_info::GcsNodeState};
 use crate::ray::rpc::syncer::Update;
 
 impl Control {
+    /// Where a node is reached; `None` for one that is dead or was not heard of.
+    pub fn node(&self, node: &NodeId) -> Option<NodeRecord> {
+        self.nodes.borrow().get(node).cloned()
+    }
+
+    /// The subscription to nodes begins, or begins anew: those that came and went before are asked for.
+    pub fn catch_up_on_nodes(self: &Rc<Self>) {
+        let control = self.clone();
+        tokio::task::spawn_local(async move {
+            match control.gcs.all_nodes().await {
+                Ok(nodes) => nodes.iter().for_each(|node| control.node_heard_of(node)),
+                Err(error) => tracing::warn!(%error, "the nodes of the cluster are not known"),
+            }
+        });
+    }
+
     /// A node joined or died.
     pub fn node_published(self: &Rc<Self>, message: &proto::PubMessage) {
-        let Some(proto::pub_message::InnerMessage::NodeInfoMessage(node)) = &message.inner_message else {
-            return;
-        };
-        let Some(id) = NodeId::from_slice(&node.node_id) else {
-            return;
-        };
-        if node.state != GcsNodeState::Dead as i32 {
-            return;
+        if let Some(proto::pub_message::InnerMessage::NodeInfoMessage(node)) = &message.inner_message {
+            self.node_heard_of(node);
         }
+    }
+
+    fn node_heard_of(self: &Rc<Self>, node: &proto::GcsNodeInfo) {
+        let news = self.nodes.borrow_mut().heard(node, |node| self.dead.borrow().has_node(node));
+        match news {
+            Ok(NodeNews::Joined(id)) if id != self.node_id => tracing::info!(node = %id, "a node joined"),
+            Ok(NodeNews::Joined(_) | NodeNews::Lives(_)) => {}
+            Ok(NodeNews::Died(id)) => self.node_died(id),
+            Err(error) => tracing::warn!(%error, "the GCS told of a node that cannot be understood"),
+        }
+    }
+
+    fn node_died(self: &Rc<Self>, id: NodeId) {
         if id == self.node_id {
             if !self.shutdown.is_asked() {
                 tracing::error!("the GCS has marked this node as dead: it did not answer health checks in time");
@@ -29,8 +53,12 @@ impl Control {
             }
             return;
         }
+        if self.dead.borrow().has_node(&id) {
+            return;
+        }
         tracing::info!(node = %id, "a node died");
         self.dead.borrow_mut().add_node(id);
+        self.forget_locations_of_node(&id);
         self.sched_all(SchedEvent::OwnerNodeGone { node: id });
     }
 

@@ -75,6 +75,7 @@ impl Control {
                     native.ask(ask);
                 }
             }
+            ToControl::Seen(sightings) => self.seen(sightings),
             ToControl::StoreFull => self.collect_garbage_soon(),
             ToControl::Message { conn, message } => self.client_message(conn, message),
             ToControl::Gone { conn, .. } => {

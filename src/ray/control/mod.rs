@@ -12,6 +12,7 @@ mod dispatch;
 mod groups;
 mod jobs;
 mod leases;
+mod locations;
 mod memory;
 mod objects;
 mod pool;
@@ -41,6 +42,7 @@ use crate::ray::agents::AgentManager;
 use crate::ray::classes::Classes;
 use crate::ray::labels::NODE_ID;
 use crate::ray::metrics::NodeCounters;
+use crate::ray::nodes::Nodes;
 use crate::ray::proto;
 use crate::ray::registry::{Dead, Registry};
 use crate::ray::resources::Names;
@@ -54,6 +56,7 @@ use crate::workers::pinning::{Doing, Pins};
 use crate::workers::process::ProcessTable;
 
 pub use leases::{died_as_granted, Leases};
+pub use locations::Spilled;
 pub use objects::Objects;
 pub use pool::Starting;
 pub use service::routes;
@@ -129,8 +132,10 @@ pub struct Control {
     /// Workers that are being forked; closed when they are in `starting`, or not coming.
     pub(super) forking: RefCell<FxHashMap<WorkerId, Rc<Semaphore>>>,
     pub(super) objects: RefCell<Objects>,
+    locations: RefCell<locations::Locations>,
     pub(super) jobs: RefCell<jobs::Jobs>,
     pub(super) dead: RefCell<Dead>,
+    pub(super) nodes: RefCell<Nodes>,
     pub(super) agents: AgentManager,
     pub(super) subscriber: RefCell<Option<GcsSubscriber>>,
     waiters: RefCell<Waiters>,
@@ -223,8 +228,10 @@ impl Control {
             starting: RefCell::default(),
             forking: RefCell::default(),
             objects: RefCell::default(),
+            locations: RefCell::default(),
             jobs: RefCell::default(),
             dead: RefCell::default(),
+            nodes: RefCell::default(),
             agents: parts.agents,
             subscriber: RefCell::default(),
             waiters: RefCell::default(),

@@ -378,7 +378,8 @@ impl Control {
     }
 }
 
-fn address(owner: Owner) -> proto::Address {
+/// An owner as other processes are told.
+pub(super) fn address(owner: Owner) -> proto::Address {
     proto::Address {
         node_id: owner.node.as_bytes().to_vec().into(),
         ip_address: owner.ip_address,

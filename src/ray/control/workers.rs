@@ -175,6 +175,7 @@ impl Control {
     pub fn owner_gone(self: &Rc<Self>, owner: WorkerId) {
         self.dead.borrow_mut().add_worker(owner);
         self.sched_all(SchedEvent::OwnerGone { owner });
+        self.forget_locations_of(&owner);
         self.free_objects_of(&owner);
     }
 

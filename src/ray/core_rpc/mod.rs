@@ -143,6 +143,11 @@ impl CoreRpc {
         self.desk.borrow_mut().open(settings.node_id);
     }
 
+    /// Whether the port is open.
+    pub fn is_open(&self) -> bool {
+        self.port.borrow().is_some()
+    }
+
     /// Serves a connection, if the port is open.
     pub fn connect(&self, core: &Rc<Core>, stream: &OwnedFd, pipe: Rc<Pipe>) {
         let Some(port) = self.port.borrow().clone() else {

@@ -92,6 +92,9 @@ methods! {
         = "/ray.rpc.CoreWorkerService/RayletNotifyGCSRestart";
     /// How many tasks of its own the worker waits for.
     num_pending_tasks(NumPendingTasksRequest) -> NumPendingTasksReply = "/ray.rpc.CoreWorkerService/NumPendingTasks";
+    /// Tells an owner where copies of its objects are.
+    update_object_location_batch(UpdateObjectLocationBatchRequest) -> UpdateObjectLocationBatchReply
+        = "/ray.rpc.CoreWorkerService/UpdateObjectLocationBatch";
     /// Sends an owner commands about subscriptions.
     pubsub_command_batch(PubsubCommandBatchRequest) -> PubsubCommandBatchReply
         = "/ray.rpc.CoreWorkerService/PubsubCommandBatch";

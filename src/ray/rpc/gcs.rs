@@ -388,6 +388,6 @@ impl GcsClient {
 }
 
 /// Bytes as they travel in a message.
-pub(super) fn id(bytes: &[u8]) -> Bytes {
+pub fn id(bytes: &[u8]) -> Bytes {
     Bytes::copy_from_slice(bytes)
 }
