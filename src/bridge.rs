@@ -28,6 +28,7 @@ use crate::ray::metrics::stock::SizeCounts;
 use crate::ray::proto;
 use crate::ray::sightings::Sighting;
 use crate::ray::wire::frame::{PLASMA_MAX_BODY_BYTES, RAYLET_MAX_BODY_BYTES};
+use crate::spill::SpillReport;
 
 /// Most gRPC requests that wait for a core at once; one more is answered RESOURCE_EXHAUSTED.
 pub const MAX_RPCS_IN_FLIGHT: usize = 1 << 17;
@@ -339,6 +340,8 @@ pub struct CoreReport {
     pub now: NowNs,
     /// Its object table.
     pub store: StoreStats,
+    /// Its disk.
+    pub spill: SpillReport,
     /// Bytes of each segment that objects of this shard have touched.
     pub touched_bytes: Vec<u64>,
     /// Its leases, workers and resources.

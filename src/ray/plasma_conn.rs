@@ -576,7 +576,8 @@ impl PlasmaClients {
     }
 }
 
-async fn back_in_background(core: &Rc<Core>, segment: u32, range: Range<u64>) -> Result<(), String> {
+/// Has a helper thread back a range of fresh memory. The error is in words.
+pub async fn back_in_background(core: &Rc<Core>, segment: u32, range: Range<u64>) -> Result<(), String> {
     let segments = core.segments_shared();
     let backed = glommio::executor().spawn_blocking(move || {
         let segment = segments.get(segment as usize)?;

@@ -13,9 +13,6 @@ use rustix::fs::OFlags;
 
 use super::CoreRing;
 
-/// Operations on files that may be under way on one ring.
-pub const FILE_OPERATIONS_MAX: usize = 4096;
-
 /// Memory that the kernel may read from or write to while an operation is under way: a segment, or a buffer.
 ///
 /// # Safety
@@ -148,21 +145,15 @@ pub(super) struct UnderWay {
 }
 
 impl CoreRing {
-    /// Begins an operation on a file. `key` comes back with [`Completion::File`](super::Completion::File). More than
-    /// [`FILE_OPERATIONS_MAX`] at a time, or a range outside its memory, are refused: the operation comes back.
-    ///
-    /// # Errors
-    /// The operation, which was not begun.
-    pub fn begin(&mut self, key: u64, operation: FileOperation) -> Result<(), FileOperation> {
-        if self.files.len() >= FILE_OPERATIONS_MAX {
-            return Err(operation);
-        }
-        let Some(entry) = entry_of(&operation) else {
-            return Err(operation);
-        };
+    /// Begins an operation on a file. `key` comes back with [`Completion::File`](super::Completion::File), also where the range is
+    /// not inside its memory.
+    pub fn begin(&mut self, key: u64, operation: FileOperation) {
+        let entry = entry_of(&operation);
         let slot = self.files.insert(UnderWay { key, operation }) as u64;
-        self.push(entry.user_data(super::FILE | slot));
-        Ok(())
+        match entry {
+            Some(entry) => self.push(entry.user_data(super::FILE | slot)),
+            None => self.push(opcode::Nop::new().build().user_data(super::OUTSIDE | slot)),
+        }
     }
 
     /// Operations on files that are under way.

@@ -25,7 +25,7 @@ use rustix::event::{eventfd, EventfdFlags};
 use slab::Slab;
 
 use buffers::Buffers;
-pub use files::{FileOperation, FileResult, IoMemory, PageBuffer, FILE_OPERATIONS_MAX};
+pub use files::{FileOperation, FileResult, IoMemory, PageBuffer};
 
 /// Entries of the submission queue: what is begun between two waits; more is submitted in several calls.
 const SUBMISSIONS: u32 = 256;
@@ -47,6 +47,8 @@ const BELL: u64 = 5 << KEY_BITS;
 const RUNG: u64 = 6 << KEY_BITS;
 const FORGET: u64 = 7 << KEY_BITS;
 const FILE: u64 = 8 << KEY_BITS;
+/// An operation on a file whose memory was not there: nothing was done.
+const OUTSIDE: u64 = 9 << KEY_BITS;
 
 /// What rings an eventfd; the kernel reads it while a write is on its way.
 static ONE_RING: [u8; 8] = 1u64.to_le_bytes();
@@ -307,8 +309,9 @@ impl CoreRing {
                 WRITABLE => each(Completion::Writable { key }),
                 BELL => self.rung(key, &entry, &mut each),
                 RUNG => self.has_rung(key),
-                FILE => {
-                    if let Some((key, result)) = self.file_done(key, entry.result()) {
+                FILE | OUTSIDE => {
+                    let result = if mark == FILE { entry.result() } else { -EFAULT };
+                    if let Some((key, result)) = self.file_done(key, result) {
                         each(Completion::File { key, result });
                     }
                 }
@@ -408,6 +411,7 @@ impl CoreRing {
 
 const EINTR: i32 = rustix::io::Errno::INTR.raw_os_error();
 const EAGAIN: i32 = rustix::io::Errno::AGAIN.raw_os_error();
+const EFAULT: i32 = rustix::io::Errno::FAULT.raw_os_error();
 const EBUSY: i32 = rustix::io::Errno::BUSY.raw_os_error();
 const ETIME: i32 = rustix::io::Errno::TIME.raw_os_error();
 const ENOBUFS: i32 = rustix::io::Errno::NOBUFS.raw_os_error();
