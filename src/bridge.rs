@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use raylet_shard::ids::{ClientId, LeaseId, NowNs, ObjectId, ShardId, Token, WorkerId};
 use raylet_shard::sched::{ResourceSet, ResourceUse, SchedEffect, SchedEvent, WorkerCounts};
-use raylet_shard::store::{BankEvent, ObjectInfo, StoreEffect, StoreEvent, StoreStats};
+use raylet_shard::store::{BankEvent, ObjectInfo, StoreEffect, StoreEvent, StoreStats, Tally};
 use raylet_shard::waits::WaitId;
 use raylet_transport::uring::Doorbell;
 
@@ -342,6 +342,8 @@ pub struct CoreReport {
     pub store: StoreStats,
     /// Its disk.
     pub spill: SpillReport,
+    /// Objects that wait to be restored, or are being read.
+    pub restoring: Tally,
     /// Bytes of each segment that objects of this shard have touched.
     pub touched_bytes: Vec<u64>,
     /// Its leases, workers and resources.

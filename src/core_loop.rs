@@ -512,6 +512,7 @@ impl Core {
             objects: if objects { store.objects().collect() } else { Vec::new() },
             latencies: self.recorder.borrow().snapshot(),
             spill: self.spills.report(),
+            restoring: store.spill_activity().0,
             ring: self.io.ring_use(),
         }
     }

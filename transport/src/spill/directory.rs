@@ -120,7 +120,7 @@ mod tests {
         let stock = parent.path().join(format!("{PREFIX}stock"));
         fs::create_dir(&stock).unwrap();
         fs::create_dir(parent.path().join("other")).unwrap();
-        assert_eq!(clear_leftovers(parent.path()), [dead_path.clone()]);
+        assert_eq!(clear_leftovers(parent.path()), vec![dead_path.clone()]);
         assert!(!dead_path.exists() && lives.path().exists() && stock.exists());
         assert!(clear_leftovers(&parent.path().join("nowhere")).is_empty());
         let path = lives.path().to_owned();
