@@ -10,10 +10,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use raylet_shard::ids::{ClientId, LeaseId, NowNs, ObjectId, ShardId, Token, WorkerId};
-use raylet_shard::sched::{ResourceSet, ResourceUse, SchedEffect, SchedEvent, WorkerCounts};
+use raylet_shard::sched::{
+    ClassId, Fixed, ResourceId, ResourceSet, ResourceUse, SchedEffect, SchedEvent, WorkerCounts,
+};
 use raylet_shard::store::{BankEvent, ObjectInfo, StoreEffect, StoreEvent, StoreStats, Tally};
 use raylet_shard::waits::WaitId;
 use raylet_transport::uring::Doorbell;
+use smallvec::SmallVec;
 
 use tonic::Status;
 
@@ -21,7 +24,7 @@ use crate::core_io::RingUse;
 use crate::native::control::{NativeAsk, NativeTell};
 use crate::native::NativePeer;
 use crate::observe::histogram::Snapshot;
-use crate::ray::core_rpc::desk::{Card, Lesson};
+use crate::ray::core_rpc::desk::{Card, Lesson, StayRule};
 use crate::ray::core_rpc::RpcSettings;
 use crate::ray::messages::ClientMessage;
 use crate::ray::metrics::stock::SizeCounts;
@@ -219,6 +222,17 @@ pub enum ToCore {
         /// How long it is refused.
         ttl: Duration,
     },
+    /// What the core's desk may keep to itself in a cluster; `None` where this node is alone, and it may all.
+    Cluster(Option<StayRule>),
+    /// Tell of some resources what there is and what is free; answered by [`ToControl::Weighed`].
+    Weigh {
+        /// For the answer.
+        token: Token,
+        /// A lease that may wait here.
+        lease: Option<LeaseId>,
+        /// Which.
+        ids: SmallVec<[ResourceId; 8]>,
+    },
     /// For the native door.
     Native(NativeTell),
     /// Tell everything that was to be told later, and then [`ToControl::CaughtUp`].
@@ -280,6 +294,10 @@ pub enum ToControl {
         lease: LeaseId,
         /// The shard that queues it.
         shard: ShardId,
+        /// Its class.
+        class: ClassId,
+        /// Another node sent it here.
+        grant_or_reject: bool,
         /// What was asked for.
         spec: Box<proto::LeaseSpec>,
     },
@@ -294,6 +312,15 @@ pub enum ToControl {
     Returned {
         /// The lease.
         lease: LeaseId,
+    },
+    /// Answer to [`ToCore::Weigh`].
+    Weighed {
+        /// Of the question.
+        token: Token,
+        /// Of each resource, in the order of the question: the node's total, and what is free on the core.
+        room: SmallVec<[(Fixed, Fixed); 8]>,
+        /// The lease waits here, and holds nothing.
+        waits: bool,
     },
     /// Several messages, in order.
     Batch(Vec<ToControl>),

@@ -11,12 +11,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use raylet_shard::ids::{ClientId, NowNs, ObjectId, ShardId, Token, WorkerId};
-use raylet_shard::sched::{Fixed, ResourceId, ResourceSet, SchedEffect, SchedEvent, Scheduler};
+use raylet_shard::ids::{ClientId, LeaseId, NowNs, ObjectId, ShardId, Token, WorkerId};
+use raylet_shard::sched::{ClassId, Fixed, ResourceId, ResourceSet, SchedEffect, SchedEvent, Scheduler};
 use raylet_shard::store::{
     BankEffect, BankEvent, GoneReason, NodeMemory, ObjectSource, Store, StoreEffect, StoreEvent,
 };
 use raylet_tuning::{Segment, Warmer};
+use smallvec::SmallVec;
 
 use crate::bridge::{
     shard_of_object, CoreHandle, CoreReport, Load, PeerMessage, Requester, SchedReport, ToControl, ToCore,
@@ -26,6 +27,7 @@ use crate::deps::LeaseDeps;
 use crate::native::{self, Natives};
 use crate::observe::histogram::Recorder;
 use crate::observe::metrics::Buckets;
+use crate::ray::core_rpc::desk::StayRule;
 use crate::ray::core_rpc::{desk, CoreRpc};
 use crate::ray::metrics::stock::SIZE_BOUNDS_BYTES;
 use crate::ray::plasma_conn::PlasmaClients;
@@ -308,6 +310,17 @@ impl Core {
         demand.iter().find(lacks).map(|(id, _)| id)
     }
 
+    /// True where a request of a class would be served here at once, and, unless it is to stay `anyway`, a desk may keep it.
+    pub fn stays(&self, class: ClassId, rule: &StayRule, anyway: bool) -> bool {
+        let state = self.state.borrow();
+        state.sched.fits(class) && (anyway || state.sched.utilization(&rule.critical) < rule.below)
+    }
+
+    fn weigh(&self, lease: Option<LeaseId>, ids: &[ResourceId]) -> (SmallVec<[(Fixed, Fixed); 8]>, bool) {
+        let sched = &self.state.borrow().sched;
+        (ids.iter().map(|id| sched.room(*id)).collect(), lease.is_some_and(|lease| sched.waits(lease)))
+    }
+
     /// How many cores there are.
     pub fn shards(&self) -> ShardId {
         self.shards
@@ -337,6 +350,11 @@ impl Core {
             ToCore::Learn(lesson) => self.rpc.desk.borrow_mut().learn(*lesson),
             ToCore::WorkerReady { worker, card } => self.rpc.desk.borrow_mut().worker_ready(worker, *card),
             ToCore::CancelledAhead { lease, ttl } => self.rpc.desk.borrow_mut().cancelled_ahead(lease, ttl),
+            ToCore::Cluster(rule) => self.rpc.desk.borrow_mut().set_rule(rule),
+            ToCore::Weigh { token, lease, ids } => {
+                let (room, waits) = self.weigh(lease, &ids);
+                self.tell_control(ToControl::Weighed { token, room, waits });
+            }
             ToCore::Native(tell) => tell.deliver(self),
             ToCore::Flush { token } => self.tell_control(ToControl::CaughtUp { token }),
             ToCore::Accepted { socket, stream } => self.io.serve(self, socket, stream),

@@ -36,6 +36,7 @@ use crate::engine::{Engine, EngineSettings, SchedSettings};
 use crate::node::{sched_config, NodeError};
 use crate::ray::agents::{AgentFailure, AgentManager, AgentSettings, START_AT_LATEST};
 use crate::ray::proto::node_death_info::Reason;
+use crate::ray::proto::syncer::CommandsSyncMessage;
 use crate::ray::proto::{self, ChannelType};
 use crate::ray::runtime_env::{RuntimeEnvClient, RuntimeEnvSettings};
 use crate::socket;
@@ -289,6 +290,7 @@ impl Door {
         let syncer = Syncer::start(self.gcs.channel().clone(), control.node_id, move |node, update| {
             commands.heard_from_node(node, update);
         });
+        tokio::task::spawn_local(control.clone().keep_placing());
         let lost = self.gcs.clone();
         let asked = control.clone();
         tokio::task::spawn_local(async move {
@@ -300,6 +302,9 @@ impl Door {
             loop {
                 if control.take_resources_changed() {
                     syncer.send_resource_view(&control.resource_view().await);
+                }
+                if control.take_global_garbage() {
+                    syncer.send_commands(&CommandsSyncMessage { should_global_gc: true });
                 }
                 control.collect_garbage();
                 control.expire();

@@ -14,6 +14,7 @@ pub mod memory_monitor;
 pub mod messages;
 pub mod metrics;
 pub mod nodes;
+pub mod placement;
 pub mod plasma_conn;
 pub mod proto;
 pub mod raylet_conn;

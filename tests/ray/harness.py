@@ -315,6 +315,126 @@ def keep_logs(directory):
 
 
 # ---------------------------------------------------------------------------------------------------------------
+# Clusters of several nodes on this machine
+
+
+def raylet_executables():
+    """The two raylets by kind, 'ours' and 'stock': what is attached keeps Ray's own beside itself. A kind that is missing is left out."""
+    installed = installed_raylet()
+    kept = installed.with_name("raylet.stock")
+    found = {"stock": kept if kept.exists() else installed, "ours": our_binary()}
+    return {kind: path for kind, path in found.items() if path.exists()}
+
+
+#: The other kind than the one under test, for clusters of both; where ours is not built, a cluster of Ray's own alone.
+OTHER = "ours" if not OURS and our_binary().exists() else "stock"
+
+
+class ClusterNode:
+    """A node of a Cluster."""
+
+    def __init__(self, kind, node):
+        self.kind = kind
+        self.node = node
+        self.raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        self.id = node.node_id
+        self.killed = False
+
+    def kill(self):
+        """Ends the raylet as a machine ends: at once. What it had started ends by itself, as on a machine it would."""
+        left = descendants(self.raylet)
+        self.killed = True
+        self.raylet.kill()
+        assert_all_gone([self.raylet], "the raylet ends")
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+class Cluster:
+    """Several nodes of one cluster, each with a raylet of its own, and the driver connected to the head node."""
+
+    def __init__(self, directory):
+        from ray.cluster_utils import Cluster as RayCluster
+
+        self.directory = directory
+        self.cluster = RayCluster(shutdown_at_exit=False)
+        self.nodes = []
+
+    def add(self, kind=UNDER_TEST, **settings):
+        """Starts a node with the raylet of a kind; `settings` are those of ray.cluster_utils.Cluster.add_node. The first is the head."""
+        from ray._private import services
+
+        executable = pathlib.Path(self.directory) / kind / "raylet"
+        executable.parent.mkdir(exist_ok=True)
+        if not executable.exists():
+            executable.symlink_to(raylet_executables()[kind])
+        options = {"num_cpus": 2, "object_store_memory": 100 * MIB, "include_dashboard": False}
+        if not self.nodes:
+            options["temp_dir"] = self.directory
+        options.update(settings)
+        before, services.RAYLET_EXECUTABLE = services.RAYLET_EXECUTABLE, str(executable)
+        try:
+            node = ClusterNode(kind, self.cluster.add_node(**options))
+        finally:
+            services.RAYLET_EXECUTABLE = before
+        self.nodes.append(node)
+        assert sha256(f"/proc/{node.raylet.pid}/exe") == sha256(raylet_executables()[kind]), f"not the {kind} raylet"
+        return node
+
+    def connect(self):
+        """Connects this process as a driver, and waits until every node that was started takes part."""
+        import ray
+
+        ray.init(address=self.cluster.address, log_to_driver=False, configure_logging=False)
+        self.wait_for_nodes()
+
+    def alive(self):
+        """Ids of the nodes that the GCS takes for alive."""
+        import ray
+
+        return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+    def wait_for_nodes(self):
+        """Waits until the GCS knows of each node whether it lives, and has its resources."""
+        import ray
+
+        expected = {node.id for node in self.nodes if not node.killed}
+        wait_until(lambda: self.alive() == expected, "the GCS knows who lives")
+        wait_until(
+            lambda: set(ray._private.state.available_resources_per_node()) == expected, "the GCS knows who has what"
+        )
+
+    def remove(self, node):
+        """Ends a node in order."""
+        self.cluster.remove_node(node.node)
+        node.killed = True
+
+    def stop(self):
+        """Ends the driver's connection, then all nodes; asserts that nothing is left."""
+        import ray
+
+        mine = [process for node in self.nodes for process in [node.raylet, *descendants(node.raylet)]]
+        ray.shutdown()
+        keep_logs(self.directory)
+        for node in reversed(self.nodes):
+            node.node.kill_all_processes(check_alive=False, allow_graceful=not node.killed, wait=True)
+        ray._common.utils.reset_ray_address()
+        assert_all_gone(mine, "the nodes' processes end with the cluster")
+
+
+@contextlib.contextmanager
+def cluster():
+    """An empty Cluster in a directory of its own; stopped at the end."""
+    with short_directory() as directory:
+        running = Cluster(directory)
+        try:
+            yield running
+        finally:
+            running.stop()
+
+
+# ---------------------------------------------------------------------------------------------------------------
 # Programs in processes of their own
 
 

@@ -104,6 +104,31 @@ impl Scheduler {
         self.ledger.feasible(demand)
     }
 
+    /// Of a resource, the largest demand that this node's total could ever hold, and that fits on this shard now; what the bank
+    /// has counts as shard 0's.
+    pub fn room(&self, id: ResourceId) -> (Fixed, Fixed) {
+        (self.ledger.ceiling(id), self.ledger.grantable(id) + self.bank_free(id))
+    }
+
+    /// True where a request of a class would be served from what this shard has now, and none of its class waits before it.
+    pub fn fits(&self, class: ClassId) -> bool {
+        let fits = |class: &Class| class.ready == 0 && self.ledger.fits(&class.def.demand);
+        self.leases.classes.get(&class).is_some_and(fits)
+    }
+
+    /// The highest used part of some resources, 0 to 1, where what other shards hold counts as used.
+    pub fn utilization(&self, of: &[ResourceId]) -> f64 {
+        let used = of.iter().map(|id| {
+            let (total, free) = self.room(*id);
+            if total > Fixed::ZERO {
+                (1.0 - free.to_f64() / total.to_f64()).clamp(0.0, 1.0)
+            } else {
+                0.0
+            }
+        });
+        used.fold(0.0, f64::max)
+    }
+
     /// Up to `max` requests of a class that wait for resources, oldest first: candidates for another node.
     pub fn queued(&self, class: ClassId, max: usize) -> impl Iterator<Item = Queued> + '_ {
         let queue = self.leases.classes.contains_key(&class).then(|| self.leases.queue(class)).into_iter().flatten();

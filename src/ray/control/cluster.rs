@@ -38,7 +38,11 @@ impl Control {
     fn node_heard_of(self: &Rc<Self>, node: &proto::GcsNodeInfo) {
         let news = self.nodes.borrow_mut().heard(node, |node| self.dead.borrow().has_node(node));
         match news {
-            Ok(NodeNews::Joined(id)) if id != self.node_id => tracing::info!(node = %id, "a node joined"),
+            Ok(NodeNews::Joined(id)) if id != self.node_id => {
+                tracing::info!(node = %id, "a node joined");
+                self.placing.joined(id, node);
+                self.tell_desks();
+            }
             Ok(NodeNews::Joined(_) | NodeNews::Lives(_)) => {}
             Ok(NodeNews::Died(id)) => self.node_died(id),
             Err(error) => tracing::warn!(%error, "the GCS told of a node that cannot be understood"),
@@ -58,6 +62,8 @@ impl Control {
         }
         tracing::info!(node = %id, "a node died");
         self.dead.borrow_mut().add_node(id);
+        self.placing.died(&id);
+        self.tell_desks();
         self.forget_locations_of_node(&id);
         self.sched_all(SchedEvent::OwnerNodeGone { node: id });
     }
@@ -66,7 +72,8 @@ impl Control {
     pub fn heard_from_node(&self, node: NodeId, update: Update) {
         match update {
             Update::Commands(commands) if commands.should_global_gc => self.collect_garbage_soon(),
-            update => tracing::trace!(%node, ?update, "a view of another node"),
+            Update::Commands(_) => {}
+            Update::ResourceView(view) => self.view_heard(node, &view),
         }
     }
 }

@@ -61,7 +61,15 @@ impl Control {
                 }
                 self.counters.meters.served(path, ok, took);
             }
-            ToControl::Asked { lease, shard, spec } => self.asked_at_desk(lease, shard, *spec),
+            ToControl::Asked { lease, shard, class, grant_or_reject, spec } => {
+                self.asked_at_desk(lease, (class, shard), grant_or_reject, *spec);
+            }
+            ToControl::Weighed { token, room, waits } => {
+                if let Some(waiter) = self.waiters.borrow_mut().weighed.remove(&token) {
+                    // Who asked may have given up.
+                    let _ = waiter.send((room, waits));
+                }
+            }
             ToControl::Granted { lease, worker } => self.granted_at_desk(lease, worker),
             ToControl::Returned { lease } => self.returned_at_desk(lease),
             ToControl::CaughtUp { token } => {
@@ -101,7 +109,7 @@ impl Control {
             SchedEffect::Rejected { token, lease, .. } => self.lease_outcome(token, lease, Outcome::Rejected),
             SchedEffect::Cancelled { token, lease, why } => self.lease_outcome(token, lease, Outcome::Cancelled(why)),
             SchedEffect::Failed { token, lease, why } => self.lease_outcome(token, lease, Outcome::Failed(why)),
-            SchedEffect::Withdrawn { token, lease } => self.lease_outcome(token, lease, Outcome::Withdrawn),
+            SchedEffect::Withdrawn { token, lease } => self.lease_outcome(token, lease, Outcome::Withdrawn(None)),
             SchedEffect::StartWorker { start, key, job, lease } => self.start_worker(start, key, job, lease),
             SchedEffect::ExitWorker { worker, why } => self.exit_worker(worker, why),
             SchedEffect::KillWorker { worker, lease, why } => self.kill_worker(worker, lease, why),

@@ -10,14 +10,16 @@ use tokio::sync::oneshot;
 use tonic::Status;
 use tracing::Span;
 
+use super::placing::{Leave, Placed};
 use super::{lease_id, unix_ms, Control};
 use crate::bridge::{Requester, ToCore};
-use crate::ray::affinity::{self, Verdict, UNSCHEDULABLE};
+use crate::ray::affinity::UNSCHEDULABLE;
 use crate::ray::classes::{home_of, runtime_env_hash};
 use crate::ray::core_rpc::desk::Lesson;
 use crate::ray::expiring::{Expiring, MAX_TOMBSTONES};
 use crate::ray::labels::elsewhere;
 use crate::ray::lease_shape::{actor_of, lease_request, Asker, Shape};
+use crate::ray::placement::Place;
 use crate::ray::proto::request_worker_lease_reply::SchedulingFailureType;
 use crate::ray::proto::{self, RequestWorkerLeaseReply, RequestWorkerLeaseRequest};
 use crate::ray::resources::{cpu_milli, mapping};
@@ -30,6 +32,8 @@ const MAX_FAILURE_CAUSES: usize = 10_000;
 #[derive(Default)]
 pub struct Leases {
     live: FxHashMap<LeaseId, Lease>,
+    /// Leases asked for, ever.
+    asked: u64,
     tombstones: Expiring<()>,
     causes: Expiring<Cause>,
 }
@@ -57,6 +61,16 @@ pub struct Lease {
     pub retriable: bool,
     /// Thousandths of a CPU that it holds.
     pub cpu_milli: u64,
+    /// Its class.
+    pub class: ClassId,
+    /// Another node sent it here: it may be turned away, but not be sent on.
+    pub grant_or_reject: bool,
+    /// What it asks of the node that serves it.
+    pub place: Place,
+    /// Why it is being taken out of its queue.
+    pub leaves: Option<Leave>,
+    /// Later requests have higher numbers.
+    pub number: u64,
     /// The worker that serves it, once granted.
     pub worker: Option<WorkerId>,
     /// Requests for it that wait for their answer.
@@ -85,14 +99,24 @@ pub enum Outcome {
     Cancelled(CancelReason),
     /// It failed.
     Failed(FailReason),
-    /// It left for another node.
-    Withdrawn,
+    /// It left its queue.
+    Withdrawn(Option<Leave>),
 }
 
 impl Leases {
     /// A live lease.
     pub fn get(&self, lease: &LeaseId) -> Option<&Lease> {
         self.live.get(lease)
+    }
+
+    /// As [`Self::get`], to change what is noted of it.
+    pub fn get_mut(&mut self, lease: &LeaseId) -> Option<&mut Lease> {
+        self.live.get_mut(lease)
+    }
+
+    /// True for a lease that was cancelled before it was asked for.
+    pub fn is_cancelled_ahead(&self, lease: &LeaseId) -> bool {
+        self.tombstones.has(lease)
     }
 
     /// The live leases.
@@ -127,24 +151,29 @@ impl Control {
         let spec =
             request.lease_spec.ok_or_else(|| Status::invalid_argument("RequestWorkerLease without a lease_spec"))?;
         let lease = lease_id(&spec.lease_id)?;
-        if self.leases.borrow().tombstones.has(&lease) {
+        if self.leases.borrow().is_cancelled_ahead(&lease) {
             return Ok(cancelled("The lease request was cancelled before it arrived."));
         }
         let asker = Asker::of(&spec);
         if !spec.is_detached_actor && self.dead.borrow().has(&asker.owner, Some(&asker.node)) {
             return Ok(cancelled("Cancelled leasing because the caller worker is dead."));
         }
-        let affinity = affinity::judge(&spec, &self.node_id, &self.totals.borrow(), &self.labels);
-        if affinity == Verdict::Never {
-            return Ok(unschedulable());
-        }
+        let placed = match self.in_cluster() {
+            true => {
+                self.place_request(lease, &spec, request.grant_or_reject, request.is_selected_based_on_locality).await
+            }
+            false => self.place_alone(&spec, request.grant_or_reject),
+        };
+        let (waits, now_or_never, at_once) = match placed? {
+            Placed::Elsewhere(reply) => return Ok(*reply),
+            Placed::Here { waits, now_or_never, at_once } => (waits, now_or_never, at_once),
+        };
         let token = self.token();
         let (sender, receiver) = oneshot::channel();
-        let (class, shard) = self.class_of(&spec)?;
-        let now_or_never = affinity == Verdict::NowOrNever;
-        let wanted = lease_request(token, lease, class, asker, &spec, request.grant_or_reject || now_or_never);
+        let (class, shard) = self.class_of(&spec, waits)?;
+        let wanted = lease_request(token, lease, class, asker, &spec, at_once || now_or_never);
         self.fetch_arguments(lease, &spec.dependencies);
-        let shard = self.note_asked(lease, shard, spec);
+        let shard = self.note_asked(lease, (class, shard), request.grant_or_reject, spec);
         self.sched(shard, SchedEvent::Request(Box::new(wanted)));
         self.waiters.borrow_mut().leases.insert(token, sender);
         let outcome = receiver.await.map_err(|_| Status::unavailable("the node is shutting down"))?;
@@ -155,9 +184,17 @@ impl Control {
     }
 
     /// A lease is asked for; returns the shard that has it.
-    fn note_asked(&self, lease: LeaseId, shard: ShardId, spec: proto::LeaseSpec) -> ShardId {
+    fn note_asked(
+        &self,
+        lease: LeaseId,
+        (class, shard): (ClassId, ShardId),
+        grant_or_reject: bool,
+        spec: proto::LeaseSpec,
+    ) -> ShardId {
         let actor = actor_of(&spec);
         let mut leases = self.leases.borrow_mut();
+        leases.asked += 1;
+        let number = leases.asked;
         let entry = leases.live.entry(lease).or_insert_with(|| Lease {
             shard,
             job: JobId::from_slice(&spec.job_id).unwrap_or_default(),
@@ -168,6 +205,19 @@ impl Control {
             owner: spec.caller_address.unwrap_or_default(),
             runtime_env: spec.runtime_env_info,
             cpu_milli: cpu_milli(&spec.required_resources),
+            class,
+            grant_or_reject,
+            leaves: None,
+            number,
+            place: Place {
+                demand: spec.required_resources,
+                placement: spec.required_placement_resources,
+                strategy: spec.scheduling_strategy,
+                selector: spec.label_selector,
+                fallback: spec.fallback_strategy,
+                actor: actor.is_some(),
+                has_arguments: !spec.dependencies.is_empty(),
+            },
             name: spec.task_name,
             worker: None,
             waiting: 0,
@@ -178,10 +228,16 @@ impl Control {
     }
 
     /// A core's desk let a request through.
-    pub(super) fn asked_at_desk(&self, lease: LeaseId, shard: ShardId, spec: proto::LeaseSpec) {
+    pub(super) fn asked_at_desk(
+        &self,
+        lease: LeaseId,
+        class: (ClassId, ShardId),
+        grant_or_reject: bool,
+        spec: proto::LeaseSpec,
+    ) {
         self.mark_resources_changed();
         let cancelled_ahead = self.leases.borrow().tombstones.has(&lease);
-        let shard = self.note_asked(lease, shard, spec);
+        let shard = self.note_asked(lease, class, grant_or_reject, spec);
         if cancelled_ahead {
             let token = self.token();
             self.sched(shard, SchedEvent::Cancel { token, lease });
@@ -214,10 +270,17 @@ impl Control {
         }
     }
 
-    fn class_of(&self, spec: &proto::LeaseSpec) -> Result<(ClassId, ShardId), Status> {
+    /// The class of a request. One that `waits` for a node that can hold it asks for what it must find there, too.
+    fn class_of(&self, spec: &proto::LeaseSpec, waits: bool) -> Result<(ClassId, ShardId), Status> {
         let mut resources = spec.required_resources.clone();
         let elsewhere = elsewhere(spec, &self.labels).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let teachable = elsewhere.is_none();
+        let teachable = elsewhere.is_none() && !waits;
+        if waits {
+            for (name, amount) in &spec.required_placement_resources {
+                let wanted = resources.entry(name.clone()).or_default();
+                *wanted = wanted.max(*amount);
+            }
+        }
         if let Some(name) = elsewhere {
             resources.insert(name, 1.0);
         }
@@ -254,7 +317,18 @@ impl Control {
     }
 
     /// The shard's word on a request.
-    pub(super) fn lease_outcome(&self, token: u64, lease: LeaseId, outcome: Outcome) {
+    pub(super) fn lease_outcome(self: &Rc<Self>, token: u64, lease: LeaseId, mut outcome: Outcome) {
+        if matches!(outcome, Outcome::Rejected) && self.draining.borrow().is_some() && !self.was_sent_here(&lease) {
+            let control = self.clone();
+            tokio::task::spawn_local(async move {
+                control.drained_pause().await;
+                control.lease_outcome(token, lease, Outcome::Cancelled(CancelReason::Asked));
+            });
+            return;
+        }
+        if let Outcome::Withdrawn(leave) = &mut outcome {
+            *leave = self.leases.borrow().get(&lease).and_then(|entry| entry.leaves);
+        }
         self.note_outcome(
             lease,
             match &outcome {
@@ -262,9 +336,6 @@ impl Control {
                 _ => None,
             },
         );
-        if matches!(outcome, Outcome::Withdrawn) {
-            self.counters.leases_spilled.add_one();
-        }
         if let Requester::Shard(desk) = Requester::of(token) {
             let reply = encode(&self.reply(lease, outcome));
             return self.to_core(desk, ToCore::Answered { call: Requester::local(token), reply });
@@ -273,6 +344,11 @@ impl Control {
             // A caller that hung up asks again with the same lease id, or its death gives the lease back.
             let _ = waiter.send(outcome);
         }
+    }
+
+    /// True for a lease that another node sent here; only such a one may be rejected.
+    fn was_sent_here(&self, lease: &LeaseId) -> bool {
+        self.leases.borrow().get(lease).is_some_and(|entry| entry.grant_or_reject)
     }
 
     fn note_outcome(&self, lease: LeaseId, granted: Option<WorkerId>) {
@@ -319,14 +395,7 @@ impl Control {
     fn reply(&self, lease: LeaseId, outcome: Outcome) -> RequestWorkerLeaseReply {
         match outcome {
             Outcome::Granted(worker, allocation) => self.granted(lease, &worker, &allocation),
-            Outcome::Rejected => RequestWorkerLeaseReply {
-                rejected: true,
-                resources_data: Some(proto::ResourcesData {
-                    node_id: self.node_id.as_bytes().to_vec().into(),
-                    ..Default::default()
-                }),
-                ..Default::default()
-            },
+            Outcome::Rejected => self.rejected(),
             Outcome::Cancelled(CancelReason::BundleRemoved) => failed(
                 SchedulingFailureType::SchedulingCancelledPlacementGroupRemoved,
                 "Required placement group is removed.",
@@ -344,7 +413,21 @@ impl Control {
                 &format!("No worker came up for the lease in {attempts} tries; see the logs of the node."),
             ),
             Outcome::Failed(other) => failed(SchedulingFailureType::SchedulingFailed, &format!("{other:?}")),
-            Outcome::Withdrawn => cancelled("The lease request left this node."),
+            Outcome::Withdrawn(leave) => match leave {
+                Some(Leave::To(node)) => self.spill_reply(&node),
+                Some(Leave::Back) => self.rejected(),
+                Some(Leave::Unserved) => unschedulable(),
+                None => cancelled("The lease request left this node."),
+            },
+        }
+    }
+
+    pub(super) fn rejected(&self) -> RequestWorkerLeaseReply {
+        let node_id = self.node_id.as_bytes().to_vec().into();
+        RequestWorkerLeaseReply {
+            rejected: true,
+            resources_data: Some(proto::ResourcesData { node_id, ..Default::default() }),
+            ..Default::default()
         }
     }
 
@@ -438,7 +521,7 @@ impl Control {
         let mut sizes: FxHashMap<(ClassId, ShardId), u32> = FxHashMap::default();
         for report in request.backlog_reports {
             let spec = report.lease_spec.unwrap_or_default();
-            let (class, shard) = self.class_of(&spec)?;
+            let (class, shard) = self.class_of(&spec, false)?;
             let size = u32::try_from(report.backlog_size).unwrap_or(if report.backlog_size < 0 { 0 } else { u32::MAX });
             // Owners tell functions apart, and the scheduler does not.
             let sum = sizes.entry((class, shard)).or_default();
@@ -525,12 +608,12 @@ pub fn died_as_granted(lease: &LeaseId) -> RequestWorkerLeaseReply {
     cancelled(&format!("The worker of lease {lease} died as it was granted."))
 }
 
-fn cancelled(message: &str) -> RequestWorkerLeaseReply {
+pub(super) fn cancelled(message: &str) -> RequestWorkerLeaseReply {
     failed(SchedulingFailureType::SchedulingCancelledIntended, message)
 }
 
 /// The answer to a request that the node it names can't serve.
-fn unschedulable() -> RequestWorkerLeaseReply {
+pub(super) fn unschedulable() -> RequestWorkerLeaseReply {
     failed(SchedulingFailureType::SchedulingCancelledUnschedulable, UNSCHEDULABLE)
 }
 

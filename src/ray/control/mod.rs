@@ -15,6 +15,7 @@ mod leases;
 mod locations;
 mod memory;
 mod objects;
+mod placing;
 mod pool;
 mod reports;
 mod service;
@@ -136,6 +137,7 @@ pub struct Control {
     pub(super) jobs: RefCell<jobs::Jobs>,
     pub(super) dead: RefCell<Dead>,
     pub(super) nodes: RefCell<Nodes>,
+    pub(super) placing: placing::Placing,
     pub(super) agents: AgentManager,
     pub(super) subscriber: RefCell<Option<GcsSubscriber>>,
     waiters: RefCell<Waiters>,
@@ -156,6 +158,7 @@ struct Waiters {
     leases: FxHashMap<Token, oneshot::Sender<leases::Outcome>>,
     caught_up: FxHashMap<Token, oneshot::Sender<()>>,
     bundles: FxHashMap<Token, oneshot::Sender<bool>>,
+    weighed: FxHashMap<Token, oneshot::Sender<(placing::Room, bool)>>,
 }
 
 /// The request to end, seen by everyone who waits.
@@ -201,6 +204,7 @@ impl Control {
         let totals =
             parts.flags.resources.iter().filter_map(|(name, amount)| Some((name.clone(), Fixed::from_f64(*amount)?)));
         let totals = totals.collect();
+        let placing = placing::Placing::new(&parts.ray_config);
         Rc::new(Self {
             flags: parts.flags,
             ray_config: parts.ray_config,
@@ -232,6 +236,7 @@ impl Control {
             jobs: RefCell::default(),
             dead: RefCell::default(),
             nodes: RefCell::default(),
+            placing,
             agents: parts.agents,
             subscriber: RefCell::default(),
             waiters: RefCell::default(),

@@ -30,6 +30,9 @@ const OBJECT_STORE_MEMORY: &str = "object_store_memory";
 #[derive(Default)]
 pub struct GcState {
     local_wanted: bool,
+    global_wanted: bool,
+    /// When the other nodes were told last.
+    last_global: Option<Instant>,
     /// Workers were told at least once: the shortest interval counts from then on.
     collected: bool,
     /// When workers were told last; before that, when the node first looked.
@@ -115,6 +118,7 @@ impl Control {
             true => reports.iter().map(|report| report.store.counters.pinned.bytes).sum(),
             false => reports.iter().map(|report| report.store.allocated_bytes).sum(),
         };
+        self.store_used(used_bytes as f64 / room.max(1.0));
         *room = (*room - used_bytes as f64).max(0.0);
     }
 
@@ -328,6 +332,8 @@ impl Control {
         }
         tracing::info!(reason = request.reason, message = request.reason_message, "draining");
         *self.draining.borrow_mut() = Some(request);
+        // What waits goes to other nodes where it can.
+        self.look_again().await;
         self.sched_all(SchedEvent::Drain { on: true });
         self.mark_resources_changed();
         Ok(proto::DrainRayletReply { is_accepted: true, rejection_reason_message: String::new() })
@@ -361,6 +367,23 @@ impl Control {
     pub(super) fn collect_garbage_soon(&self) {
         let mut gc = self.gc.borrow_mut();
         gc.local_wanted = true;
+    }
+
+    /// As [`Self::collect_garbage_soon`], on every node of the cluster.
+    pub(super) fn collect_garbage_everywhere(&self) {
+        let mut gc = self.gc.borrow_mut();
+        (gc.local_wanted, gc.global_wanted) = (true, true);
+    }
+
+    /// True where the other nodes are to be told now, at most once in `global_gc_min_interval_s`.
+    pub fn take_global_garbage(&self) -> bool {
+        let min_interval = Duration::from_secs(self.ray_config.global_gc_min_interval_s);
+        let mut gc = self.gc.borrow_mut();
+        let due = gc.global_wanted && gc.last_global.is_none_or(|at| at.elapsed() >= min_interval);
+        if due {
+            (gc.global_wanted, gc.last_global) = (false, Some(Instant::now()));
+        }
+        due
     }
 
     /// As [`Self::collect_garbage_soon`], where the store is fuller than `plasma_store_usage_trigger_gc_threshold`.

@@ -111,7 +111,7 @@ fn node(r: Router, c: &Rc<Control>) -> Router {
         Ok(NotifyGcsRestartReply {})
     });
     let r = now!(r, c, "GlobalGC", |c, _q: GlobalGcRequest| {
-        c.collect_garbage_soon();
+        c.collect_garbage_everywhere();
         Ok(GlobalGcReply {})
     });
     let r = now!(r, c, "ResizeLocalResourceInstances", |c, q: ResizeLocalResourceInstancesRequest| {

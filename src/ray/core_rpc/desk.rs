@@ -14,13 +14,14 @@ use prost::Message;
 use raylet_shard::ids::{LeaseId, NodeId, ShardId, WorkerId};
 use raylet_shard::sched::{ClassId, ResourceId, SchedEffect, SchedEvent, WorkerFate};
 use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 use tonic::Status;
 
 use crate::bridge::{Requester, ToControl, MAX_RPCS_IN_FLIGHT};
 use crate::core_loop::Core;
 use crate::ray::control::died_as_granted;
 use crate::ray::expiring::{Expiring, MAX_TOMBSTONES};
-use crate::ray::lease_shape::{lease_request, Asker, Shape};
+use crate::ray::lease_shape::{actor_of, lease_request, Asker, Shape};
 use crate::ray::proto::{self, RequestWorkerLeaseReply, RequestWorkerLeaseRequest};
 use crate::ray::registry::Dead;
 use crate::ray::resources::mapping;
@@ -37,6 +38,16 @@ pub struct Lesson {
     pub shard: ShardId,
     /// Names of the resources that a grant can have.
     pub names: Vec<(ResourceId, String)>,
+}
+
+/// What a desk answers itself in a cluster of several nodes: requests that this node serves at once, and that no other node should.
+/// Everything else is the control thread's, who knows the other nodes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StayRule {
+    /// This node serves what fits, as long as it is used less than this, 0 to 1.
+    pub below: f64,
+    /// The resources that its use is read from.
+    pub critical: SmallVec<[ResourceId; 2]>,
 }
 
 /// What an owner is told of a worker.
@@ -60,12 +71,19 @@ pub struct Desk {
     /// Leases that were cancelled before they were asked for.
     tombstones: Expiring<()>,
     dead: Dead,
+    /// `None` while this node is alone.
+    rule: Option<StayRule>,
 }
 
 impl Desk {
     /// The node has its name.
     pub fn open(&mut self, node_id: NodeId) {
         self.node_id = node_id;
+    }
+
+    /// Other nodes came, went or are to be left more or less.
+    pub fn set_rule(&mut self, rule: Option<StayRule>) {
+        self.rule = rule;
     }
 
     /// Learns a class.
@@ -134,8 +152,8 @@ impl Desk {
 
 /// A request for a worker. `None`: the control thread has to look at it.
 pub async fn request(core: &Rc<Core>, message: &Bytes) -> Option<Result<Bytes, Status>> {
-    let request = RequestWorkerLeaseRequest::decode(message.clone()).ok()?;
-    let spec = request.lease_spec?;
+    let mut request = RequestWorkerLeaseRequest::decode(message.clone()).ok()?;
+    let spec = request.lease_spec.take()?;
     let lease = LeaseId::from_slice(&spec.lease_id)?;
     let asker = Asker::of(&spec);
     let (class, shard) = {
@@ -143,14 +161,35 @@ pub async fn request(core: &Rc<Core>, message: &Bytes) -> Option<Result<Bytes, S
         if !desk.takes(&spec, &lease, &asker) {
             return None;
         }
-        desk.classes.get(&Shape::of(&spec)).copied()?
+        let (class, shard) = desk.classes.get(&Shape::of(&spec)).copied()?;
+        if desk.rule.as_ref().is_some_and(|rule| shard != core.shard || !keeps(core, &request, &spec, class, rule)) {
+            return None;
+        }
+        (class, shard)
     };
     let (call, reply) = core.rpc.wait_for_reply();
     let token = Requester::Shard(core.shard).tag(call);
     let wanted = lease_request(token, lease, class, asker, &spec, request.grant_or_reject);
-    core.tell_control_later(ToControl::Asked { lease, shard, spec: Box::new(spec) });
+    let grant_or_reject = request.grant_or_reject;
+    core.tell_control_later(ToControl::Asked { lease, shard, class, grant_or_reject, spec: Box::new(spec) });
     core.sched_on(shard, SchedEvent::Request(Box::new(wanted)));
     Some(reply.await.unwrap_or_else(|_| Err(Status::unavailable("the node is shutting down"))))
+}
+
+/// True for a request that the rule of a cluster leaves to the desk: for a task, with the default strategy or chosen for this node
+/// before, that is served at once.
+fn keeps(
+    core: &Core,
+    request: &RequestWorkerLeaseRequest,
+    spec: &proto::LeaseSpec,
+    class: ClassId,
+    rule: &StayRule,
+) -> bool {
+    use proto::scheduling_strategy::SchedulingStrategy::SpreadSchedulingStrategy as Spread;
+    let strategy = spec.scheduling_strategy.as_ref().and_then(|s| s.scheduling_strategy.as_ref());
+    let chosen = request.grant_or_reject || request.is_selected_based_on_locality;
+    let spreads = matches!(strategy, Some(Spread(_)));
+    actor_of(spec).is_none() && (chosen || !spreads) && core.stays(class, rule, chosen)
 }
 
 /// An owner gives a lease back. `None`: the control thread has to look at it.
