@@ -186,6 +186,9 @@ impl Control {
                     self.pull_seen(object, true);
                     self.note_location(owner, object, |due| due.here = Some(true));
                 }
+                Sighting::Spilled { owner, object, url } => {
+                    self.object_spilled(owner, object, Spilled { url, local: true, generator: None });
+                }
                 Sighting::Gone { owner, object, freed } => {
                     self.pull_seen(object, false);
                     let untold = freed && self.locations.borrow_mut().freed(&owner, &object);
@@ -207,7 +210,7 @@ impl Control {
     }
 
     /// An object was spilled: its owner is told where.
-    pub fn object_spilled(self: &Rc<Self>, owner: WorkerId, object: ObjectId, spilled: Spilled) {
+    fn object_spilled(self: &Rc<Self>, owner: WorkerId, object: ObjectId, spilled: Spilled) {
         self.note_location(owner, object, |due| due.spilled = Some(spilled));
     }
 

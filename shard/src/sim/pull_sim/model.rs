@@ -47,6 +47,9 @@ pub(super) struct Create {
     pub(super) version: u32,
 }
 
+/// A create and what became of it.
+pub(super) type Answered = (Create, Result<(), StoreError>);
+
 #[derive(Debug)]
 pub(super) struct Store {
     pub(super) capacity: u64,
@@ -85,7 +88,7 @@ impl Store {
     }
 
     /// Serves the queue as far as it goes: what was made or refused, and what was evicted for it.
-    pub(super) fn serve(&mut self, now: NowNs) -> (Vec<(Create, Result<(), StoreError>)>, Vec<ObjectId>) {
+    pub(super) fn serve(&mut self, now: NowNs) -> (Vec<Answered>, Vec<ObjectId>) {
         let (mut answered, mut evicted) = (Vec::new(), Vec::new());
         while let Some(create) = self.queue.front().copied() {
             let result = self.attempt(&create, now, &mut evicted);
@@ -134,7 +137,7 @@ impl Store {
     pub(super) fn write(&mut self, object: &ObjectId, offset: u64, len: u64, bytes: Written) -> Result<(), String> {
         let copy = self.copies.get_mut(object).filter(|copy| !copy.sealed);
         let copy = copy.ok_or_else(|| format!("a write to {object}, which is not being received"))?;
-        if offset % CHUNK != 0 || offset + len > copy.size {
+        if !offset.is_multiple_of(CHUNK) || offset + len > copy.size {
             return Err(format!("a write to {object} of {} bytes, at {offset}, {len} bytes", copy.size));
         }
         copy.chunks[(offset / CHUNK) as usize] = Some(bytes);
