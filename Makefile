@@ -11,7 +11,7 @@ PYTEST ?=
 export RAYLET_TEST_PYTHON := $(abspath $(PY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build attach detach run test lint test-rust test-ray test-ray-stock package test-package test-otel fuzz bench-ray bench-native miri clean
+.PHONY: help setup build attach detach run test lint test-rust test-ray test-ray-stock package test-package test-otel fuzz bench-ray bench-native bench-scaling miri clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -73,8 +73,11 @@ bench-ray: build ## the stock raylet beside ours: table, JSON and plot in bench-
 bench-native: build ## the native door beside the machine's limits and stock: table, JSON and plot in bench-results/
 	$(PY) benches/ray/bench_native.py --out bench-results/
 
+bench-scaling: build ## native leases and puts from 1 to 16 cores: JSON and plot in bench-results/
+	$(PY) benches/ray/bench_scaling.py --out bench-results/
+
 miri: ## the rings' code under Miri (needs a nightly toolchain with miri)
-	MIRIFLAGS=-Zmiri-disable-isolation $(CARGO) +nightly miri test --locked -p raylet-transport --no-default-features --lib ring::
+	MIRIFLAGS=-Zmiri-disable-isolation $(CARGO) +nightly miri test --locked -p raylet-transport --no-default-features --lib ring:: -- --skip uring::
 
 clean: ## remove what was built; the stock raylet is put back first
 	@if [ -x $(BIN) ] && [ -x $(PY) ] && $(BIN) attach --status $(PY) >/dev/null 2>&1; then $(BIN) detach $(PY); fi
