@@ -13,7 +13,7 @@ use raylet_shard::ids::{ClientId, LeaseId, NowNs, ObjectId, ShardId, Token, Work
 use raylet_shard::sched::{
     ClassId, Fixed, ResourceId, ResourceSet, ResourceUse, SchedEffect, SchedEvent, WorkerCounts,
 };
-use raylet_shard::store::{BankEvent, ObjectInfo, StoreEffect, StoreEvent, StoreStats};
+use raylet_shard::store::{BankEvent, ObjectInfo, StoreEffect, StoreEvent, StoreStats, Tally};
 use raylet_shard::waits::WaitId;
 use raylet_transport::uring::Doorbell;
 use smallvec::SmallVec;
@@ -31,6 +31,7 @@ use crate::ray::metrics::stock::SizeCounts;
 use crate::ray::proto;
 use crate::ray::sightings::Sighting;
 use crate::ray::wire::frame::{PLASMA_MAX_BODY_BYTES, RAYLET_MAX_BODY_BYTES};
+use crate::spill::SpillReport;
 
 /// Most gRPC requests that wait for a core at once; one more is answered RESOURCE_EXHAUSTED.
 pub const MAX_RPCS_IN_FLIGHT: usize = 1 << 17;
@@ -366,6 +367,10 @@ pub struct CoreReport {
     pub now: NowNs,
     /// Its object table.
     pub store: StoreStats,
+    /// Its disk.
+    pub spill: SpillReport,
+    /// Objects that wait to be restored, or are being read.
+    pub restoring: Tally,
     /// Bytes of each segment that objects of this shard have touched.
     pub touched_bytes: Vec<u64>,
     /// Its leases, workers and resources.

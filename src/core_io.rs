@@ -18,7 +18,7 @@ use async_executor::LocalExecutor;
 use futures_lite::future;
 use glommio::io::BufferedFile;
 use raylet_shard::ids::ClientId;
-use raylet_transport::uring::{Completion, CoreRing};
+use raylet_transport::uring::{Completion, CoreRing, FileOperation};
 use rustc_hash::FxHashMap;
 
 use crate::bridge::{Requester, Socket, ToCore};
@@ -51,6 +51,8 @@ pub enum Wish {
     RingBell(u64, Rc<OwnedFd>),
     /// Have nothing more to do with the bells of this client.
     ForgetBell(u64),
+    /// Do something with a file; what it came to goes to the core's disk, under this key.
+    File(u64, FileOperation),
 }
 
 /// The wishes of a core's connections. At most a few for each connection.
@@ -76,6 +78,7 @@ impl Wishes {
                 Wish::WatchBell(key, bell) => ring.watch_bell(key, bell),
                 Wish::RingBell(key, bell) => ring.ring_bell(key, bell),
                 Wish::ForgetBell(key) => ring.forget_bell(key),
+                Wish::File(key, operation) => ring.begin(key, operation),
             }
         }
     }
@@ -251,6 +254,7 @@ impl Io {
                 self.end(core, key, ended);
             }
             Completion::Bell { key } => Natives::bell(core, key),
+            Completion::File { key, result } => core.spills.completed(core, key, result),
             Completion::Writable { key } => {
                 if let Some(connection) = self.connection(key) {
                     if connection.socket == Socket::Native {

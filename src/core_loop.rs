@@ -33,6 +33,7 @@ use crate::ray::metrics::stock::SIZE_BOUNDS_BYTES;
 use crate::ray::plasma_conn::PlasmaClients;
 use crate::ray::raylet_conn::RayletClients;
 use crate::ray::sightings::Sightings;
+use crate::spill::Spills;
 
 /// How often deadlines are looked at while something waits for one.
 const TICK: Duration = Duration::from_millis(10);
@@ -77,6 +78,8 @@ pub struct CoreParts {
     pub warm: Option<WarmReserve>,
     /// Latencies of this core's operations.
     pub recorder: Recorder,
+    /// Files of objects that the memory has no room for.
+    pub spills: Spills,
 }
 
 /// Memory that is touched ahead of demand: always the part that the bank hands out next. Shard 0, which has the bank, sees to it.
@@ -130,6 +133,8 @@ pub struct Core {
     pub raylet: RayletClients,
     /// What it saw of objects, for their owners.
     pub sightings: Sightings,
+    /// Files of objects that the memory has no room for.
+    pub spills: Spills,
     /// Clients of the native door.
     pub native: Natives,
     /// Latencies of this core's operations.
@@ -209,6 +214,7 @@ impl Core {
             plasma: PlasmaClients::default(),
             raylet: RayletClients::default(),
             sightings: Sightings::default(),
+            spills: parts.spills,
             native: Natives::default(),
             recorder: RefCell::new(parts.recorder),
             sealed_sizes: Default::default(),
@@ -466,9 +472,12 @@ impl Core {
     fn free_owned_by(self: &Rc<Self>, owner: WorkerId) {
         let owned: Vec<ObjectId> = {
             let state = self.state.borrow();
-            let objects = state.memory.store().objects().filter(|object| object.owner == owner);
-            objects.map(|object| object.id).collect()
+            let store = state.memory.store();
+            let here = store.objects().filter(|object| object.owner == owner).map(|object| object.id);
+            let on_disk = store.spilled_objects().filter(|object| object.owner == owner).map(|object| object.id);
+            here.chain(on_disk).collect()
         };
+        self.spills.owner_gone(&owner);
         for id in owned {
             self.run(Work::Store(StoreEvent::Free { id }));
         }
@@ -520,6 +529,8 @@ impl Core {
             natives: self.native.count(),
             objects: if objects { store.objects().collect() } else { Vec::new() },
             latencies: self.recorder.borrow().snapshot(),
+            spill: self.spills.report(),
+            restoring: store.spill_activity().0,
             ring: self.io.ring_use(),
         }
     }
@@ -540,6 +551,14 @@ impl Core {
         let slow = now - self.sched_told_at.get() >= SLOW_TICK.as_nanos() as NowNs;
         if let (Some(warm), Memory::Home(memory)) = (&self.warm, &self.state.borrow().memory) {
             warm.follow(memory);
+        }
+        if self.shards > 1 {
+            let (bytes, writing) = {
+                let state = self.state.borrow();
+                let store = state.memory.store();
+                (store.primary_bytes(), store.stats().counters.spilling.objects > 0)
+            };
+            self.spills.exchange(self, bytes, writing);
         }
         if store {
             self.run(Work::Store(StoreEvent::Tick));
@@ -595,7 +614,10 @@ impl Core {
             StoreEffect::ObjectSealed { id, owner, data_bytes, metadata_bytes, source } => {
                 let size_bytes = data_bytes + metadata_bytes;
                 self.sealed_sizes[source as usize].record(&SIZE_BOUNDS_BYTES, size_bytes as f64);
-                native::object_sealed(self, id, size_bytes);
+                // One that was restored was never gone.
+                if source != ObjectSource::RestoredFromStorage {
+                    native::object_sealed(self, id, size_bytes);
+                }
                 self.sightings.here(self, owner, id);
             }
             StoreEffect::ObjectGone { id, owner, data_bytes, metadata_bytes, reason } => {
@@ -610,7 +632,11 @@ impl Core {
                     self.send_peer(0, PeerMessage::Bank(event));
                 }
             }
-            StoreEffect::FullPressure { .. } => {}
+            StoreEffect::SpillObject { .. }
+            | StoreEffect::SpillFileUnneeded { .. }
+            | StoreEffect::ObjectSpilled { .. }
+            | StoreEffect::RestoreObject { .. }
+            | StoreEffect::SpilledLost { .. } => self.spills.carry_out(self, effect),
             StoreEffect::GcWanted => self.tell_control(ToControl::StoreFull),
             StoreEffect::FallbackWanted { id, token, .. } => {
                 self.store(&id, StoreEvent::FallbackReady { id, token, segment: None });

@@ -17,6 +17,9 @@ use crate::bridge::{CoreHandle, ToControl, ToCore};
 use crate::core_io;
 use crate::core_loop::{Core, CoreParts, Memory, WarmReserve};
 use crate::observe::histogram::Recorder;
+use crate::spill::memory::ArenaMemory;
+use crate::spill::settings::SpillSettings;
+use crate::spill::{SpillShared, Spills};
 
 /// What the engine is built with.
 #[derive(Clone, Debug)]
@@ -31,6 +34,8 @@ pub struct EngineSettings {
     pub warm_reserve_bytes: u64,
     /// How long a create waits for room before it fails, in nanoseconds.
     pub full_grace_ns: u64,
+    /// Where and how objects are spilled; `None`: they are not.
+    pub spill: Option<SpillSettings>,
     /// Limits and times of the schedulers, by shard.
     pub scheds: fn(ShardId, ShardId, &SchedSettings) -> SchedConfig,
     /// What those are made from.
@@ -148,6 +153,7 @@ impl Engine {
             threads: Vec::new(),
         };
         let home: Vec<u32> = cores.iter().map(|core| home_segment(&topology, &segments, *core)).collect();
+        let spill_shared = Arc::new(SpillShared::new(shards));
         let mut ready = Vec::new();
         for (shard, (core, (inbox, doorbell))) in cores.iter().zip(inboxes).enumerate() {
             let (ready_sender, ready_receiver) = flume::bounded(1);
@@ -157,6 +163,8 @@ impl Engine {
                 started,
                 segments: segments.clone().into(),
                 store: store_config(settings, &layout, shards),
+                spill: settings.spill.clone(),
+                spill_shared: spill_shared.clone(),
                 home: home.clone(),
                 sched: (settings.scheds)(shard as ShardId, shards, &settings.sched),
                 to_control: to_control.clone(),
@@ -243,7 +251,8 @@ fn home_segment(topology: &Topology, segments: &[Arc<Segment>], core: u32) -> u3
 }
 
 fn store_config(settings: &EngineSettings, layout: &Layout, shards: ShardId) -> StoreConfig {
-    StoreConfig { full_grace_ns: settings.full_grace_ns, ..StoreConfig::new(layout.clone(), shards) }
+    let spill = settings.spill.as_ref().map(|spill| spill.store(layout.capacity_bytes()));
+    StoreConfig { full_grace_ns: settings.full_grace_ns, spill, ..StoreConfig::new(layout.clone(), shards) }
 }
 
 /// What a core's thread starts from.
@@ -253,6 +262,8 @@ struct CoreSeed {
     started: Instant,
     segments: Arc<[Arc<Segment>]>,
     store: StoreConfig,
+    spill: Option<SpillSettings>,
+    spill_shared: Arc<SpillShared>,
     home: Vec<u32>,
     sched: SchedConfig,
     to_control: flume::Sender<ToControl>,
@@ -292,7 +303,10 @@ async fn core_main(seed: CoreSeed) -> Result<(), String> {
         }
         _ => Memory::Away(Box::new(store)),
     };
+    let segments = seed.segments.iter().cloned().map(ArenaMemory).collect();
+    let spills = Spills::new(seed.shard, seed.spill.as_ref(), segments, seed.spill_shared);
     let core = Core::new(CoreParts {
+        spills,
         shard: seed.shard,
         shards: seed.shards,
         started: seed.started,

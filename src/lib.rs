@@ -16,4 +16,5 @@ pub mod observe;
 pub mod peer;
 pub mod ray;
 pub mod socket;
+pub mod spill;
 pub mod workers;

@@ -44,6 +44,7 @@ impl Cores {
             pages: PageChoice::Small,
             warm_reserve_bytes: 0,
             full_grace_ns: 1_000_000_000,
+            spill: None,
             scheds: sched_config,
             sched: SchedSettings {
                 cpus: 2,

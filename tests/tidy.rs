@@ -18,6 +18,8 @@ const UNSAFE_FILES: &[&str] = &[
     "transport/src/client/segments.rs",
     "transport/src/ring/memory.rs",
     "transport/src/uring/buffers.rs",
+    "transport/src/uring/files.rs",
+    "src/spill/memory.rs",
     "transport/src/uring/mod.rs",
     "tuning/src/privatefs.rs",
     "tuning/src/sys.rs",

@@ -25,6 +25,8 @@ fn no_object_and_no_span_is_lost_or_shared_whatever_clients_do() {
     // A run that never came near the limits proves nothing.
     let tried =
         [report.made, report.adopted, report.evicted, report.refused, report.grants, report.reclaims, report.checks];
+    let disk = [report.spilled, report.restored, report.lost];
+    assert!(disk.iter().all(|count| *count > steps / 100_000), "{report:?}");
     assert!(tried.iter().all(|count| *count > steps / 10_000), "{report:?}");
 }
 

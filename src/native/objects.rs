@@ -473,7 +473,7 @@ fn refusal_of(error: StoreError, id: ObjectId) -> Refusal {
     let code = match error {
         StoreError::ObjectExists => RefusalCode::ObjectExists,
         StoreError::ObjectNonexistent => RefusalCode::UnknownObject,
-        StoreError::OutOfMemory => RefusalCode::StoreFull,
+        StoreError::OutOfMemory | StoreError::OutOfDisk => RefusalCode::StoreFull,
         StoreError::ObjectNotSealed => RefusalCode::NotSealed,
         StoreError::ObjectInUse => RefusalCode::NotHeld,
         StoreError::ObjectSealed => RefusalCode::AlreadySealed,
@@ -510,6 +510,8 @@ pub fn object_gone(core: &Rc<Core>, id: ObjectId, size_bytes: u64, reason: GoneR
     let what = match reason {
         GoneReason::Deleted => object_event::DELETED,
         GoneReason::Freed => object_event::FREED,
+        // It comes back when it is wanted.
+        GoneReason::Spilled => return,
         GoneReason::Evicted => object_event::EVICTED,
     };
     tell(core, id, what, size_bytes);

@@ -140,6 +140,8 @@ fn settings(config: &Config) -> EngineSettings {
         pages: config.hugepages,
         warm_reserve_bytes: config.warm_reserve_bytes,
         full_grace_ns: 2_000_000_000,
+        // Native owners hold what they keep by references, and what is in use is not spilled.
+        spill: None,
         scheds: super::sched_config,
         sched: SchedSettings {
             cpus,

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use raylet_shard::ids::{JobId, NodeId, WorkerId};
 use raylet_shard::sched::{Fixed, SchedEvent};
+use raylet_transport::spill::SpillDirectory;
 use tokio::sync::watch;
 
 use super::accept::{accept, accept_rpc, listen, serve};
@@ -39,6 +40,7 @@ use crate::ray::proto::syncer::CommandsSyncMessage;
 use crate::ray::proto::{self, ChannelType};
 use crate::ray::runtime_env::{RuntimeEnvClient, RuntimeEnvSettings};
 use crate::socket;
+use crate::spill::settings::prepare;
 use crate::workers::command::WorkerCommands;
 use crate::workers::nursery::{Nursery, NurserySettings};
 use crate::workers::pinning::Pins;
@@ -65,6 +67,7 @@ pub struct Door {
     stop_servers: watch::Sender<bool>,
     sockets: [PathBuf; 2],
     drain_timeout: Duration,
+    spill_directories: Vec<SpillDirectory>,
 }
 
 impl Door {
@@ -107,7 +110,10 @@ impl Door {
         let plasma_socket = socket::listen(&sockets[1]).map_err(NodeError::Io)?;
         let mut names = Names::default();
         let resources = node_resources(&flags, &ray_config, &mut names)?;
-        let settings = engine_settings(&flags, config, &ray_config);
+        let mut settings = engine_settings(&flags, config, &ray_config);
+        let prepared = prepare(&ray_config, &node_id.to_string()).map_err(|e| NodeError::Ray(e.to_string()))?;
+        let (spill, spill_directories) = prepared.map_or((None, Vec::new()), |(spill, made)| (Some(spill), made));
+        settings.spill = spill;
         let engine = Engine::start(&settings).map_err(NodeError::Engine)?;
         resources.iter().for_each(|event| engine.tell_all(event));
 
@@ -163,7 +169,18 @@ impl Door {
         let driver_ready = control.driver_ready();
         agents.start_when(port, async move { driver_ready.notified().await });
         let drain_timeout = Duration::from_millis(config.drain_timeout_ms);
-        let door = Self { control, gcs, agents, processes, nursery, health, stop_servers, sockets, drain_timeout };
+        let door = Self {
+            control,
+            gcs,
+            agents,
+            processes,
+            nursery,
+            health,
+            stop_servers,
+            sockets,
+            drain_timeout,
+            spill_directories,
+        };
         tokio::task::spawn_local(door.control.clone().run(engine.from_cores.clone(), router));
         door.watch_processes(process_exits);
         door.watch_agents(failures);
@@ -349,6 +366,11 @@ impl Door {
         }
         // Servers that already ended hear nothing and need not.
         let _ = self.stop_servers.send(true);
+        for directory in self.spill_directories {
+            if let Err(error) = directory.remove() {
+                tracing::warn!(%error, "spilled objects are left on disk; the next node removes them");
+            }
+        }
     }
 }
 
@@ -398,6 +420,7 @@ fn engine_settings(flags: &RayFlags, config: &Config, ray_config: &RayConfig) ->
         pages: config.hugepages,
         warm_reserve_bytes: config.warm_reserve_bytes,
         full_grace_ns: u64::try_from(ray_config.oom_grace_period_s).unwrap_or(2) * 1_000_000_000,
+        spill: None,
         scheds: sched_config,
         sched: SchedSettings {
             cpus,

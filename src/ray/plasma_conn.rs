@@ -576,7 +576,8 @@ impl PlasmaClients {
     }
 }
 
-async fn back_in_background(core: &Rc<Core>, segment: u32, range: Range<u64>) -> Result<(), String> {
+/// Has a helper thread back a range of fresh memory. The error is in words.
+pub async fn back_in_background(core: &Rc<Core>, segment: u32, range: Range<u64>) -> Result<(), String> {
     let segments = core.segments_shared();
     let backed = glommio::executor().spawn_blocking(move || {
         let segment = segments.get(segment as usize)?;
@@ -598,6 +599,7 @@ fn code(error: Option<StoreError>) -> PlasmaError {
         Some(StoreError::ObjectExists) => PlasmaError::ObjectExists,
         Some(StoreError::ObjectNonexistent) => PlasmaError::ObjectNonexistent,
         Some(StoreError::OutOfMemory | StoreError::QueueFull) => PlasmaError::OutOfMemory,
+        Some(StoreError::OutOfDisk) => PlasmaError::OutOfDisk,
         Some(StoreError::ObjectNotSealed) => PlasmaError::ObjectNotSealed,
         Some(StoreError::ObjectInUse) => PlasmaError::ObjectInUse,
         Some(StoreError::ObjectSealed) => PlasmaError::ObjectSealed,

@@ -45,6 +45,15 @@ pub enum Sighting {
         /// Because its owner wanted it so.
         freed: bool,
     },
+    /// An object was spilled.
+    Spilled {
+        /// Its owner.
+        owner: WorkerId,
+        /// The object.
+        object: ObjectId,
+        /// Where it is on this node's disk.
+        url: String,
+    },
 }
 
 /// What a core has seen and not yet told.
@@ -70,8 +79,10 @@ impl Sightings {
             }
             told.insert(worker);
         }
+        let address = address();
+        core.spills.owner_seen(&address);
         // Ahead of what another core may see of the owner's objects.
-        core.tell_control(ToControl::Seen(vec![Sighting::Owner(address())]));
+        core.tell_control(ToControl::Seen(vec![Sighting::Owner(address)]));
     }
 
     /// Notes that an object is here. One without an owner is nobody's concern.
@@ -85,6 +96,13 @@ impl Sightings {
     pub fn gone(&self, core: &Rc<Core>, owner: WorkerId, object: ObjectId, freed: bool) {
         if told(core, &owner) {
             self.note(core, Sighting::Gone { owner, object, freed });
+        }
+    }
+
+    /// Notes that an object is on disk here.
+    pub fn spilled(&self, core: &Rc<Core>, owner: WorkerId, object: ObjectId, url: String) {
+        if told(core, &owner) {
+            self.note(core, Sighting::Spilled { owner, object, url });
         }
     }
 

@@ -2,7 +2,13 @@
 //!
 //! Each [`Point`] stands on a line after which half of something is done. Without the feature `fault-injection` nothing is compiled
 //! there; with it a process that has [`arm`]ed a point is killed, as by `kill -9`, when it passes the point for the n-th time. Others,
-//! such as a node in the same build, pass.
+//! such as a node in the same build, pass. Operations on files can be made to fail likewise (`arm_file`), on the thread that arms them.
+
+#[cfg(not(any(test, feature = "fault-injection")))]
+use std::io;
+
+#[cfg(not(any(test, feature = "fault-injection")))]
+use crate::uring::{FileOperation, FileResult};
 
 /// Where a process can die.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,6 +74,103 @@ impl Point {
 #[cfg(not(feature = "fault-injection"))]
 #[inline(always)]
 pub(crate) fn pass(_: Point) {}
+
+/// What the kernel made of an operation on a file.
+#[cfg(not(any(test, feature = "fault-injection")))]
+#[inline(always)]
+pub(crate) fn file_result(_: &FileOperation, result: io::Result<FileResult>) -> io::Result<FileResult> {
+    result
+}
+
+#[cfg(any(test, feature = "fault-injection"))]
+pub(crate) use files::file_result;
+#[cfg(any(test, feature = "fault-injection"))]
+pub use files::{arm_file, FileFault, FileKind};
+
+/// Faults of disks, on the thread that arms them.
+#[cfg(any(test, feature = "fault-injection"))]
+mod files {
+    use std::cell::RefCell;
+    use std::io;
+
+    use crate::uring::{FileOperation, FileResult};
+
+    /// Which operations fail.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum FileKind {
+        /// Opening.
+        Open,
+        /// Giving room.
+        Allocate,
+        /// Writing.
+        Write,
+        /// Reading.
+        Read,
+    }
+
+    /// How.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum FileFault {
+        /// With this error number.
+        Error(i32),
+        /// Only so many bytes are moved, as it is told.
+        Short(u32),
+        /// One bit of what was read is another.
+        Flip,
+    }
+
+    thread_local! {
+        static FAULTS: RefCell<Vec<(FileKind, u32, u32, FileFault)>> = const { RefCell::new(Vec::new()) };
+    }
+
+    /// The next `times` operations of this kind fail, once `passes` of them have passed.
+    pub fn arm_file(kind: FileKind, passes: u32, times: u32, fault: FileFault) {
+        FAULTS.with_borrow_mut(|faults| faults.push((kind, passes, times, fault)));
+    }
+
+    /// What the kernel made of an operation on a file, or what a fault makes of it.
+    pub(crate) fn file_result(operation: &FileOperation, result: io::Result<FileResult>) -> io::Result<FileResult> {
+        let kind = match operation {
+            FileOperation::Open { .. } => FileKind::Open,
+            FileOperation::Allocate { .. } => FileKind::Allocate,
+            FileOperation::Write { .. } => FileKind::Write,
+            FileOperation::Read { .. } => FileKind::Read,
+            FileOperation::Unlink { .. } => return result,
+        };
+        match FAULTS.with_borrow_mut(|faults| next(faults, kind)) {
+            Some(FileFault::Error(errno)) => Err(io::Error::from_raw_os_error(errno)),
+            Some(FileFault::Short(most)) => result.map(|result| match result {
+                FileResult::Done(moved) => FileResult::Done(moved.min(most)),
+                opened => opened,
+            }),
+            Some(FileFault::Flip) => {
+                if let FileOperation::Read { memory, offset, .. } = operation {
+                    let mut byte = [0];
+                    if memory.read(*offset + 30, &mut byte) {
+                        assert!(memory.write(*offset + 30, &[byte[0] ^ 4]));
+                    }
+                }
+                result
+            }
+            None => result,
+        }
+    }
+
+    fn next(faults: &mut Vec<(FileKind, u32, u32, FileFault)>, kind: FileKind) -> Option<FileFault> {
+        let at = faults.iter().position(|fault| fault.0 == kind)?;
+        let (_, passes, times, fault) = &mut faults[at];
+        if *passes > 0 {
+            *passes -= 1;
+            return None;
+        }
+        *times -= 1;
+        let (over, fault) = (*times == 0, *fault);
+        if over {
+            faults.remove(at);
+        }
+        Some(fault)
+    }
+}
 
 #[cfg(feature = "fault-injection")]
 pub use armed::arm;

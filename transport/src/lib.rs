@@ -10,6 +10,7 @@
 //! | [`server`] | the node's side of a connection: state that a synchronous event loop drives, no I/O |
 //! | [`client`] | the blocking client, the async one, and the worker |
 //! | [`fault`] | where a client can be made to die, for tests |
+//! | [`spill`] | files of spilled objects: their layout, writing, reading, checking |
 //! | [`uring`] | the io_uring that a core waits on, and what comes through it |
 //!
 //! Nothing here knows a shard: identifiers are plain bytes, and the node converts.
@@ -23,4 +24,5 @@ pub mod ids;
 pub mod messages;
 pub mod ring;
 pub mod server;
+pub mod spill;
 pub mod uring;

@@ -8,6 +8,7 @@
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
@@ -301,6 +302,12 @@ impl Segment {
         let range = self.range(offset, bytes.len())?;
         self.ensure_backed(range.clone())?;
         self.mapping.read(offset, bytes).then_some(()).ok_or_else(|| self.out_of_bounds(&range))
+    }
+
+    /// Where a range lies in this process; `None` where it is not inside. What is there belongs to the store's clients: it is for the
+    /// kernel to read and write.
+    pub fn address(&self, offset: u64, len: u64) -> Option<NonNull<u8>> {
+        self.mapping.at(offset, len)
     }
 
     /// Takes memory for a range, so that nobody who touches it later gets SIGBUS. Costs a few loads where the range is

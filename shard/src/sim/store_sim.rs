@@ -4,6 +4,7 @@
 //! follows every event and every effect and says what must be true: which answer each request gets, which bytes belong to
 //! which object, which spans to which shard, and that nothing is lost. A seed replays exactly.
 
+mod disk;
 mod model;
 mod world;
 

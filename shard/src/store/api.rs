@@ -60,6 +60,8 @@ pub enum StoreError {
     NotCreator,
     /// The client has no such run, or not that much left of it.
     UnknownRun,
+    /// No room in memory, and none on the disk to spill to.
+    OutOfDisk,
     /// The queue of waiting creates is at its limit ([`StoreConfig::max_queued_creates`](super::StoreConfig)): try again later.
     QueueFull,
 }
@@ -75,12 +77,34 @@ impl fmt::Display for StoreError {
             Self::ObjectSealed => "the object is sealed already",
             Self::NotCreator => "only the client that created an object may seal or abort it",
             Self::UnknownRun => "the client has no such run of memory, or not that much left of it",
+            Self::OutOfDisk => "the object store is full, and so is the disk that it spills to",
             Self::QueueFull => "too many creates wait for memory; try again later",
         })
     }
 }
 
 impl std::error::Error for StoreError {}
+
+/// A file of spilled objects: a number of the shard's, in use until [`StoreEffect::SpillFileUnneeded`].
+pub type SpillFile = u32;
+
+/// Why a file of spilled objects could not be written. Nothing is lost: its objects stay in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpillFailure {
+    /// There is no room on the disk, or no more of it may be used.
+    DiskFull,
+    /// Something else.
+    Failed,
+}
+
+/// Why an object could not be read back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RestoreFailure {
+    /// It may succeed another time.
+    Again,
+    /// Its bytes are gone, or are not those that were written.
+    Lost,
+}
 
 /// Where an object lies in shared memory. Offsets are from the start of the segment, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -291,11 +315,26 @@ pub enum StoreEvent {
     /// Time passes: queued creates are tried again and given up at their deadline. [`Store::next_deadline`](super::Store::next_deadline)
     /// says when the next one is useful.
     Tick,
-    /// Whether spilling is under way that will free memory of this store. While it is, queued creates don't run out of time
-    /// (as in Ray, where a pending spill restarts the grace period).
-    Spilling {
-        /// Under way or not.
-        active: bool,
+    /// The file of these [`StoreEffect::SpillObject`] is written, or could not be.
+    SpillDone {
+        /// The file. After a failure its number is free again.
+        file: SpillFile,
+        /// Written whole, or why not.
+        result: Result<(), SpillFailure>,
+    },
+    /// The object of a [`StoreEffect::RestoreObject`] is in its place, or could not be read.
+    RestoreDone {
+        /// The object.
+        id: ObjectId,
+        /// Read and found to be what was written, or why not.
+        result: Result<(), RestoreFailure>,
+    },
+    /// What the objects of all other shards take that can't be evicted, in bytes: the threshold for spilling is the node's.
+    OthersUse {
+        /// [`Store::primary_bytes`](super::Store::primary_bytes) of the others, added up.
+        bytes: u64,
+        /// One of them is writing, which may free memory for this one too.
+        spilling: bool,
     },
     /// The node made (or could not make) the file that [`StoreEffect::FallbackWanted`] asked for.
     FallbackReady {
@@ -347,6 +386,8 @@ pub enum GoneReason {
     Freed,
     /// Nobody used it and its memory was needed.
     Evicted,
+    /// The same, of an object that has a copy on disk and can be had again.
+    Spilled,
 }
 
 /// What the store wants done. The caller carries effects out in order.
@@ -509,11 +550,55 @@ pub enum StoreEffect {
         /// How many spans were given back for it.
         count: u32,
     },
-    /// Creates wait for memory that only spilling (or a release) can free. Repeated every
-    /// [`StoreConfig::pressure_interval_ns`](super::StoreConfig) while they wait.
-    FullPressure {
-        /// How many bytes the waiting creates want.
-        wanted_bytes: u64,
+    /// This object is to be written to a file; all of a file come in a row. Answer, for the file: [`StoreEvent::SpillDone`]. Until then
+    /// the object stays at its place, unchanged.
+    SpillObject {
+        /// The file, which is new.
+        file: SpillFile,
+        /// The object's place among those of the file, from 0.
+        index: u32,
+        /// The object.
+        id: ObjectId,
+        /// Its owner.
+        owner: WorkerId,
+        /// Where its bytes are.
+        place: Placement,
+        /// The last one of the file.
+        last: bool,
+    },
+    /// The object's copy on disk is what keeps it for its owner now: the node tells the owner.
+    ObjectSpilled {
+        /// The object.
+        id: ObjectId,
+        /// Its owner.
+        owner: WorkerId,
+        /// The file.
+        file: SpillFile,
+        /// The object's place among those of the file.
+        index: u32,
+    },
+    /// Nothing in this file is wanted any more: delete it. Its number may be used again from here on.
+    SpillFileUnneeded {
+        /// The file.
+        file: SpillFile,
+    },
+    /// This object is to be read back. Answer: [`StoreEvent::RestoreDone`].
+    RestoreObject {
+        /// The file.
+        file: SpillFile,
+        /// The object's place among those of the file.
+        index: u32,
+        /// The object.
+        id: ObjectId,
+        /// Where its bytes go.
+        place: Placement,
+    },
+    /// An object's only copy could not be read back: it is lost, and its owner is to be told.
+    SpilledLost {
+        /// The object.
+        id: ObjectId,
+        /// Its owner.
+        owner: WorkerId,
     },
     /// Creates wait: ask all workers to drop references that they hold for no reason. Rate-limited by
     /// [`StoreConfig::gc_interval_ns`](super::StoreConfig).

@@ -18,6 +18,7 @@ impl Store {
         self.check_references()?;
         self.waiters.check(|id| self.place(id).is_some())?;
         self.check_counters()?;
+        self.check_spill()?;
         self.check_reserve()
     }
 
@@ -44,6 +45,10 @@ impl Store {
         let mut counted = Counters {
             created: self.counters.created,
             evicted: self.counters.evicted,
+            spilled: self.counters.spilled,
+            restored: self.counters.restored,
+            spill_failures: self.counters.spill_failures,
+            restore_failures: self.counters.restore_failures,
             out_of_memory: self.counters.out_of_memory,
             queue_full: self.counters.queue_full,
             stray_events: self.counters.stray_events,
@@ -57,11 +62,13 @@ impl Store {
             let tallies = [
                 (&mut counted.unsealed, object.sealed_ns.is_none()),
                 (&mut counted.pinned, object.pinned),
+                (&mut counted.spilling, object.spilling),
                 (&mut counted.in_use, object.refs > 0),
                 (&mut counted.fallback, matches!(object.backing, Backing::File(..))),
             ];
             tallies.into_iter().filter(|(_, is)| *is).for_each(|(tally, _)| tally.add(bytes));
         }
+        self.spilled_objects().for_each(|copy| counted.on_disk.add(copy.data_bytes + copy.metadata_bytes));
         if counted == self.counters {
             Ok(())
         } else {

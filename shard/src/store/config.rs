@@ -156,6 +156,48 @@ impl Layout {
     }
 }
 
+/// How a shard spills objects to disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpillConfig {
+    /// Above this, in bytes of the node that can't be evicted, objects are written ahead of need (Ray: `object_spilling_threshold` = 0.8).
+    pub threshold_bytes: u64,
+    /// Bytes that one file gathers, if there are so many to spill (Ray: `min_spilling_size` = 100 MiB).
+    pub batch_bytes: u64,
+    /// Most objects in a file (Ray: `max_fused_object_count` = 2000).
+    pub file_objects_max: u32,
+    /// Most bytes in a file of more than one object (Ray: `max_spilling_file_size_bytes`, which has no limit by default).
+    pub file_bytes_max: u64,
+    /// Files written at a time.
+    pub writing_files_max: u32,
+    /// Bytes written at a time; the file that exceeds it is the last one.
+    pub writing_bytes_max: u64,
+    /// Objects restored at a time, those that wait for memory included.
+    pub restoring_objects_max: u64,
+    /// Bytes restored at a time; the object that exceeds it is the last one.
+    pub restoring_bytes_max: u64,
+    /// Pause after a failure, in nanoseconds.
+    pub retry_ns: u64,
+}
+
+impl SpillConfig {
+    /// Ray's sizes and the limits of this project, on a node that can hold `capacity_bytes`.
+    pub fn new(capacity_bytes: u64) -> Self {
+        // A small store should not have all it holds in one file that is being written.
+        let share = (capacity_bytes / 8).max(1 << 20);
+        Self {
+            threshold_bytes: (capacity_bytes as f64 * 0.8) as u64,
+            batch_bytes: share.min(100 << 20),
+            file_objects_max: 2000,
+            file_bytes_max: u64::MAX,
+            writing_files_max: 4,
+            writing_bytes_max: share * 2,
+            restoring_objects_max: 64,
+            restoring_bytes_max: share * 2,
+            retry_ns: 1_000_000_000,
+        }
+    }
+}
+
 /// What a shard's store is built with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreConfig {
@@ -173,13 +215,13 @@ pub struct StoreConfig {
     pub full_grace_ns: u64,
     /// How often queued creates ask again for memory, in nanoseconds (Ray: `object_store_full_delay_ms` = 10).
     pub retry_interval_ns: u64,
-    /// Shortest time between two [`StoreEffect::FullPressure`](super::StoreEffect::FullPressure), in nanoseconds.
-    pub pressure_interval_ns: u64,
     /// Shortest time between two [`StoreEffect::GcWanted`](super::StoreEffect::GcWanted), in nanoseconds (Ray:
     /// `local_gc_min_interval_s` = 10).
     pub gc_interval_ns: u64,
     /// Creates that find no room after the grace period go to a file on disk (as in Ray) instead of failing.
     pub fallback: bool,
+    /// How objects are spilled; `None`: they are not.
+    pub spill: Option<SpillConfig>,
 }
 
 impl StoreConfig {
@@ -197,9 +239,9 @@ impl StoreConfig {
             max_waiters: 1_000_000,
             full_grace_ns: 2_000 * MS,
             retry_interval_ns: 10 * MS,
-            pressure_interval_ns: 10 * MS,
             gc_interval_ns: 10_000 * MS,
             fallback: false,
+            spill: None,
         }
     }
 }

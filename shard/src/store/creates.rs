@@ -4,19 +4,20 @@
 //! the bank, evicts what nobody uses, and then waits for others to free memory. It fails when it has seen
 //! no progress for the grace period; those behind it fail at once then, until a create succeeds again.
 
-use super::api::{GoneReason, StoreEffect, StoreError, Urgency};
+use super::api::{GoneReason, ObjectSource, StoreEffect, StoreError, Urgency};
 use super::arena::Arena;
 use super::machine::Store;
 use super::objects::{Backing, NewObject};
 use super::queue::Create;
+use super::spill::RESTORER;
 use crate::ids::{NowNs, ObjectId, Token};
 
 /// What became of the first create in the queue.
 enum Attempt {
     /// Made, at this slot.
     Made(u32),
-    /// Refused for good.
-    Failed(StoreError),
+    /// The object is here already.
+    Exists,
     /// A file on disk is the last resort.
     File,
     /// Waits on.
@@ -25,14 +26,16 @@ enum Attempt {
 
 impl Store {
     pub(super) fn create(&mut self, create: Create, now: NowNs, out: &mut Vec<StoreEffect>) {
-        if self.objects.find(&create.id).is_some() {
+        // An error takes the place of what is lost; what is on disk is not.
+        let is_error = create.source == ObjectSource::ErrorStoredByRaylet;
+        if self.objects.find(&create.id).is_some() || is_error && self.spill.has(&create.id) {
             return self.answer(&create, Err(StoreError::ObjectExists), out);
         }
         let Some(bytes) = create.bytes().filter(|bytes| *bytes <= i64::MAX as u64) else {
-            return self.fail(&create, out);
+            return self.fail(&create, now, out);
         };
         if bytes > self.arena.layout().max_object_bytes() {
-            return self.file_or_fail(create, bytes, out);
+            return self.file_or_fail(create, bytes, now, out);
         }
         let first = self.queue.is_empty() && !self.link.hold;
         if first || create.try_immediately {
@@ -44,7 +47,7 @@ impl Store {
             // Those who wait have asked the bank already.
             return match self.evict_for(&create, bytes, now, out) {
                 Some(slot) => self.made(&create, slot, out),
-                None => self.file_or_fail(create, bytes, out),
+                None => self.file_or_fail(create, bytes, now, out),
             };
         }
         if self.queue.len() >= self.config.max_queued_creates {
@@ -63,17 +66,33 @@ impl Store {
 
     fn made(&mut self, create: &Create, slot: u32, out: &mut Vec<StoreEffect>) {
         self.link.full_since = None;
+        self.spill.pressed = false;
+        if create.client == RESTORER {
+            return self.restore_begins(slot, out);
+        }
         self.answer(create, Ok(slot), out);
     }
 
-    fn fail(&mut self, create: &Create, out: &mut Vec<StoreEffect>) {
+    fn fail(&mut self, create: &Create, now: NowNs, out: &mut Vec<StoreEffect>) {
+        if create.client == RESTORER {
+            return self.restore_refused(&create.id, true, now);
+        }
         self.counters.out_of_memory += 1;
-        self.answer(create, Err(StoreError::OutOfMemory), out);
+        let error = if self.spill.disk_full() { StoreError::OutOfDisk } else { StoreError::OutOfMemory };
+        self.answer(create, Err(error), out);
     }
 
-    fn file_or_fail(&mut self, create: Create, bytes: u64, out: &mut Vec<StoreEffect>) {
+    /// The object is here already.
+    fn refuse(&mut self, create: &Create, now: NowNs, out: &mut Vec<StoreEffect>) {
+        match create.client {
+            RESTORER => self.restore_refused(&create.id, false, now),
+            _ => self.answer(create, Err(StoreError::ObjectExists), out),
+        }
+    }
+
+    fn file_or_fail(&mut self, create: Create, bytes: u64, now: NowNs, out: &mut Vec<StoreEffect>) {
         if !self.config.fallback || self.queue.len() >= self.config.max_queued_creates {
-            return self.fail(&create, out);
+            return self.fail(&create, now, out);
         }
         let bytes = Arena::footprint(bytes);
         self.queue.file(create, bytes);
@@ -94,15 +113,15 @@ impl Store {
             return;
         };
         let Some(segment) = segment else {
-            return self.fail(&create, out);
+            return self.fail(&create, now, out);
         };
         if self.objects.find(&id).is_some() {
             out.push(StoreEffect::FallbackReturned { segment });
-            return self.answer(&create, Err(StoreError::ObjectExists), out);
+            return self.refuse(&create, now, out);
         }
         let slot = self.insert(&create, Backing::File(segment, bytes), now);
         self.counters.fallback.add(self.objects.get(slot).size_bytes());
-        self.answer(&create, Ok(slot), out);
+        self.made(&create, slot, out);
     }
 
     /// Makes the object if there is memory for it now.
@@ -138,8 +157,10 @@ impl Store {
         let Some(slot) = self.objects.oldest_evictable() else {
             return false;
         };
-        self.counters.evicted.add(self.objects.get(slot).size_bytes());
-        self.destroy(slot, GoneReason::Evicted, out);
+        let object = self.objects.get(slot);
+        let reason = if self.spill.has(&object.id) { GoneReason::Spilled } else { GoneReason::Evicted };
+        self.counters.evicted.add(object.size_bytes());
+        self.destroy(slot, reason, out);
         true
     }
 
@@ -174,16 +195,13 @@ impl Store {
                     self.queue.pop();
                     self.made(&create, slot, out);
                 }
-                Attempt::Failed(error) => {
+                Attempt::Exists => {
                     self.queue.pop();
-                    if error == StoreError::OutOfMemory {
-                        self.counters.out_of_memory += 1;
-                    }
-                    self.answer(&create, Err(error), out);
+                    self.refuse(&create, now, out);
                 }
                 Attempt::File => {
                     self.queue.pop();
-                    self.file_or_fail(create, bytes, out);
+                    self.file_or_fail(create, bytes, now, out);
                 }
             }
         }
@@ -192,7 +210,7 @@ impl Store {
 
     fn attempt(&mut self, create: &Create, bytes: u64, now: NowNs, out: &mut Vec<StoreEffect>) -> Attempt {
         if self.objects.find(&create.id).is_some() {
-            return Attempt::Failed(StoreError::ObjectExists);
+            return Attempt::Exists;
         }
         if let Some(slot) = self.make(create, bytes, now) {
             return Attempt::Made(slot);
@@ -212,24 +230,20 @@ impl Store {
             return Attempt::File;
         }
         let since = *self.link.full_since.get_or_insert(now);
-        if self.link.spilling {
+        if self.spill.makes_room() {
             self.link.full_since = None;
         } else if self.link.standing_refused(spans) && now.saturating_sub(since) >= self.config.full_grace_ns {
             return Attempt::File;
         }
         self.stand(spans);
-        self.press(now, out);
+        self.spill.pressed = true;
+        self.ask_for_gc(now, out);
         Attempt::Waits
     }
 
     /// Says that creates wait, as often as is allowed.
-    fn press(&mut self, now: NowNs, out: &mut Vec<StoreEffect>) {
-        let due = |last: Option<NowNs>, interval: u64| last.is_none_or(|last| now.saturating_sub(last) >= interval);
-        if due(self.link.last_pressure_ns, self.config.pressure_interval_ns) {
-            self.link.last_pressure_ns = Some(now);
-            out.push(StoreEffect::FullPressure { wanted_bytes: self.queue.bytes() });
-        }
-        if due(self.link.last_gc_ns, self.config.gc_interval_ns) {
+    fn ask_for_gc(&mut self, now: NowNs, out: &mut Vec<StoreEffect>) {
+        if self.link.last_gc_ns.is_none_or(|last| now.saturating_sub(last) >= self.config.gc_interval_ns) {
             self.link.last_gc_ns = Some(now);
             out.push(StoreEffect::GcWanted);
         }
@@ -241,13 +255,9 @@ impl Store {
         }
     }
 
-    pub(super) fn spilling(&mut self, active: bool, now: NowNs, out: &mut Vec<StoreEffect>) {
-        self.link.spilling = active;
-        self.run_queue(now, out);
-    }
-
     /// When a [`StoreEvent::Tick`](super::StoreEvent::Tick) is of use next; `None`: not before something else happens.
     pub fn next_deadline(&self) -> Option<NowNs> {
-        (!self.queue.is_empty()).then_some(self.link.next_retry_ns)
+        let queue = (!self.queue.is_empty()).then_some(self.link.next_retry_ns);
+        queue.into_iter().chain(self.spill_deadline()).min()
     }
 }

@@ -11,6 +11,7 @@ use super::queue::{Create, Queue};
 use super::refs::Refs;
 use super::report::Counters;
 use super::spans::BankLink;
+use super::spill::Spill;
 use super::waiters::{Waiters, Who};
 use crate::ids::{ClientId, NowNs, ObjectId, Token};
 
@@ -24,6 +25,7 @@ pub struct Store {
     pub(super) waiters: Waiters,
     pub(super) queue: Queue,
     pub(super) credit: Credit,
+    pub(super) spill: Spill,
     pub(super) link: BankLink,
     pub(super) counters: Counters,
     /// Messages to the bank, in order.
@@ -42,6 +44,7 @@ impl Store {
             waiters: Waiters::default(),
             queue: Queue::default(),
             credit: Credit::default(),
+            spill: Spill::default(),
             link: BankLink::default(),
             counters: Counters::default(),
             to_bank: VecDeque::new(),
@@ -111,13 +114,16 @@ impl Store {
             }
             StoreEvent::ReturnCredit { client, run } => self.return_credit(client, run),
             StoreEvent::Tick => self.tick(now, out),
-            StoreEvent::Spilling { active } => self.spilling(active, now, out),
+            StoreEvent::SpillDone { file, result } => self.spilled(file, result, now, out),
+            StoreEvent::RestoreDone { id, result } => self.restored(id, result, now, out),
+            StoreEvent::OthersUse { bytes, spilling } => self.spill.others(bytes, spilling),
             StoreEvent::FallbackReady { id, token, segment } => self.filed(id, token, segment, now, out),
             StoreEvent::SpansGranted { first, count } => self.granted(first, count, now, out),
             StoreEvent::SpansRefused { .. } => self.refused(now, out),
             StoreEvent::ReclaimSpans { count, hold } => self.reclaim(count, hold, now, out),
         }
         self.settle_memory(now, out);
+        self.run_spill(now, out);
     }
 
     /// The slot of a sealed object.
@@ -171,7 +177,7 @@ impl Store {
         out.push(StoreEffect::Aborted { client, token, id, result });
     }
 
-    fn abort_slot(&mut self, slot: u32, out: &mut Vec<StoreEffect>) {
+    pub(super) fn abort_slot(&mut self, slot: u32, out: &mut Vec<StoreEffect>) {
         let creator = self.objects.get(slot).creator;
         self.drop_reference(creator, slot);
         self.destroy(slot, GoneReason::Deleted, out);
@@ -182,6 +188,7 @@ impl Store {
             self.give(client, token, slot, out);
         } else if wait && self.waiters.len() < self.config.max_waiters {
             self.waiters.add(id, Who::Get(client), token);
+            self.want_restore(id, true);
         } else {
             out.push(StoreEffect::Got { client, token, id, place: None });
         }
@@ -217,7 +224,7 @@ impl Store {
     }
 
     /// Takes a reference away; false where there is none. The object stays as it is otherwise.
-    fn drop_reference(&mut self, holder: u32, slot: u32) -> bool {
+    pub(super) fn drop_reference(&mut self, holder: u32, slot: u32) -> bool {
         if !self.refs.remove(holder, slot) {
             return false;
         }
@@ -230,10 +237,10 @@ impl Store {
     }
 
     /// After a change of what keeps an object: puts it where it belongs now, or ends it.
-    fn settle(&mut self, slot: u32, out: &mut Vec<StoreEffect>) {
+    pub(super) fn settle(&mut self, slot: u32, out: &mut Vec<StoreEffect>) {
         let object = self.objects.get(slot);
         match object.doomed {
-            Some(reason) if object.sealed_ns.is_some() && object.refs == 0 && !object.pinned => {
+            Some(reason) if object.sealed_ns.is_some() && object.refs == 0 && !object.pinned && !object.spilling => {
                 self.destroy(slot, reason, out);
             }
             _ => {
@@ -247,6 +254,10 @@ impl Store {
     /// The object is gone, whatever kept it.
     pub(super) fn destroy(&mut self, slot: u32, reason: GoneReason, out: &mut Vec<StoreEffect>) {
         let gone = self.objects.remove(slot);
+        if self.waiters.has(&gone.id) {
+            // Whoever was to fill this place gave it up.
+            self.want_restore(gone.id, true);
+        }
         let bytes = gone.size_bytes();
         self.counters.by_source[gone.source as usize].sub(bytes);
         if gone.pinned {
@@ -277,7 +288,7 @@ impl Store {
         if object.sealed_ns.is_none() {
             return Err(StoreError::ObjectNotSealed);
         }
-        if object.refs > 0 || object.pinned {
+        if object.refs > 0 || object.pinned || object.spilling {
             return Err(StoreError::ObjectInUse);
         }
         self.settle(slot, out);
@@ -304,19 +315,22 @@ impl Store {
 
     fn pin(&mut self, token: Token, id: ObjectId, out: &mut Vec<StoreEffect>) {
         let slot = self.sealed_slot(&id);
-        if let Some(slot) = slot {
+        // What has a copy on disk is kept by that.
+        let kept = self.spill.has(&id);
+        if let Some(slot) = slot.filter(|_| !kept) {
             let object = self.objects.get_mut(slot);
             if !std::mem::replace(&mut object.pinned, true) {
                 self.counters.pinned.add(object.size_bytes());
                 self.objects.reorder(slot);
             }
         }
-        out.push(StoreEffect::Pinned { token, id, ok: slot.is_some() });
+        out.push(StoreEffect::Pinned { token, id, ok: kept || slot.is_some() });
     }
 
     fn unpin(&mut self, id: &ObjectId, doom: Option<GoneReason>, out: &mut Vec<StoreEffect>) {
+        let on_disk = self.drop_copy(id, out);
         let Some(slot) = self.objects.find(id) else {
-            self.counters.stray_events += 1;
+            self.counters.stray_events += u64::from(!on_disk);
             return;
         };
         let object = self.objects.get_mut(slot);
@@ -332,6 +346,7 @@ impl Store {
             out.push(StoreEffect::Watched { token, id });
         } else if self.waiters.len() < self.config.max_waiters {
             self.waiters.add(id, Who::Watch, token);
+            self.want_restore(id, false);
         } else {
             out.push(StoreEffect::WatchRefused { token, id });
         }

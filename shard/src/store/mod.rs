@@ -49,10 +49,13 @@ mod queue;
 mod refs;
 mod report;
 mod spans;
+mod spill;
 mod waiters;
 
 #[cfg(test)]
 mod bank_tests;
+#[cfg(test)]
+mod spill_tests;
 #[cfg(test)]
 mod tests;
 
@@ -63,3 +66,4 @@ pub use credit::CREDIT_RUN_MAX_BYTES;
 pub use machine::Store;
 pub use memory::NodeMemory;
 pub use report::{Counters, ObjectInfo, StoreStats, Tally};
+pub use spill::{SpilledInfo, RESTORE_ATTEMPTS_MAX};

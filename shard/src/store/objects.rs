@@ -3,7 +3,7 @@
 use rustc_hash::FxHashMap;
 use slab::Slab;
 
-use super::api::{GoneReason, ObjectSource, Placement};
+use super::api::{GoneReason, ObjectSource, Placement, SpillFile};
 use super::arena::{Allocation, Arena};
 use super::config::MUTABLE_HEADER_BYTES;
 use crate::ids::{NowNs, ObjectId, WorkerId};
@@ -55,6 +55,10 @@ pub(super) struct Object {
     pub(super) refs: u32,
     pub(super) pinned: bool,
     pub(super) mutable: bool,
+    /// It is being written to a file, and must stay as it is.
+    pub(super) spilling: bool,
+    /// It is being read from this file.
+    pub(super) reading_from: Option<SpillFile>,
     /// Somebody asked for its end: gone as soon as it is unused.
     pub(super) doomed: Option<GoneReason>,
     pub(super) source: ObjectSource,
@@ -69,9 +73,17 @@ impl Object {
         self.data_bytes + self.metadata_bytes
     }
 
-    /// Sealed and used by nobody.
-    fn idle(&self) -> bool {
-        self.sealed_ns.is_some() && self.refs == 0
+    /// Where it belongs: only what is sealed and used by nobody is in an order.
+    fn belongs(&self) -> Order {
+        if self.sealed_ns.is_none() || self.refs > 0 || self.spilling {
+            return Order::Out;
+        }
+        match self.pinned {
+            false => Order::Evictable,
+            // A channel is written again and again, and what lies in a file of its own takes no memory.
+            true if self.mutable || matches!(self.backing, Backing::File(..)) => Order::Out,
+            true => Order::Spillable,
+        }
     }
 
     pub(super) fn place(&self, arena: &Arena) -> Placement {
@@ -169,6 +181,8 @@ impl Objects {
             refs: 1,
             pinned: false,
             mutable,
+            spilling: false,
+            reading_from: None,
             doomed: None,
             source,
             order: Order::Out,
@@ -207,11 +221,7 @@ impl Objects {
     /// Puts the object where its state says: newest of its order if it enters one.
     pub(super) fn reorder(&mut self, slot: u32) {
         let object = self.get(slot);
-        let order = match (object.idle(), object.pinned) {
-            (false, _) => Order::Out,
-            (true, false) => Order::Evictable,
-            (true, true) => Order::Spillable,
-        };
+        let order = object.belongs();
         if order == object.order {
             return;
         }
@@ -273,12 +283,12 @@ impl Objects {
     }
 
     /// Objects that could be spilled, longest unused first.
-    pub(super) fn iter_spillable(&self) -> impl Iterator<Item = &Object> + '_ {
+    pub(super) fn iter_spillable(&self) -> impl Iterator<Item = (u32, &Object)> + '_ {
         let mut at = self.spillable.oldest;
         std::iter::from_fn(move || {
-            let object = self.slots.get(at as usize)?;
+            let (slot, object) = (at, self.slots.get(at as usize)?);
             at = object.newer;
-            Some(object)
+            Some((slot, object))
         })
     }
 
@@ -291,11 +301,7 @@ impl Objects {
             if self.find(&object.id) != Some(slot) {
                 return Err(format!("{} is not found under its id", object.id));
             }
-            let expected = match (object.idle(), object.pinned) {
-                (false, _) => Order::Out,
-                (true, false) => Order::Evictable,
-                (true, true) => Order::Spillable,
-            };
+            let expected = object.belongs();
             if object.order != expected {
                 return Err(format!("{} is {:?}, expected {expected:?}", object.id, object.order));
             }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use super::api::ObjectSource;
 use super::config::MUTABLE_HEADER_BYTES;
+use super::spill::RESTORER;
 use crate::ids::{ClientId, ObjectId, Token, WorkerId};
 
 /// One create.
@@ -32,6 +33,8 @@ impl Create {
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     waiting: VecDeque<(Create, u64)>,
+    /// Objects on disk that wait for memory; they go before all creates.
+    restores: VecDeque<(Create, u64)>,
     bytes: u64,
     /// Creates for which the node makes a file.
     filing: Vec<(Create, u64)>,
@@ -45,7 +48,7 @@ impl Queue {
 
     /// Nobody waits for memory.
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.waiting.is_empty() && self.restores.is_empty()
     }
 
     /// What those who wait for memory want, in bytes.
@@ -58,12 +61,27 @@ impl Queue {
         self.bytes += bytes;
     }
 
+    /// An object on disk wants memory.
+    pub(super) fn push_restore(&mut self, create: Create, bytes: u64) {
+        self.restores.push_back((create, bytes));
+        self.bytes += bytes;
+    }
+
+    /// It is not wanted any more.
+    pub(super) fn forget_restore(&mut self, id: &ObjectId) {
+        if let Some(at) = self.restores.iter().position(|(create, _)| create.id == *id) {
+            self.bytes -= self.restores.remove(at).map_or(0, |(_, bytes)| bytes);
+        }
+        self.filing.retain(|(create, _)| create.client != RESTORER || create.id != *id);
+    }
+
     pub(super) fn front(&self) -> Option<(Create, u64)> {
-        self.waiting.front().copied()
+        self.restores.front().or(self.waiting.front()).copied()
     }
 
     pub(super) fn pop(&mut self) {
-        if let Some((_, bytes)) = self.waiting.pop_front() {
+        let first = self.restores.pop_front().or_else(|| self.waiting.pop_front());
+        if let Some((_, bytes)) = first {
             self.bytes -= bytes;
         }
     }
@@ -84,7 +102,7 @@ impl Queue {
         if !self.waiting.is_empty() || !self.filing.is_empty() {
             self.waiting.retain(|(create, _)| !gone(create));
             self.filing.retain(|(create, _)| !gone(create));
-            self.bytes = self.waiting.iter().map(|(_, bytes)| bytes).sum();
+            self.bytes = self.waiting.iter().chain(&self.restores).map(|(_, bytes)| bytes).sum();
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::api::{ObjectSource, Placement};
 use super::objects::Object;
+use super::spill::RESTORER;
 use super::Store;
 use crate::ids::{NowNs, ObjectId, WorkerId};
 
@@ -39,6 +40,18 @@ pub struct Counters {
     pub in_use: Tally,
     /// Of these, in files on disk.
     pub fallback: Tally,
+    /// Of these, being written to disk.
+    pub spilling: Tally,
+    /// Objects that have a copy on disk, in memory or not.
+    pub on_disk: Tally,
+    /// Objects ever spilled.
+    pub spilled: Tally,
+    /// Objects ever restored.
+    pub restored: Tally,
+    /// Files that could not be written.
+    pub spill_failures: u64,
+    /// Times that an object could not be read back.
+    pub restore_failures: u64,
     /// Runs of memory that clients fill by themselves, and what is left of them.
     pub credit: Tally,
     /// Objects ever created.
@@ -140,7 +153,8 @@ impl Store {
             queued_bytes: self.queue.bytes(),
             waiters: self.waiters.len() as u64,
             references: self.refs.len() as u64,
-            clients: self.refs.clients() as u64,
+            // The store itself, which restores, is none.
+            clients: (self.refs.clients() - usize::from(self.refs.find(RESTORER).is_some())) as u64,
         }
     }
 
@@ -149,10 +163,9 @@ impl Store {
         self.objects.iter().map(|(_, object)| self.info_of(object))
     }
 
-    /// Objects that may be spilled (pinned, sealed, used by nobody), the one unused for longest first. Whoever reads one to
-    /// spill it should hold a reference meanwhile, by a get.
+    /// Objects that may be spilled (pinned, sealed, used by nobody), the one unused for longest first.
     pub fn spillable(&self) -> impl Iterator<Item = ObjectInfo> + '_ {
-        self.objects.iter_spillable().map(|object| self.info_of(object))
+        self.objects.iter_spillable().map(|(_, object)| self.info_of(object))
     }
 
     /// One object.

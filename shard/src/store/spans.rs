@@ -17,15 +17,14 @@ pub(super) struct BankLink {
     pub(super) dry_until_ns: NowNs,
     /// Another shard waits for spans: every one is given back as it becomes empty.
     owing: bool,
+    /// How much of that is still to be given, in bytes.
+    pub(super) owed_bytes: u64,
     /// Another shard has waited too long: start no new objects.
     pub(super) hold: bool,
-    /// Memory that will be freed is being spilled.
-    pub(super) spilling: bool,
     /// Since when no create has succeeded, of those that found no room.
     pub(super) full_since: Option<NowNs>,
     /// When the queue is looked at again.
     pub(super) next_retry_ns: NowNs,
-    pub(super) last_pressure_ns: Option<NowNs>,
     pub(super) last_gc_ns: Option<NowNs>,
 }
 
@@ -84,6 +83,7 @@ impl Store {
     pub(super) fn reclaim(&mut self, count: u32, hold: bool, now: NowNs, out: &mut Vec<StoreEffect>) {
         self.link.hold = hold;
         self.link.owing = count > 0;
+        self.link.owed_bytes = u64::from(count) * self.arena.layout().span_bytes();
         if hold {
             // A create that may not be served does not run out of time.
             self.link.full_since = None;
@@ -100,15 +100,23 @@ impl Store {
 
     /// Gives up to `most` empty spans back; how many.
     fn give_back(&mut self, most: u32) -> u32 {
-        let mut given = 0;
+        let (mut given, span_bytes) = (0, self.arena.layout().span_bytes());
         while given < most {
             let Some((first, count)) = self.arena.take_run(most - given) else {
                 break;
             };
             self.to_bank.push_back(StoreEffect::SpansReturned { first, count });
             given += count;
+            self.link.owed_bytes = self.link.owed_bytes.saturating_sub(u64::from(count) * span_bytes);
         }
         given
+    }
+
+    /// Something has become evictable: some of it goes, if another shard waits for spans.
+    pub(super) fn pay_with_evictions(&mut self, out: &mut Vec<StoreEffect>) {
+        while self.link.owing && self.link.owed_bytes > 0 && self.evict_one(out) {
+            self.pay_debt();
+        }
     }
 
     /// Gives back what has become empty, if another shard waits for it.

@@ -296,7 +296,6 @@ fn a_create_waits_for_memory_and_is_served_by_the_free_that_makes_room() {
     let event = node.create_event(2, id(2), 800_000);
     let out = node.tell(event);
     assert_eq!(created(&out), None);
-    assert!(out.contains(&StoreEffect::FullPressure { wanted_bytes: 800_000 }));
     assert!(out.contains(&StoreEffect::GcWanted));
     node.now += MS;
     let out = node.release(1, id(1));
@@ -329,18 +328,6 @@ fn a_create_fails_after_the_grace_period_and_not_before() {
     assert_eq!(created(&node.wait(1999)), None);
     assert_eq!(created(&node.wait(11)), Some(Err(StoreError::OutOfMemory)));
     assert_eq!(node.memory.next_deadline(), None);
-}
-
-#[test]
-fn time_does_not_run_out_while_objects_are_spilled() {
-    let mut node = Node::new(1);
-    node.create(1, id(1), 700_000).unwrap().unwrap();
-    node.tell(StoreEvent::Spilling { active: true });
-    assert_eq!(node.create(2, id(2), 700_000), None);
-    assert_eq!(created(&node.wait(60_000)), None);
-    node.tell(StoreEvent::Spilling { active: false });
-    assert_eq!(created(&node.wait(1990)), None);
-    assert_eq!(created(&node.wait(20)), Some(Err(StoreError::OutOfMemory)));
 }
 
 #[test]

@@ -51,6 +51,11 @@ impl Waiters {
         self.waiters.len()
     }
 
+    /// Somebody waits for the object.
+    pub(super) fn has(&self, id: &ObjectId) -> bool {
+        self.by_object.contains_key(id)
+    }
+
     /// One more waits.
     pub(super) fn add(&mut self, id: ObjectId, who: Who, token: Token) {
         let new = self.waiters.vacant_key() as u32;

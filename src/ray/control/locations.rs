@@ -182,6 +182,9 @@ impl Control {
                 Sighting::Here { owner, object } => {
                     self.note_location(owner, object, |due| due.here = Some(true));
                 }
+                Sighting::Spilled { owner, object, url } => {
+                    self.object_spilled(owner, object, Spilled { url, local: true, generator: None });
+                }
                 Sighting::Gone { owner, object, freed } => {
                     let untold = freed && self.locations.borrow_mut().freed(&owner, &object);
                     if !untold {
@@ -198,7 +201,7 @@ impl Control {
     }
 
     /// An object was spilled: its owner is told where.
-    pub fn object_spilled(self: &Rc<Self>, owner: WorkerId, object: ObjectId, spilled: Spilled) {
+    fn object_spilled(self: &Rc<Self>, owner: WorkerId, object: ObjectId, spilled: Spilled) {
         self.note_location(owner, object, |due| due.spilled = Some(spilled));
     }
 

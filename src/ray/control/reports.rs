@@ -242,6 +242,13 @@ impl Control {
             stats.num_object_store_primary_copies += store.counters.pinned.objects as i64;
             stats.cumulative_created_objects += store.counters.created.objects as i64;
             stats.cumulative_created_bytes += store.counters.created.bytes as i64;
+            stats.object_store_bytes_fallback += store.counters.fallback.bytes as i64;
+            stats.spilled_bytes_total += store.counters.spilled.bytes as i64;
+            stats.spilled_objects_total += store.counters.spilled.objects as i64;
+            stats.restored_bytes_total += store.counters.restored.bytes as i64;
+            stats.restored_objects_total += store.counters.restored.objects as i64;
+            stats.spill_time_total_s += report.spill.writing.as_secs_f64();
+            stats.restore_time_total_s += report.spill.reading.as_secs_f64();
         }
         // Ray calls the store's whole size "avail".
         stats.object_store_bytes_avail = self.flags.object_store_memory_bytes as i64;

@@ -1,10 +1,13 @@
 //! The metrics that a stock raylet of Ray 2.60 reports: same names, same labels, same units.
 
-use raylet_shard::store::ObjectSource;
+use std::time::Duration;
+
+use raylet_shard::store::{ObjectSource, Tally};
 
 use super::{is_empty, Losses, Occupation, Receipts, View, REGISTER_BOUNDS_MS};
 use crate::observe::metrics::{Added, Batch, Labels};
 use crate::ray::rpc::meter::TIME_BOUNDS_MS;
+use crate::spill::SpillReport;
 
 /// Upper bounds in bytes of the object sizes that are counted (Ray 2.60: `object_store_dist`): 32 MiB doubled to 16 GiB.
 pub const SIZE_BOUNDS_BYTES: [f64; 10] = {
@@ -155,17 +158,60 @@ fn store(batch: &mut Batch, view: &View<'_>) {
         (state("MMAP_SHM", "SEALED"), sealed),
         (state("MMAP_SHM", "UNSEALED"), unsealed),
         (state("MMAP_DISK", "SEALED"), on_disk),
+        (state("SPILLED", "SEALED"), stores().map(|store| store.counters.on_disk.bytes).sum()),
     ];
     let values = places.iter().map(|(labels, bytes)| (&labels[..], *bytes as f64));
     batch.gauge("object_store_memory", "Bytes of objects on this node, by place and state", values);
-    let (objects, bytes) = pinned(view);
-    labelled(batch, "spill_manager_objects", "Objects kept for their owners", "State", [("Pinned", objects)]);
+    spilling(batch, view);
+}
+
+fn spilling(batch: &mut Batch, view: &View<'_>) {
+    let sum = |of: fn(&crate::bridge::CoreReport) -> Tally| {
+        let tallies = view.reports.iter().map(of);
+        tallies.fold((0.0, 0.0), |sum, tally| (sum.0 + tally.objects as f64, sum.1 + tally.bytes as f64))
+    };
+    let seconds = |of: fn(&SpillReport) -> Duration| view.reports.iter().map(|r| of(&r.spill).as_secs_f64()).sum();
+    let (pinned_objects, pinned_bytes) = pinned(view);
+    let (writing, writing_bytes) = sum(|report| report.store.counters.spilling);
+    let (reading, _) = sum(|report| report.restoring);
+    let (spilled, spilled_bytes) = sum(|report| report.store.counters.spilled);
+    let (restored, restored_bytes) = sum(|report| report.store.counters.restored);
+    labelled(
+        batch,
+        "spill_manager_objects",
+        "Objects kept for their owners in memory, being spilled, being restored",
+        "State",
+        [("Pinned", pinned_objects), ("PendingRestore", reading), ("PendingSpill", writing)],
+    );
     labelled(
         batch,
         "spill_manager_objects_bytes",
-        "Bytes of objects kept for their owners",
+        "Bytes of objects kept for their owners in memory, being spilled, ever spilled, ever restored",
         "State",
-        [("Pinned", bytes)],
+        [
+            ("Pinned", pinned_bytes),
+            ("PendingSpill", writing_bytes),
+            ("Spilled", spilled_bytes),
+            ("Restored", restored_bytes),
+        ],
+    );
+    labelled(
+        batch,
+        "spill_manager_request_total",
+        "Objects spilled and restored since the start",
+        "Type",
+        [("Spilled", spilled), ("Restored", restored)],
+    );
+    let rate = |bytes: f64, seconds: f64| if seconds > 0.0 { bytes / seconds / f64::from(1 << 20) } else { 0.0 };
+    labelled(
+        batch,
+        "spill_manager_throughput_mb",
+        "MiB per second of spilling and restoring, while there was some",
+        "Type",
+        [
+            ("Spilled", rate(spilled_bytes, seconds(|spill| spill.writing))),
+            ("Restored", rate(restored_bytes, seconds(|spill| spill.reading))),
+        ],
     );
 }
 

@@ -10,6 +10,7 @@
 //! needs nothing to be kept until a completion. Only a socket that is full is watched here until it has room again.
 
 mod buffers;
+mod files;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -21,8 +22,10 @@ use std::time::{Duration, Instant};
 use io_uring::{cqueue, opcode, squeue, types, EnterFlags, IoUring};
 use rustc_hash::FxHashMap;
 use rustix::event::{eventfd, EventfdFlags};
+use slab::Slab;
 
 use buffers::Buffers;
+pub use files::{FileOperation, FileResult, IoMemory, PageBuffer};
 
 /// Entries of the submission queue: what is begun between two waits; more is submitted in several calls.
 const SUBMISSIONS: u32 = 256;
@@ -43,6 +46,9 @@ const TIMER: u64 = 4 << KEY_BITS;
 const BELL: u64 = 5 << KEY_BITS;
 const RUNG: u64 = 6 << KEY_BITS;
 const FORGET: u64 = 7 << KEY_BITS;
+const FILE: u64 = 8 << KEY_BITS;
+/// An operation on a file whose memory was not there: nothing was done.
+const OUTSIDE: u64 = 9 << KEY_BITS;
 
 /// What rings an eventfd; the kernel reads it while a write is on its way.
 static ONE_RING: [u8; 8] = 1u64.to_le_bytes();
@@ -85,6 +91,13 @@ pub enum Completion<'a> {
     Writable {
         /// The socket.
         key: u64,
+    },
+    /// An operation on a file has ended.
+    File {
+        /// As given to [`CoreRing::begin`].
+        key: u64,
+        /// What it came to.
+        result: io::Result<FileResult>,
     },
     /// A bell that is watched was rung.
     Bell {
@@ -137,6 +150,8 @@ pub struct CoreRing {
     /// Bells that are watched.
     bells: FxHashMap<u64, Rc<OwnedFd>>,
     ringing: FxHashMap<u64, Ringing>,
+    /// Operations on files, by slot.
+    files: Slab<files::UnderWay>,
     doorbell: Arc<Doorbell>,
     /// When the earliest timer of the ring goes off.
     timer: Option<Instant>,
@@ -152,8 +167,8 @@ impl CoreRing {
         builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_clamp();
         let ring: IoUring = builder.build(SUBMISSIONS).map_err(RingError::Setup)?;
         let buffers = Buffers::register(&ring, RECEIVE_BUFFERS, RECEIVE_BUFFER_BYTES).map_err(RingError::Buffers)?;
-        let (receiving, bells, ringing) = Default::default();
-        let mut ring = Self { ring, buffers, receiving, bells, ringing, doorbell, timer: None };
+        let (receiving, bells, ringing, files) = Default::default();
+        let mut ring = Self { ring, buffers, receiving, bells, ringing, files, doorbell, timer: None };
         ring.watch_doorbell();
         Ok(ring)
     }
@@ -294,6 +309,12 @@ impl CoreRing {
                 WRITABLE => each(Completion::Writable { key }),
                 BELL => self.rung(key, &entry, &mut each),
                 RUNG => self.has_rung(key),
+                FILE | OUTSIDE => {
+                    let result = if mark == FILE { entry.result() } else { -EFAULT };
+                    if let Some((key, result)) = self.file_done(key, result) {
+                        each(Completion::File { key, result });
+                    }
+                }
                 WAKE if !cqueue::more(entry.flags()) => self.watch_doorbell(),
                 TIMER => self.timer = self.timer.filter(|at| *at > Instant::now()),
                 _ => {}
@@ -373,8 +394,9 @@ impl CoreRing {
     /// Puts an entry into the queue, submitting what is there where it is full.
     fn push(&mut self, entry: squeue::Entry) {
         loop {
-            // SAFETY: the entries of this module point at no memory but a static and a timespec that its caller keeps until the
-            // submit that follows, and name descriptors that `receiving`, `bells`, `ringing` and `doorbell` keep open meanwhile.
+            // SAFETY: the entries of this module point at no memory but a static, a timespec that its caller keeps until the
+            // submit that follows, and what `files` keeps until the kernel is done; they name descriptors that `receiving`, `bells`,
+            // `ringing`, `files` and `doorbell` keep open meanwhile.
             let pushed = unsafe { self.ring.submission().push(&entry) };
             if pushed.is_ok() {
                 return;
@@ -389,6 +411,7 @@ impl CoreRing {
 
 const EINTR: i32 = rustix::io::Errno::INTR.raw_os_error();
 const EAGAIN: i32 = rustix::io::Errno::AGAIN.raw_os_error();
+const EFAULT: i32 = rustix::io::Errno::FAULT.raw_os_error();
 const EBUSY: i32 = rustix::io::Errno::BUSY.raw_os_error();
 const ETIME: i32 = rustix::io::Errno::TIME.raw_os_error();
 const ENOBUFS: i32 = rustix::io::Errno::NOBUFS.raw_os_error();

@@ -28,7 +28,7 @@ fn collect(ring: &mut CoreRing, done: impl Fn(&FxHashMap<u64, Vec<u8>>, &[u64]) 
                 assert!(error.is_none(), "{error:?}");
                 ended.push(key);
             }
-            Completion::Writable { .. } | Completion::Bell { .. } => panic!("nobody asked"),
+            Completion::Writable { .. } | Completion::Bell { .. } | Completion::File { .. } => panic!("nobody asked"),
         });
     }
     came

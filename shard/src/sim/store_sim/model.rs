@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use rustc_hash::FxHashMap;
 
+use super::disk::Disk;
 use crate::ids::{ClientId, NowNs, ObjectId, ShardId, Token};
 use crate::store::{
     CreditRun, GoneReason, Layout, Placement, SpanBank, SpanIndex, StoreEffect, StoreError, LARGE_ALIGN_BYTES,
@@ -146,7 +147,14 @@ pub(super) struct Object {
     pub(super) sealed: bool,
     pub(super) refs: Vec<ClientId>,
     pub(super) pinned: bool,
+    pub(super) spilling: bool,
     pub(super) doomed: Option<GoneReason>,
+}
+
+impl Object {
+    pub(super) fn kept(&self) -> bool {
+        !self.refs.is_empty() || self.pinned || self.spilling
+    }
 }
 
 /// One create that has no answer yet.
@@ -176,6 +184,7 @@ pub(super) struct Model {
     /// Files that the store asked for: create -> size.
     pub(super) files_wanted: Vec<(ObjectId, Token, u64)>,
     pub(super) files: Vec<u32>,
+    pub(super) disk: Disk,
     pub(super) fallback: bool,
     pub(super) grace_ns: u64,
     /// The largest object that can ever fit.
@@ -186,7 +195,7 @@ pub(super) struct Model {
     pub(super) refused: u64,
 }
 
-fn expect(ok: bool, what: impl FnOnce() -> String) -> Result<(), String> {
+pub(super) fn expect(ok: bool, what: impl FnOnce() -> String) -> Result<(), String> {
     if ok {
         Ok(())
     } else {
@@ -206,6 +215,7 @@ impl Model {
             runs: Vec::new(),
             files_wanted: Vec::new(),
             files: Vec::new(),
+            disk: Disk::default(),
             fallback,
             grace_ns,
             max_bytes,
@@ -267,8 +277,10 @@ impl Model {
             }
             StoreEffect::ObjectGone { id, reason, .. } => self.gone(id, reason, memory),
             StoreEffect::FallbackWanted { id, token, bytes } => {
-                let create = self.creates.get(&token).ok_or("a file for no create")?;
-                expect(self.fallback && create.id == id, || format!("{effect:?} is for {create:?}"))?;
+                let create = self.creates.get(&token).map(|create| create.id);
+                let restore = (token == Token::MAX && self.disk.copies.contains_key(&id)).then_some(id);
+                let wanted = self.fallback && create.or(restore) == Some(id);
+                expect(wanted, || format!("{effect:?} is for no create"))?;
                 self.files_wanted.push((id, token, bytes));
                 Ok(())
             }
@@ -278,7 +290,15 @@ impl Model {
                 let used = self.objects.values().any(|o| o.place.segment == segment);
                 expect(!used, || format!("file {segment} is given back in use"))
             }
-            StoreEffect::FullPressure { .. } | StoreEffect::GcWanted => Ok(()),
+            StoreEffect::GcWanted => Ok(()),
+            StoreEffect::RestoreObject { file, index, id, place } => {
+                let create = self.disk.restore_begins(file, index, id)?;
+                self.created(&create, place, memory, bank)
+            }
+            StoreEffect::SpillObject { .. }
+            | StoreEffect::ObjectSpilled { .. }
+            | StoreEffect::SpillFileUnneeded { .. }
+            | StoreEffect::SpilledLost { .. } => self.follow_spill(effect),
             _ => Err(format!("nobody asked for {effect:?}")),
         }
     }
@@ -305,7 +325,15 @@ impl Model {
         } else {
             expect(self.files.contains(&place.segment), || format!("{place:?} is in no file"))?;
         }
-        let object = Object { place, creator: client, sealed: false, refs: vec![client], pinned: false, doomed: None };
+        let object = Object {
+            place,
+            creator: client,
+            sealed: false,
+            refs: vec![client],
+            pinned: false,
+            spilling: false,
+            doomed: None,
+        };
         self.made += 1;
         expect(self.objects.insert(id, object).is_none(), || format!("{id} is made twice"))
     }
@@ -314,6 +342,7 @@ impl Model {
         self.refused += 1;
         let ok = match error {
             StoreError::ObjectExists => self.objects.contains_key(&create.id),
+            StoreError::OutOfDisk => self.disk.full,
             // Without files, only the impatient and the impossible fail before the grace period can be over.
             StoreError::OutOfMemory => {
                 let impossible = create.data_bytes.saturating_add(create.metadata_bytes) > self.max_bytes;
@@ -361,9 +390,11 @@ impl Model {
 
     fn gone(&mut self, id: ObjectId, reason: GoneReason, memory: &mut Memory) -> Result<(), String> {
         let object = self.objects.remove(&id).ok_or_else(|| format!("{id} is gone and was not there"))?;
-        let unused = object.sealed && object.refs.is_empty() && !object.pinned;
+        let unused = object.sealed && !object.kept();
+        let on_disk = self.disk.copies.contains_key(&id);
         let wanted = match reason {
-            GoneReason::Evicted => object.doomed.is_none(),
+            GoneReason::Evicted => object.doomed.is_none() && !on_disk,
+            GoneReason::Spilled => object.doomed.is_none() && on_disk,
             other => object.doomed == Some(other),
         };
         self.evicted += u64::from(reason == GoneReason::Evicted);
@@ -392,7 +423,7 @@ impl Model {
         let Some(object) = self.objects.get(id).filter(|o| o.sealed) else {
             return Ok(());
         };
-        let over = object.doomed.is_some() && object.refs.is_empty() && !object.pinned;
+        let over = object.doomed.is_some() && !object.kept();
         expect(!over, || format!("{id} should be gone: {object:?}"))?;
         let waited = self.gets.contains_key(id) || self.watches.contains_key(id);
         expect(!waited, || format!("{id} is sealed and waited for"))

@@ -1,6 +1,7 @@
 //! One world: shards, their bank, the messages between them, and clients who do what the dice say.
 
 mod clients;
+mod spills;
 
 use std::collections::VecDeque;
 
@@ -36,6 +37,12 @@ pub struct Report {
     pub grants: u64,
     /// Requests to give spans back.
     pub reclaims: u64,
+    /// Objects that were written to disk, read back, and lost there.
+    pub spilled: u64,
+    /// Objects that were read back.
+    pub restored: u64,
+    /// Objects that could not be read back.
+    pub lost: u64,
     /// Full verifications of all books.
     pub checks: u64,
 }
@@ -50,6 +57,9 @@ impl Report {
         self.refused += other.refused;
         self.grants += other.grants;
         self.reclaims += other.reclaims;
+        self.spilled += other.spilled;
+        self.restored += other.restored;
+        self.lost += other.lost;
         self.checks += other.checks;
     }
 }
@@ -104,6 +114,7 @@ impl World {
         config.full_grace_ns = (1 + rng.below(500)) * MS;
         config.gc_interval_ns = 100 * MS;
         config.fallback = rng.permille(200);
+        config.spill = spills::random_config(&mut rng, layout.capacity_bytes());
         if rng.permille(100) {
             config.max_queued_creates = 1 + rng.below(30) as usize;
             config.max_waiters = 1 + rng.below(20) as usize;
@@ -165,11 +176,9 @@ impl World {
         match self.rng.below(1000) {
             0..3 => self.client_gone()?,
             3..30 => self.tick(shard)?,
-            30..35 => {
-                let active = self.rng.permille(300);
-                self.shard_event(shard, StoreEvent::Spilling { active })?;
-            }
-            35..60 => self.file_ready(shard)?,
+            30..55 => self.file_ready(shard)?,
+            55..60 => self.others_use(shard)?,
+            60..130 => self.disk_acts(shard)?,
             _ => self.client_acts(shard)?,
         }
         self.sample()
@@ -190,6 +199,7 @@ impl World {
             store.check().map_err(|e| format!("shard {}: {e}", index + 1))?;
         }
         for model in &self.models {
+            model.disk.check()?;
             let stats = self.store(model.shard).stats();
             let references: usize = model.objects.values().map(|o| o.refs.len()).sum();
             let runs = stats.counters.credit;
@@ -202,6 +212,7 @@ impl World {
                 return Err(format!("shard {}: {stats:?}, expected {objects} objects", model.shard));
             }
         }
+        self.check_disks()?;
         let held: u32 = (0..self.models.len()).map(|s| self.store(s as ShardId).stats().held_spans).sum();
         let late_grants = self.to_shard.iter().flatten().map(|(_, event)| match event {
             StoreEvent::SpansGranted { count, .. } => *count,
@@ -311,13 +322,11 @@ impl World {
             self.drop_client(client)?;
         }
         for shard in 0..self.models.len() as ShardId {
-            self.shard_event(shard, StoreEvent::Spilling { active: false })?;
+            self.shard_event(shard, StoreEvent::OthersUse { bytes: 0, spilling: false })?;
             while !self.models[usize::from(shard)].files_wanted.is_empty() {
                 self.file_ready(shard)?;
             }
-            let mut ids: Vec<_> = self.models[usize::from(shard)].objects.keys().copied().collect();
-            ids.sort_unstable();
-            ids.into_iter().try_for_each(|id| self.free(shard, id))?;
+            self.free_all(shard)?;
             for (id, tokens) in std::mem::take(&mut self.model(shard).watches) {
                 for token in tokens {
                     self.shard_event(shard, StoreEvent::Unwatch { token, id })?;
@@ -325,6 +334,7 @@ impl World {
             }
         }
         self.settle()?;
+        self.disks_are_empty()?;
         for shard in 0..self.models.len() as ShardId {
             let stats = self.store(shard).stats();
             let left = (stats.objects, stats.references, stats.queued_creates, stats.waiters, stats.allocated_bytes);
@@ -343,6 +353,9 @@ impl World {
             self.report.adopted += model.adopted;
             self.report.evicted += model.evicted;
             self.report.refused += model.refused;
+            self.report.spilled += model.disk.spilled;
+            self.report.restored += model.disk.restored;
+            self.report.lost += model.disk.lost;
         }
         Ok(self.report)
     }

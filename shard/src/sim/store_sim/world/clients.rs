@@ -1,5 +1,6 @@
 //! What the clients of a world do, and which answers they must get.
 
+use super::super::disk::RESTORER;
 use super::super::model::{Create, Object};
 use super::{object_id, World};
 use crate::ids::{ClientId, ObjectId, ShardId, WorkerId};
@@ -13,7 +14,10 @@ impl World {
         let id = object_id(shard, self.rng.below(self.ids));
         let slot = self.rng.below(self.clients.len() as u64) as usize;
         let client = self.clients[slot];
-        let known = self.models[usize::from(shard)].objects.get(&id).map(|o| (o.sealed, o.creator));
+        let known = self.models[usize::from(shard)].objects.get(&id);
+        // Nobody speaks for the store itself, which makes the places of what is read back.
+        let creator = |o: &Object| if o.creator == RESTORER { client } else { o.creator };
+        let known = known.map(|o| (o.sealed, creator(o)));
         let dice = self.rng.below(1000);
         match known {
             // Now and then something that makes no sense.
@@ -144,9 +148,10 @@ impl World {
                 allocated_bytes: len,
             };
             let refs = keeper.into_iter().collect();
-            model
-                .objects
-                .insert(id, Object { place, creator: client, sealed: true, refs, pinned: false, doomed: None });
+            model.objects.insert(
+                id,
+                Object { place, creator: client, sealed: true, refs, pinned: false, spilling: false, doomed: None },
+            );
             model.made += 1;
             model.adopted += 1;
         }
@@ -265,7 +270,7 @@ impl World {
             None => Err(StoreError::ObjectNonexistent),
             Some(object) => {
                 object.doomed.get_or_insert(GoneReason::Deleted);
-                match (object.sealed, object.refs.is_empty() && !object.pinned) {
+                match (object.sealed, !object.kept()) {
                     (false, _) => Err(StoreError::ObjectNotSealed),
                     (true, false) => Err(StoreError::ObjectInUse),
                     (true, true) => Ok(()),
@@ -277,13 +282,15 @@ impl World {
     }
 
     fn pin(&mut self, shard: ShardId, id: ObjectId) -> Result<(), String> {
-        let token = self.token();
-        let object = self.model(shard).objects.get_mut(&id).filter(|o| o.sealed);
-        let ok = object.map(|o| o.pinned = true).is_some();
+        let (token, model) = (self.token(), self.model(shard));
+        let on_disk = model.disk.copies.contains_key(&id);
+        let object = model.objects.get_mut(&id).filter(|o| o.sealed);
+        let ok = object.map(|o| o.pinned |= !on_disk).is_some() || on_disk;
         self.exactly(shard, StoreEvent::Pin { token, id }, StoreEffect::Pinned { token, id, ok })
     }
 
     fn unpin(&mut self, shard: ShardId, id: ObjectId) -> Result<(), String> {
+        self.model(shard).disk.drop_copy(&id);
         if let Some(object) = self.model(shard).objects.get_mut(&id) {
             object.pinned = false;
         }
@@ -291,6 +298,7 @@ impl World {
     }
 
     pub(super) fn free(&mut self, shard: ShardId, id: ObjectId) -> Result<(), String> {
+        self.model(shard).disk.drop_copy(&id);
         if let Some(object) = self.model(shard).objects.get_mut(&id) {
             object.pinned = false;
             object.doomed.get_or_insert(GoneReason::Freed);

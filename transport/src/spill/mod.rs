@@ -1,0 +1,19 @@
+//! Spilled objects on disk: files written and read through a core's ring, past the page cache where the file system allows it.
+//!
+//! [`Disk`] says which operations are to be begun on the ring and takes what they came to. It does none itself but what is quick:
+//! it makes directories and asks how much room there is.
+
+pub mod directory;
+pub mod disk;
+pub mod format;
+pub mod read;
+pub mod write;
+
+#[cfg(test)]
+mod tests;
+
+pub use directory::{clear_leftovers, DirectoryError, SpillDirectory};
+pub use disk::{Disk, DiskSettings, DiskUse, Outcome, ReadFailure, WriteFailure};
+pub use format::Entry;
+pub use read::Target;
+pub use write::Source;

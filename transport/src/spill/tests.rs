@@ -1,0 +1,367 @@
+//! Spill files on this machine's disk and kernel, and on disks that fail.
+
+use std::path::Path;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::format::{CHUNK_BYTES, PAGE_BYTES};
+use super::*;
+use crate::fault::{arm_file, FileFault, FileKind};
+use crate::uring::{Completion, CoreRing, Doorbell, IoMemory, PageBuffer};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An arena of one MiB more than the largest object, a disk, and the ring between them.
+struct Bench {
+    ring: CoreRing,
+    disk: Disk,
+    arena: Rc<PageBuffer>,
+}
+
+/// An object as it lies in the arena.
+#[derive(Clone)]
+struct Object {
+    data_offset: u64,
+    data: Vec<u8>,
+    metadata: Vec<u8>,
+}
+
+fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let next = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    (0..len).map(next).collect()
+}
+
+impl Bench {
+    fn new(directories: &[&Path]) -> Self {
+        let directories = directories.iter().map(|path| path.to_path_buf()).collect();
+        Self {
+            ring: CoreRing::new(Doorbell::new().unwrap()).unwrap(),
+            disk: Disk::new(DiskSettings { directories, capacity_share: 1.0, name: "test-".to_owned() }),
+            arena: Rc::new(PageBuffer::new(24 << 20).unwrap()),
+        }
+    }
+
+    /// Objects of these lengths of data and metadata, one behind the other; large ones begin on a page.
+    fn objects(&self, lengths: &[(usize, usize)]) -> Vec<Object> {
+        let mut at = 64;
+        let place = |(seed, (data, metadata)): (usize, &(usize, usize))| {
+            let align = if data + metadata >= 64 << 10 { PAGE_BYTES } else { 64 };
+            let data_offset = u64::next_multiple_of(at, align);
+            let object = Object {
+                data_offset,
+                data: pattern(seed as u64 + 1, *data),
+                metadata: pattern(seed as u64 + 1000, *metadata),
+            };
+            assert!(self.arena.write(data_offset, &object.data));
+            assert!(self.arena.write(data_offset + *data as u64, &object.metadata));
+            at = (data_offset + (data + metadata) as u64).next_multiple_of(PAGE_BYTES);
+            object
+        };
+        lengths.iter().enumerate().map(place).collect()
+    }
+
+    fn write(&mut self, file: u32, objects: &[Object]) -> Result<u64, WriteFailure> {
+        let sources = objects.iter().map(|object| Source {
+            owner_address: Rc::from(&b"the owner"[..]),
+            memory: self.arena.clone(),
+            data_offset: object.data_offset,
+            data_bytes: object.data.len() as u64,
+            metadata_offset: object.data_offset + object.data.len() as u64,
+            metadata_bytes: object.metadata.len() as u64,
+        });
+        let sources = sources.collect();
+        self.disk.write(file, sources);
+        match &self.outcomes(1)[..] {
+            [Outcome::Written { file: written, result }] if *written == file => result.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn outcomes(&mut self, count: usize) -> Vec<Outcome> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut outcomes = self.disk.outcomes();
+        loop {
+            let begun = self.disk.operations();
+            if begun.is_empty() && self.ring.files_under_way() == 0 && outcomes.len() >= count {
+                return outcomes;
+            }
+            assert!(Instant::now() < deadline, "still waiting: {outcomes:?}");
+            begun.into_iter().for_each(|(key, operation)| self.ring.begin(key, operation));
+            self.ring.wait(Some(Instant::now() + Duration::from_millis(20)), || false).unwrap();
+            let disk = &mut self.disk;
+            self.ring.reap(|completion| match completion {
+                Completion::File { key, result } => disk.completed(key, result),
+                other => panic!("{other:?}"),
+            });
+            outcomes.extend(self.disk.outcomes());
+        }
+    }
+
+    fn target(&self, object: &Object) -> Target {
+        let room_bytes = (object.data.len() + object.metadata.len()) as u64;
+        Target {
+            memory: self.arena.clone(),
+            data_offset: object.data_offset,
+            room_bytes: room_bytes.next_multiple_of(PAGE_BYTES),
+            metadata_offset: object.data_offset + object.data.len() as u64,
+        }
+    }
+
+    /// Clears an object's place and reads it back.
+    fn read(&mut self, file: u32, index: usize, object: &Object) -> Result<(), ReadFailure> {
+        let len = object.data.len() + object.metadata.len();
+        assert!(self.arena.write(object.data_offset, &vec![0xee; len]));
+        let target = self.target(object);
+        self.disk.read(file, index as u32, target, 77);
+        match &self.outcomes(1)[..] {
+            [Outcome::Read { ticket: 77, result }] => result.clone().map(|bytes| assert_eq!(bytes, len as u64))?,
+            other => panic!("{other:?}"),
+        }
+        let mut bytes = vec![0; len];
+        assert!(self.arena.read(object.data_offset, &mut bytes));
+        assert_eq!(bytes[..object.data.len()], object.data, "data of {} bytes", object.data.len());
+        assert_eq!(bytes[object.data.len()..], object.metadata);
+        Ok(())
+    }
+
+    fn path_of(&self, file: u32) -> std::path::PathBuf {
+        self.disk.url(file, 0).unwrap().split('?').next().unwrap().into()
+    }
+}
+
+const MIB: usize = CHUNK_BYTES as usize;
+
+/// All kinds of lengths: nothing, small, just below and above what goes directly, whole and broken pages and chunks.
+const LENGTHS: [(usize, usize); 14] = [
+    (0, 5),
+    (1, 0),
+    (100, 3),
+    (65_535, 1),
+    (65_536, 0),
+    (65_536 + 4095, 9),
+    (3, 70_000),
+    (300_000, 5000),
+    (MIB, 8),
+    (MIB + 1, 8),
+    (3 * MIB - 1, 4097),
+    (5 * MIB, 0),
+    (50, 50),
+    (4 * MIB + 12_345, 6),
+];
+
+#[test]
+fn objects_come_back_as_they_were_in_any_order() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(&[directory.path()]);
+    let objects = bench.objects(&LENGTHS);
+    let bytes = bench.write(3, &objects).unwrap();
+    assert_eq!((bytes % PAGE_BYTES, bench.disk.used()), (0, DiskUse { files: 1, bytes }));
+    for index in (0..objects.len()).rev().chain(0..objects.len()) {
+        bench.read(3, index, &objects[index]).unwrap();
+    }
+    bench.disk.delete(3);
+    bench.outcomes(0);
+    assert_eq!((std::fs::read_dir(&directory).unwrap().count(), bench.disk.used()), (0, DiskUse::default()));
+}
+
+#[test]
+fn a_file_is_what_ray_reads() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(&[directory.path()]);
+    let objects = bench.objects(&LENGTHS);
+    bench.write(0, &objects).unwrap();
+    for (index, object) in objects.iter().enumerate() {
+        let url = bench.disk.url(0, index as u32).unwrap();
+        let (path, place) = url.split_once("?offset=").unwrap();
+        let (offset, size) = place.split_once("&size=").unwrap();
+        let (offset, size): (usize, usize) = (offset.parse().unwrap(), size.parse().unwrap());
+        let bytes = std::fs::read(path).unwrap()[offset..offset + size].to_vec();
+        let length = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+        let (owner, metadata, data) = (length(0), length(8), length(16));
+        assert_eq!((24 + owner + metadata + data, &bytes[24..24 + owner]), (size, &b"the owner"[..]));
+        assert_eq!(bytes[24 + owner..24 + owner + metadata], object.metadata);
+        assert_eq!(bytes[24 + owner + metadata..], object.data);
+    }
+}
+
+#[test]
+fn directories_are_used_in_turn_and_one_that_fails_is_passed_over() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut bench = Bench::new(&[one.path(), two.path()]);
+    let objects = bench.objects(&[(100_000, 4)]);
+    let count = |directory: &tempfile::TempDir| std::fs::read_dir(directory).map_or(0, Iterator::count);
+    bench.write(0, &objects).unwrap();
+    bench.write(1, &objects).unwrap();
+    assert_eq!((count(&one), count(&two)), (1, 1));
+    arm_file(FileKind::Write, 0, 1, FileFault::Error(Errno::IO.raw_os_error()));
+    bench.write(2, &objects).unwrap();
+    assert_eq!((count(&one), count(&two)), (1, 2), "the half-written file of the first is gone");
+    bench.read(2, 0, &objects[0]).unwrap();
+    arm_file(FileKind::Open, 0, 2, FileFault::Error(Errno::ACCESS.raw_os_error()));
+    let failure = bench.write(3, &objects).unwrap_err();
+    assert!(!failure.full && failure.why.contains("denied"), "{failure:?}");
+    assert_eq!((count(&one), count(&two), bench.disk.used().files), (1, 2, 3));
+}
+
+#[test]
+fn a_full_disk_is_told_and_nothing_is_left_of_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(&[directory.path()]);
+    let objects = bench.objects(&LENGTHS);
+    for (kind, errno) in
+        [(FileKind::Allocate, Errno::NOSPC), (FileKind::Write, Errno::NOSPC), (FileKind::Write, Errno::DQUOT)]
+    {
+        for passes in [0, 2] {
+            arm_file(kind, if kind == FileKind::Write { passes } else { 0 }, 1, FileFault::Error(errno.raw_os_error()));
+            assert!(bench.write(0, &objects).unwrap_err().full);
+            assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0);
+        }
+    }
+    bench.disk = Disk::new(DiskSettings {
+        directories: vec![directory.path().to_owned()],
+        capacity_share: 0.0,
+        name: String::new(),
+    });
+    let failure = bench.write(0, &objects).unwrap_err();
+    assert!(failure.full && failure.why.contains("RAY_local_fs_capacity_threshold"), "{failure:?}");
+}
+
+#[test]
+fn short_and_interrupted_writes_and_reads_go_on_where_they_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(&[directory.path()]);
+    let objects = bench.objects(&LENGTHS);
+    arm_file(FileKind::Write, 1, 20, FileFault::Short(70_000));
+    arm_file(FileKind::Write, 1, 3, FileFault::Error(Errno::INTR.raw_os_error()));
+    bench.write(0, &objects).unwrap();
+    for (index, object) in objects.iter().enumerate() {
+        arm_file(FileKind::Read, 0, 1, FileFault::Error(Errno::AGAIN.raw_os_error()));
+        arm_file(FileKind::Read, 0, 2, FileFault::Short(9000));
+        bench.read(0, index, object).unwrap();
+    }
+}
+
+#[test]
+fn a_disk_that_never_writes_is_given_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(&[directory.path()]);
+    let objects = bench.objects(&[(200_000, 4)]);
+    arm_file(FileKind::Write, 0, 3000, FileFault::Short(0));
+    assert!(!bench.write(0, &objects).unwrap_err().full);
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0);
+}
+
+#[test]
+fn where_the_page_cache_can_not_be_passed_by_it_is_used() {
+    let directory = tempfile::tempdir().unwrap();
+    for kind in [FileKind::Open, FileKind::Write] {
+        let mut bench = Bench::new(&[directory.path()]);
+        let objects = bench.objects(&LENGTHS);
+        arm_file(kind, 0, 1, FileFault::Error(Errno::INVAL.raw_os_error()));
+        bench.write(0, &objects).unwrap();
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1, "{kind:?}");
+        for (index, object) in objects.iter().enumerate() {
+            bench.read(0, index, object).unwrap();
+        }
+        bench.disk.delete(0);
+        bench.outcomes(0);
+    }
+}
+
+#[test]
+fn bytes_that_changed_are_never_handed_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(&[directory.path()]);
+    let objects = bench.objects(&[(500, 40), (200_000, 4)]);
+    bench.write(0, &objects).unwrap();
+    for (index, object) in objects.iter().enumerate() {
+        arm_file(FileKind::Read, index as u32, 1, FileFault::Flip);
+        let failure = bench.read(0, index, object).unwrap_err();
+        assert!(failure.lost && failure.why.contains("checksum"), "{failure:?}");
+        bench.read(0, index, object).unwrap();
+    }
+    let path = bench.path_of(0);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[8] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let failure = bench.read(0, 0, &objects[0]).unwrap_err();
+    assert!(failure.lost && failure.why.contains("lengths"), "{failure:?}");
+}
+
+#[test]
+fn a_file_that_was_cut_or_vanished_is_lost_and_an_error_of_the_disk_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(&[directory.path()]);
+    let objects = bench.objects(&[(5000, 4), (3 * MIB, 4)]);
+    bench.write(0, &objects).unwrap();
+    arm_file(FileKind::Read, 0, 1, FileFault::Error(Errno::IO.raw_os_error()));
+    assert!(!bench.read(0, 1, &objects[1]).unwrap_err().lost);
+    arm_file(FileKind::Open, 0, 1, FileFault::Error(Errno::MFILE.raw_os_error()));
+    assert!(!bench.read(0, 1, &objects[1]).unwrap_err().lost);
+    bench.read(0, 1, &objects[1]).unwrap();
+    let path = bench.path_of(0);
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(MIB as u64 + 100).unwrap();
+    let failure = bench.read(0, 1, &objects[1]).unwrap_err();
+    assert!(failure.lost && failure.why.contains("cut"), "{failure:?}");
+    std::fs::remove_file(&path).unwrap();
+    assert!(bench.read(0, 0, &objects[0]).unwrap_err().lost);
+    assert!(bench.read(9, 0, &objects[0]).unwrap_err().lost && bench.read(0, 9, &objects[0]).unwrap_err().lost);
+}
+
+#[test]
+fn a_directory_that_was_removed_is_made_again() {
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("spill");
+    let mut bench = Bench::new(&[&directory]);
+    let objects = bench.objects(&[(100_000, 4)]);
+    bench.write(0, &objects).unwrap();
+    std::fs::remove_dir_all(&directory).unwrap();
+    bench.write(1, &objects).unwrap();
+    bench.read(1, 0, &objects[0]).unwrap();
+    std::fs::remove_dir_all(&directory).unwrap();
+    std::fs::write(&directory, b"a file").unwrap();
+    assert!(!bench.write(2, &objects).unwrap_err().full);
+}
+
+#[test]
+fn reads_and_writes_go_on_beside_each_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(&[directory.path()]);
+    let objects = bench.objects(&LENGTHS);
+    bench.write(0, &objects[..7]).unwrap();
+    let sources = |bench: &Bench, objects: &[Object]| {
+        let of = |object: &Object| Source {
+            owner_address: Rc::from(&b""[..]),
+            memory: bench.arena.clone(),
+            data_offset: object.data_offset,
+            data_bytes: object.data.len() as u64,
+            metadata_offset: object.data_offset + object.data.len() as u64,
+            metadata_bytes: object.metadata.len() as u64,
+        };
+        objects.iter().map(of).collect::<Vec<_>>()
+    };
+    let (first, second) = (sources(&bench, &objects[7..11]), sources(&bench, &objects[11..]));
+    bench.disk.write(1, first);
+    bench.disk.write(2, second);
+    for (index, object) in objects[..7].iter().enumerate() {
+        let target = bench.target(object);
+        bench.disk.read(0, index as u32, target, index as u64);
+    }
+    let outcomes = bench.outcomes(9);
+    let failed =
+        |o: &&Outcome| !matches!(o, Outcome::Written { result: Ok(_), .. } | Outcome::Read { result: Ok(_), .. });
+    assert!(!outcomes.iter().any(|o| failed(&o)), "{outcomes:?}");
+    for (file, first) in [(1, 7), (2, 11)] {
+        for (index, object) in objects.iter().enumerate().skip(first).take(if file == 1 { 4 } else { 3 }) {
+            bench.read(file, index - first, object).unwrap();
+        }
+    }
+}
