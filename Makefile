@@ -11,7 +11,7 @@ PYTEST ?=
 export RAYLET_TEST_PYTHON := $(abspath $(PY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build attach detach run test lint test-rust test-ray test-ray-stock package test-package test-otel fuzz bench-ray bench-native bench-scaling miri clean
+.PHONY: help setup build attach detach run test lint test-rust test-ray test-ray-stock package test-package test-otel test-netns fuzz bench-ray bench-native bench-scaling miri clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -62,6 +62,9 @@ test-package: package ## install and remove the packages in clean places, check 
 test-otel: setup ## the feature `otel`: lint, and spans that reach a collector (not part of `make test`)
 	$(CARGO) clippy --locked --features otel --all-targets -- -D warnings
 	$(CARGO) test --locked --features otel --test otel
+
+test-netns: attach ## three hosts in network namespaces, and cables that are pulled (needs root; not part of `make test`)
+	RAYLET_UNDER_TEST=ours $(PY) -m pytest tests/netns $(PYTEST)
 
 fuzz: setup ## fuzz the socket protocols, FUZZ_SECONDS each (needs rustup)
 	@./scripts/fuzz_tools.sh
