@@ -11,7 +11,7 @@ PYTEST ?=
 export RAYLET_TEST_PYTHON := $(abspath $(PY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build attach detach run test lint test-rust test-ray test-ray-stock package test-package test-otel fuzz bench-ray clean
+.PHONY: help setup build attach detach run test lint test-rust test-ray test-ray-stock package test-package test-otel test-netns fuzz bench-ray bench-native bench-scaling miri clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -63,12 +63,24 @@ test-otel: setup ## the feature `otel`: lint, and spans that reach a collector (
 	$(CARGO) clippy --locked --features otel --all-targets -- -D warnings
 	$(CARGO) test --locked --features otel --test otel
 
+test-netns: attach ## three hosts in network namespaces, and cables that are pulled (needs root; not part of `make test`)
+	RAYLET_UNDER_TEST=ours $(PY) -m pytest tests/netns $(PYTEST)
+
 fuzz: setup ## fuzz the socket protocols, FUZZ_SECONDS each (needs rustup)
 	@./scripts/fuzz_tools.sh
 	./fuzz/run.sh $(FUZZ_SECONDS)
 
 bench-ray: build ## the stock raylet beside ours: table, JSON and plot in bench-results/
 	$(PY) benches/ray/bench_ray.py --out bench-results/
+
+bench-native: build ## the native door beside the machine's limits and stock: table, JSON and plot in bench-results/
+	$(PY) benches/ray/bench_native.py --out bench-results/
+
+bench-scaling: build ## native leases and puts from 1 to 16 cores: JSON and plot in bench-results/
+	$(PY) benches/ray/bench_scaling.py --out bench-results/
+
+miri: ## the rings' code under Miri (needs a nightly toolchain with miri)
+	MIRIFLAGS=-Zmiri-disable-isolation $(CARGO) +nightly miri test --locked -p raylet-transport --no-default-features --lib ring:: -- --skip uring::
 
 clean: ## remove what was built; the stock raylet is put back first
 	@if [ -x $(BIN) ] && [ -x $(PY) ] && $(BIN) attach --status $(PY) >/dev/null 2>&1; then $(BIN) detach $(PY); fi

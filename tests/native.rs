@@ -115,6 +115,41 @@ fn pins_keep_objects_until_their_owner_is_gone() {
 }
 
 #[test]
+fn pins_for_another_client_end_with_it_whichever_core_serves_it() {
+    everywhere(|node, connect| {
+        let (asker, reader) = (connect(), connect());
+        // Connections go to the cores in turn: of two in a row one is on the asker's core and one is not.
+        let owners = [connect(), connect()];
+        for owner in &owners {
+            let id = asker.put_unpinned(b"kept for another").unwrap();
+            drop(asker.get(id, SECOND).unwrap());
+            assert_eq!(asker.pin(owner.worker_id(), &[ObjectId([3; 28]), id]).unwrap(), [false, true]);
+            assert_eq!(asker.pin(owner.worker_id(), &[]).unwrap(), [] as [bool; 0]);
+            asker.delete(id).unwrap();
+            assert!(reader.contains(id).unwrap(), "pinned");
+            owner.unpin(&[id]).unwrap();
+            eventually("the owner gave it up", || !reader.contains(id).unwrap());
+        }
+        let ids: Vec<_> = owners.iter().map(|_| asker.put_unpinned(b"kept to the end").unwrap()).collect();
+        let names: Vec<_> = owners.iter().map(|owner| owner.worker_id()).collect();
+        for (id, name) in ids.iter().zip(&names) {
+            drop(asker.get(*id, SECOND).unwrap());
+            assert_eq!(asker.pin(*name, &[*id]).unwrap(), [true]);
+            asker.delete(*id).unwrap();
+        }
+        drop(owners);
+        for (id, name) in ids.iter().zip(&names) {
+            eventually("the pin ends with its owner", || !reader.contains(*id).unwrap());
+            let refused = asker.pin(*name, &[*id]).map_err(code);
+            assert_eq!(refused, Err(RefusalCode::UnknownOwner));
+        }
+        assert_eq!(asker.pin(WorkerId([9; 28]), &[]).map_err(code), Err(RefusalCode::UnknownOwner));
+        drop((asker, reader));
+        node.is_empty();
+    });
+}
+
+#[test]
 fn leases_share_the_nodes_resources() {
     everywhere(|node, connect| {
         let (first, second) = (connect(), connect());

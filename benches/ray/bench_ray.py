@@ -19,13 +19,17 @@ from pathlib import Path
 
 import pages
 import report
-from rows import CHOICES, MEASUREMENTS, ROWS
+from rows import CHOICES, MEASUREMENTS, ROWS, WIDE_MEASUREMENTS
 
 MIB = 1 << 20
 GIB = 1 << 30
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 NODE_STORE_BYTES = 1 * GIB
+# What the machines this is read on have, and few enough that leases queue.
+NODE_CPUS = 2
+# One for each lease in flight: every request is granted as it comes, so the raylet bounds the rate and not how long a lease is held.
+WIDE_NODE_CPUS = 16
 FIRST_TOUCH_STORE_BYTES = 3 * GIB
 FIRST_TOUCH_RESERVE_BYTES = 2 * GIB
 RESERVE_VARIABLE = "RAYLET_URING_WARM_RESERVE_BYTES"
@@ -104,6 +108,8 @@ class Bench:
         choice = [row.replace("-", "_") for row in self.chosen.rows]
         wanted = [m for m in MEASUREMENTS if m.partition(":")[0] in choice]
         nodes = [("node", wanted, {})] if wanted else []
+        if wide := [m for m in WIDE_MEASUREMENTS if m.partition(":")[0] in choice]:
+            nodes.append(("wide", wide, {}))
         if "first_touch" not in choice:
             return nodes
         if side == "stock":
@@ -149,7 +155,8 @@ class Bench:
             settings = {
                 "raylet": str(self.raylets[side]),
                 "rows": measurements,
-                "object_store_bytes": NODE_STORE_BYTES if kind == "node" else FIRST_TOUCH_STORE_BYTES,
+                "cpus": WIDE_NODE_CPUS if kind == "wide" else NODE_CPUS,
+                "object_store_bytes": NODE_STORE_BYTES if kind in ("node", "wide") else FIRST_TOUCH_STORE_BYTES,
                 "reserve_bytes": int(environment.get(RESERVE_VARIABLE, 0)),
                 "seconds": self.chosen.seconds,
                 "idle_s": self.chosen.idle_seconds,

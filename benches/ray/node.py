@@ -22,9 +22,6 @@ from ray._private import services
 MIB = 1 << 20
 GIB = 1 << 30
 
-# CPUs of the node: what the machines this is read on have, and few enough that leases queue.
-NODE_CPUS = 2
-
 # Leases of this program's own driver count from 1; the load generator counts from here, each run in a block of its own.
 FIRST_LEASE = 1 << 30
 LEASES_PER_RUN = 1 << 24
@@ -104,7 +101,7 @@ class Node:
             services.RAYLET_EXECUTABLE = settings["raylet"]
         begin = time.perf_counter()
         ray.init(
-            num_cpus=NODE_CPUS,
+            num_cpus=settings["cpus"],
             object_store_memory=settings["object_store_bytes"],
             _temp_dir=directory,
             log_to_driver=False,
@@ -156,7 +153,7 @@ class Node:
         def hold():
             time.sleep(0.2)
 
-        ray.get([hold.remote() for _ in range(2 * NODE_CPUS)])
+        ray.get([hold.remote() for _ in range(2 * self.settings["cpus"])])
 
     def memory(self) -> dict:
         fields = {}
@@ -267,12 +264,35 @@ class Node:
             "report": report,
         }
 
+    def plasma_load(self, operation: str) -> dict:
+        """Objects of 1 KiB on the store's socket, without a driver around them."""
+        command = [
+            self.settings["load_generator"],
+            "plasma-load",
+            f"--socket={ray._private.worker.global_worker.node.plasma_store_socket_name}",
+            f"--operation={operation}",
+            f"--raylet-pid={self.pid}",
+            f"--seconds={self.settings['seconds']}",
+        ]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=self.settings["seconds"] + 60)
+        if ran.returncode != 0:
+            raise RuntimeError(ran.stderr.strip() or f"the load generator ended with {ran.returncode}")
+        report = json.loads(ran.stdout)
+        return {
+            "per_s": report["operations_per_s"],
+            "p50_us": report["latency"]["p50_us"],
+            "p99_us": report["latency"]["p99_us"],
+            "raylet_cpu_us": report["raylet_cpu_us_per_operation"],
+        }
+
     def measure(self, row: str) -> dict:
         name, _, number = row.partition(":")
         if name == "leases":
             return self.lease_load(f"--in-flight={number}")
         if name == "shapes":
             return self.lease_load(f"--shapes={number}")
+        if name == "plasma":
+            return self.plasma_load(number)
         return getattr(self, f"measure_{name}")()
 
 

@@ -6,6 +6,7 @@
 //! | [`plasma_load`] | create, seal, release, get, contains and delete on the store's socket |
 //! | [`floor`] | the least work that is an answer, on a Unix socket, without a raylet |
 //! | [`native`] | the native door of a running node, or of one that it starts |
+//! | [`suite`] | all rows of the native door that are promised |
 //! | [`ring`] | the native door's transport by itself, beside the machine's limits |
 //!
 //! The first three print one JSON object. Where they are told the raylet's process id they also say what CPU it spent
@@ -23,6 +24,7 @@ pub mod plasma_client;
 pub mod plasma_load;
 pub mod ring;
 mod ring_node;
+pub mod suite;
 
 pub use node_manager::NodeManager;
 

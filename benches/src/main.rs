@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use prost::Message;
-use raylet_bench::{floor, hex, lease_load, native, plasma_load, ring, LoadError};
+use raylet_bench::{floor, hex, lease_load, native, plasma_load, ring, suite, LoadError};
 use raylet_uring::ray::proto;
 use raylet_uring::ray::rpc::auth::{Auth, Token};
 
@@ -28,6 +28,8 @@ enum Generator {
     Floor(Floor),
     /// Measures the rings, messages and client of the native door against a node that only answers. Needs no node.
     Ring(Ring),
+    /// Measures all rows of the native door that SPECIFICATION.md promises, on nodes that it starts.
+    Native(Suite),
     /// Measures leases of the native door.
     Lease(Native),
     /// Measures puts of the native door.
@@ -52,6 +54,12 @@ struct Native {
     /// A further flag of the node that is started, like --node-flag=--hugepages.
     #[arg(long, allow_hyphen_values = true)]
     node_flag: Vec<String>,
+    /// The cores of the node that is started.
+    #[arg(long, default_value = "0", conflicts_with = "socket")]
+    node_cores: String,
+    /// The CPUs of the clients, which they are given in turn.
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    client_cpus: Vec<usize>,
     /// Clients, each with a thread.
     #[arg(long, default_value_t = 1)]
     clients: usize,
@@ -67,6 +75,22 @@ struct Native {
     /// The ways to measure: ring, socket.
     #[arg(long, value_delimiter = ',', default_value = "ring,socket")]
     paths: Vec<String>,
+    /// Seconds of each row.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Operations of each client instead of seconds, without a warm-up: to count instructions.
+    #[arg(long, conflicts_with = "seconds")]
+    rounds: Option<u32>,
+    /// One JSON object per row instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+struct Suite {
+    /// The executable of the nodes. Default: raylet-uring beside this program.
+    #[arg(long)]
+    raylet: Option<PathBuf>,
     /// Seconds of each row.
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
@@ -260,7 +284,6 @@ fn native_rows(op: native::Op, arguments: &Native) -> Result<String, LoadError> 
         "socket" => Ok("socket"),
         other => Err(wrong("--paths", "ring, socket or both", other)),
     };
-    let beside = || Some(std::env::current_exe().ok()?.with_file_name("raylet-uring"));
     let settings = native::Settings {
         op,
         clients: arguments.clients.max(1),
@@ -269,11 +292,30 @@ fn native_rows(op: native::Op, arguments: &Native) -> Result<String, LoadError> 
         busy_poll: arguments.busy_poll,
         paths: arguments.paths.iter().map(path).collect::<Result<_, _>>()?,
         window: seconds("--seconds", arguments.seconds)?,
+        rounds: arguments.rounds,
         socket: arguments.socket.clone(),
-        raylet: arguments.raylet.clone().or_else(beside).unwrap_or_else(|| "raylet-uring".into()),
+        raylet: executable(arguments.raylet.as_ref()),
+        node_cores: arguments.node_cores.clone(),
+        client_cpus: arguments.client_cpus.clone(),
         node_flags: arguments.node_flag.clone(),
     };
     Ok(table(&native::run(&settings)?, arguments.json))
+}
+
+/// The node's executable: the one that is named, else the one beside this program, else the one on the path.
+fn executable(named: Option<&PathBuf>) -> PathBuf {
+    let beside = || Some(std::env::current_exe().ok()?.with_file_name("raylet-uring"));
+    named.cloned().or_else(beside).unwrap_or_else(|| "raylet-uring".into())
+}
+
+/// Prints each row as it comes, because all take a minute.
+fn native_suite(arguments: &Suite) -> Result<String, LoadError> {
+    if !arguments.json {
+        println!("{}", suite::Judged::header());
+    }
+    let say = |row: &suite::Judged| println!("{}", if arguments.json { json(row) } else { row.line() });
+    suite::run(&executable(arguments.raylet.as_ref()), seconds("--seconds", arguments.seconds)?, say)?;
+    Ok(String::new())
 }
 
 fn table(rows: &[ring::Row], as_json: bool) -> String {
@@ -294,6 +336,7 @@ fn main() -> ExitCode {
         Generator::PlasmaLoad(arguments) => plasma_load(&arguments),
         Generator::Floor(arguments) => measure_floor(&arguments),
         Generator::Ring(arguments) => ring_rows(&arguments),
+        Generator::Native(arguments) => native_suite(&arguments),
         Generator::Lease(arguments) => native_rows(native::Op::Lease, &arguments),
         Generator::Put(arguments) => native_rows(native::Op::Put, &arguments),
         Generator::Get(arguments) => native_rows(native::Op::Get, &arguments),
@@ -302,7 +345,9 @@ fn main() -> ExitCode {
     };
     match outcome {
         Ok(report) => {
-            println!("{report}");
+            if !report.is_empty() {
+                println!("{report}");
+            }
             ExitCode::SUCCESS
         }
         Err(error) => {

@@ -49,16 +49,57 @@ pub struct Settings {
     pub paths: Vec<&'static str>,
     /// How long each row is measured.
     pub window: Duration,
+    /// Instead of the window: so many operations of each client, and none before those that count. For counting instructions.
+    pub rounds: Option<u32>,
     /// The socket of a running node; `None`: one is started.
     pub socket: Option<PathBuf>,
     /// The executable of the node that is started.
     pub raylet: PathBuf,
+    /// The cores of the node that is started, as `--cores` takes them.
+    pub node_cores: String,
+    /// The CPUs of the clients, one after the other.
+    pub client_cpus: Vec<usize>,
     /// Further flags for it.
     pub node_flags: Vec<String>,
 }
 
-/// Rounds between two looks at the clock.
-const ROUNDS: u32 = 64;
+/// Operations before those that count, at least: as many as leave no page of the store unmapped that the next ones lie on.
+const WARM_UP: u32 = 16;
+
+/// When a client begins to count and when it ends.
+struct Span {
+    window: Duration,
+    rounds: Option<u32>,
+    /// Where nothing counts yet: when the warm-up began.
+    warm_since: Instant,
+    counts_since: Option<Instant>,
+}
+
+impl Span {
+    /// From now on. A quarter of the window comes before it, and does not count.
+    fn of(settings: &Settings) -> Self {
+        let now = Instant::now();
+        let counts_since = settings.rounds.map(|_| now);
+        Self { window: settings.window, rounds: settings.rounds, warm_since: now, counts_since }
+    }
+
+    /// Whether an operation that begins now, after so many, counts.
+    fn counts(&mut self, done: u32, now: Instant) -> bool {
+        if self.counts_since.is_none() && done >= WARM_UP && now - self.warm_since >= self.window / 4 {
+            self.counts_since = Some(now);
+        }
+        self.counts_since.is_some()
+    }
+
+    /// Whether one is begun at all.
+    fn goes_on(&self, done: u32, now: Instant) -> bool {
+        match (self.rounds, self.counts_since) {
+            (Some(rounds), _) => done < rounds,
+            (None, None) => true,
+            (None, Some(since)) => now - since < self.window,
+        }
+    }
+}
 
 /// The machine's limits, medians in nanoseconds.
 struct Limits {
@@ -110,10 +151,10 @@ fn name(op: Op) -> &'static str {
 fn row(settings: &Settings, node: &Node, path: &'static str) -> Result<Row, LoadError> {
     let (results, arrived) = mpsc::channel();
     std::thread::scope(|scope| {
-        for _ in 0..settings.clients {
+        for (_, cpu) in (0..settings.clients).zip(settings.client_cpus.iter().cycle()) {
             let results = results.clone();
             scope.spawn(move || {
-                pin(1);
+                pin(*cpu);
                 // The receiver lives until all have been heard.
                 let _ = results.send(client(settings, node, path));
             });
@@ -179,18 +220,16 @@ fn one_by_one(settings: &Settings, client: &Client) -> Result<Times, LoadError> 
         }
         Ok(())
     };
-    let until = Instant::now() + settings.window / 4;
-    while Instant::now() < until {
-        (0..ROUNDS).try_for_each(|_| round())?;
-    }
-    let mut times = Times::default();
-    let until = Instant::now() + settings.window;
-    while Instant::now() < until {
-        for _ in 0..ROUNDS {
-            let begun = Instant::now();
-            round()?;
+    let mut span = Span::of(settings);
+    let (mut times, mut done, mut begun) = (Times::default(), 0u32, Instant::now());
+    while span.goes_on(done, begun) {
+        let counts = span.counts(done, begun);
+        round()?;
+        if counts {
             times.add(begun.elapsed(), 1);
         }
+        done = done.saturating_add(1);
+        begun = Instant::now();
     }
     client.delete(id)?;
     Ok(times)
@@ -199,20 +238,20 @@ fn one_by_one(settings: &Settings, client: &Client) -> Result<Times, LoadError> 
 /// Puts that are not waited for, in batches; the node has done a batch when it answers what comes behind it.
 fn puts_in_flight(settings: &Settings, client: &Client) -> Result<Times, LoadError> {
     let data = vec![7; settings.size_bytes];
-    let mut times = Times::default();
-    let begin = Instant::now() + settings.window / 4;
-    let until = begin + settings.window;
+    let (mut times, mut done, mut span) = (Times::default(), 0u32, Span::of(settings));
     loop {
         let begun = Instant::now();
+        if !span.goes_on(done, begun) {
+            return Ok(times);
+        }
+        let counts = span.counts(done, begun);
         let mut last = client.put_unpinned(&data)?;
         for _ in 1..settings.in_flight {
             last = client.put_unpinned(&data)?;
         }
         client.contains(last)?;
-        if begun > until {
-            return Ok(times);
-        }
-        if begun > begin {
+        done = done.saturating_add(settings.in_flight as u32);
+        if counts {
             times.add(begun.elapsed(), settings.in_flight as u32);
         }
     }
@@ -231,12 +270,10 @@ fn leases_in_flight(settings: &Settings, node: &Node) -> Result<Times, LoadError
     let bell = rings.peer_bell;
     let mut side = Speaker { end: rings.endpoint, body: BodyWriter::default(), record: Record::default() };
     let (mut asked, mut got) = (0u32, 0u32);
-    let mut times = Times::default();
-    let begin = Instant::now() + settings.window / 4;
-    let until = begin + settings.window;
+    let (mut times, mut span) = (Times::default(), Span::of(settings));
     let mut started = Instant::now();
-    while started < until || got < asked {
-        while started < until && (asked - got) < settings.in_flight as u32 {
+    while span.goes_on(asked, started) || got < asked {
+        while span.goes_on(asked, started) && (asked - got) < settings.in_flight as u32 {
             let mut request = lease_request(asked);
             request.class = class.class;
             side.say(asked, &request);
@@ -247,7 +284,7 @@ fn leases_in_flight(settings: &Settings, node: &Node) -> Result<Times, LoadError
             got += 1;
             if got.is_multiple_of(BATCH) {
                 let now = Instant::now();
-                if started > begin {
+                if span.counts(got, started) {
                     times.add(now - started, BATCH);
                 }
                 started = now;
@@ -295,7 +332,7 @@ fn copy(size_bytes: usize) -> u64 {
     row.map_or(0, |row| row.p50_ns)
 }
 
-/// Keeps this thread off the core that the node has, where there is another.
+/// Keeps this thread on its CPU, where there is such a one.
 fn pin(cpu: usize) {
     let mut set = rustix::thread::CpuSet::new();
     set.set(cpu);

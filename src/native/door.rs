@@ -47,7 +47,7 @@ pub struct Natives {
     awake: RefCell<Vec<Rc<Client>>>,
     dirty: RefCell<Vec<Rc<Client>>>,
     /// Where requests are read into.
-    record: RefCell<Record>,
+    record: RefCell<Option<Record>>,
     /// Requests that shards have.
     pub(super) pending: RefCell<Pending>,
     /// Requests about several objects.
@@ -307,7 +307,8 @@ type Next = fn(&mut Connection, &mut Record) -> Result<Option<ReplyTo>, Connecti
 
 /// Takes requests until there is none, or the budget is spent; how many.
 fn serve(core: &Rc<Core>, client: &Rc<Client>, next: Next, budget: usize) -> usize {
-    let mut record = core.native.record.take();
+    // Out of its place meanwhile, since what a shard is asked may come back here at once.
+    let mut record = core.native.record.take().unwrap_or_default();
     let mut served = 0;
     while served < budget && !client.is_closed.get() {
         let taken = next(&mut client.connection.borrow_mut(), &mut record);
@@ -321,7 +322,7 @@ fn serve(core: &Rc<Core>, client: &Rc<Client>, next: Next, budget: usize) -> usi
             close(core, client, &error);
         }
     }
-    core.native.record.replace(record);
+    core.native.record.replace(Some(record));
     served
 }
 

@@ -23,7 +23,7 @@ use super::door::{deadline, refused};
 use super::peers::NativePeer;
 use super::pending::Op;
 use super::{object, to_wire, Topic, KEEPER_BIT};
-use crate::bridge::{shard_of_object, PeerMessage};
+use crate::bridge::{shard_of_object, PeerMessage, Requester};
 use crate::core_loop::{Core, SILENT};
 
 /// A request about several objects: a wait, or a pin.
@@ -45,6 +45,8 @@ enum Kind {
     Wait(usize),
     /// Answered once all have been asked for.
     Pin,
+    /// The same, asked by a client of another core.
+    PinFor(ClientId),
 }
 
 pub fn request(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, request: Request<'_>) -> Outcome {
@@ -287,37 +289,74 @@ fn finish(core: &Rc<Core>, group: usize) {
             known.client.reply(core, known.to, &Waited { ready: ready.collect() });
         }
         Kind::Pin => known.client.reply(core, known.to, &Pinned { kept: known.found }),
+        Kind::PinFor(asker) => tell_asker(core, asker, known.to, Some(known.found)),
     }
 }
 
 fn pin_all(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, pin: &Archived<Pin>) -> Outcome {
     let ids = checked_ids(client, pin.objects.iter().map(|id| object(id.into())), pin.objects.len())?;
-    let owner: wire::WorkerId = (&pin.owner).into();
-    let keeper = match owner.is_nil() {
-        true => client.keeper,
-        false => keeper_of(core, &WorkerId(owner.0))?,
-    };
-    let group = open_group(core, client, to, Kind::Pin, ids.len());
+    let name: wire::WorkerId = (&pin.owner).into();
+    let name = WorkerId(name.0);
+    if name.is_nil() {
+        pin_here(core, client, to, Kind::Pin, &ids);
+        return Ok(());
+    }
+    let unknown = || Refusal::new(RefusalCode::UnknownOwner, format!("owner {name}"));
+    let owner = core.native.shared().and_then(|shared| shared.client_of(&name)).ok_or_else(unknown)?;
+    match Requester::of(owner) {
+        Requester::Shard(shard) if shard == core.shard => {
+            let owner = core.native.client(owner).ok_or_else(unknown)?;
+            pin_here(core, &owner, to, Kind::PinFor(client.id), &ids);
+        }
+        // Only the owner's own core can tell whether it lives, and a pin must not outlive its owner.
+        Requester::Shard(shard) => {
+            let pin = NativePeer::Pin { asker: client.id, to, owner, objects: ids.into_vec() };
+            core.send_peer(shard, PeerMessage::Native(pin));
+        }
+        Requester::Control => return Err(unknown().into()),
+    }
+    Ok(())
+}
+
+/// Keeps objects for a client of this core.
+fn pin_here(core: &Rc<Core>, owner: &Rc<Client>, to: ReplyTo, kind: Kind, ids: &[ObjectId]) {
+    let group = open_group(core, owner, to, kind, ids.len());
     for (index, id) in ids.iter().enumerate() {
         if let Some(token) = join(core, group, index, *id) {
-            core.store(id, StoreEvent::Get { client: keeper, token, id: *id, wait: false });
+            core.store(id, StoreEvent::Get { client: owner.keeper, token, id: *id, wait: false });
         }
     }
     if ids.is_empty() {
         finish(core, group);
     }
-    Ok(())
 }
 
-/// The number under which a client of this core keeps objects. What others keep ends with them, so only their own core can tell
-/// whether they live.
-fn keeper_of(core: &Core, owner: &WorkerId) -> Result<ClientId, Refusal> {
-    let client = core.native.shared().and_then(|shared| shared.client_of(owner));
-    let known = client.and_then(|id| core.native.client(id));
-    known.map(|client| client.keeper).ok_or_else(|| {
-        let detail = format!("owner {owner} is no client of this core: let it pin by itself");
-        Refusal::new(RefusalCode::Unsupported, detail)
-    })
+/// Another core's client asks that objects be kept for a client of this one.
+pub fn pin_for(core: &Rc<Core>, asker: ClientId, to: ReplyTo, owner: ClientId, ids: &[ObjectId]) {
+    match core.native.client(owner) {
+        Some(owner) => pin_here(core, &owner, to, Kind::PinFor(asker), ids),
+        None => tell_asker(core, asker, to, None),
+    }
+}
+
+/// What became of a pin for somebody else; `None`: the owner is gone.
+fn tell_asker(core: &Rc<Core>, asker: ClientId, to: ReplyTo, kept: Option<Vec<bool>>) {
+    match Requester::of(asker) {
+        Requester::Shard(shard) if shard == core.shard => pinned_for(core, asker, to, kept),
+        Requester::Shard(shard) => core.send_peer(shard, PeerMessage::Native(NativePeer::Pinned { asker, to, kept })),
+        Requester::Control => {}
+    }
+}
+
+/// The answer to a client of this core that has pinned for somebody else.
+pub fn pinned_for(core: &Rc<Core>, asker: ClientId, to: ReplyTo, kept: Option<Vec<bool>>) {
+    let Some(asker) = core.native.client(asker) else {
+        return;
+    };
+    match kept {
+        Some(kept) => asker.reply(core, to, &Pinned { kept }),
+        None => asker.refuse(core, to, &Refusal::new(RefusalCode::UnknownOwner, "it is gone".to_owned())),
+    }
 }
 
 fn unpin_all(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, unpin: &Archived<Unpin>) -> Outcome {
@@ -503,7 +542,17 @@ pub fn watched(core: &Rc<Core>, token: Token, is_there: bool) {
 
 /// A client is gone: what it used, began and kept is given back.
 pub fn forget(core: &Rc<Core>, client: &Rc<Client>) {
-    core.native.groups.borrow_mut().retain(|_, group| !Rc::ptr_eq(&group.client, client));
+    let mut askers = Vec::new();
+    core.native.groups.borrow_mut().retain(|_, group| {
+        let goes = Rc::ptr_eq(&group.client, client);
+        if let (true, Kind::PinFor(asker)) = (goes, &group.kind) {
+            askers.push((*asker, group.to));
+        }
+        !goes
+    });
+    for (asker, to) in askers {
+        tell_asker(core, asker, to, None);
+    }
     core.client_gone(client.id);
     core.client_gone(client.keeper);
 }

@@ -2,8 +2,9 @@
 
 use std::rc::Rc;
 
-use raylet_shard::ids::{ClientId, WorkerId};
+use raylet_shard::ids::{ClientId, ObjectId, WorkerId};
 use raylet_transport::messages::{Assigned, ObjectEvent, Revoked};
+use raylet_transport::server::ReplyTo;
 
 use super::{objects, workers};
 use crate::core_loop::Core;
@@ -35,6 +36,26 @@ pub enum NativePeer {
         /// It waits, or goes on.
         blocked: bool,
     },
+    /// For an owner: objects that another core's client has it keep.
+    Pin {
+        /// Who asks.
+        asker: ClientId,
+        /// Its request.
+        to: ReplyTo,
+        /// For whom.
+        owner: ClientId,
+        /// Which.
+        objects: Vec<ObjectId>,
+    },
+    /// The answer to it.
+    Pinned {
+        /// Who asked.
+        asker: ClientId,
+        /// Its request.
+        to: ReplyTo,
+        /// For each object whether it is kept; `None`: the owner is gone.
+        kept: Option<Vec<bool>>,
+    },
     /// For clients that want events of objects.
     Object(ObjectEvent),
 }
@@ -49,6 +70,8 @@ impl NativePeer {
                 workers::work_done(core, assignment, &worker, status, result);
             }
             Self::Waits { assignment, worker, blocked } => workers::worker_waits(core, assignment, worker, blocked),
+            Self::Pin { asker, to, owner, objects } => objects::pin_for(core, asker, to, owner, &objects),
+            Self::Pinned { asker, to, kept } => objects::pinned_for(core, asker, to, kept),
             Self::Object(event) => objects::object_event(core, &event),
         }
     }

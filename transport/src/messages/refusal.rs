@@ -71,6 +71,7 @@ refusals! {
     23 NotHeld "the client does not hold that" / "nothing: it is given back already"
     24 UnknownCredit "the client has no such run of memory" / "ask for a new run"
     25 BadPublish "the object does not lie where the next object of its run has to be" / "write objects into a run one after the other"
+    26 UnknownOwner "no client of this node has that name" / "name a client that lives, or pin for yourself"
     32 UnknownClass "no class of leases has this number" / "define it first, on this connection"
     33 UnknownLease "the client has no such lease" / "nothing: it has ended already"
     34 DuplicateLease "the client has a lease of this number" / "use another number"

@@ -422,11 +422,11 @@ fn write_one(bell: &OwnedFd) -> squeue::Entry {
 }
 
 fn readable() -> u32 {
-    u32::from(rustix::event::PollFlags::IN.bits())
+    rustix::event::PollFlags::IN.bits() as u32
 }
 
 fn writable() -> u32 {
-    u32::from(rustix::event::PollFlags::OUT.bits())
+    rustix::event::PollFlags::OUT.bits() as u32
 }
 
 /// A wait that a signal or a full completion queue cut short is a short wait.
