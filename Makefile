@@ -19,8 +19,10 @@ help: ## list the targets
 setup: ## install what is missing: system packages, .venv with Ray
 	@./scripts/setup.sh
 
+# hwloc is linked in, so that what is built is also what is packaged, and runs where another hwloc or none is installed.
 build: setup ## build the release executables
-	$(CARGO) build --locked --release --workspace --bins
+	@./scripts/static_hwloc.sh target/hwloc
+	PKG_CONFIG_PATH=$(abspath target/hwloc) $(CARGO) build --locked --release --workspace --bins
 
 attach: build ## make the Ray in .venv use raylet-uring
 	@$(BIN) attach $(PY) >/dev/null
@@ -49,12 +51,9 @@ test-ray-stock: setup ## the same suite on Ray's own raylet: what the suite may 
 	@if [ -x $(BIN) ] && $(BIN) attach --status $(PY) >/dev/null 2>&1; then $(BIN) detach $(PY); fi
 	RAYLET_UNDER_TEST=stock $(PY) -m pytest tests/ray $(PYTEST)
 
-# Built apart, with hwloc linked in, so that a package runs where another hwloc or none is installed.
-package: setup ## a Debian package and a wheel, in target/package
+package: build ## a Debian package and a wheel, in target/package
 	@./scripts/setup.sh package
-	@./scripts/static_hwloc.sh target/package/hwloc
-	PKG_CONFIG_PATH=$(abspath target/package/hwloc) $(CARGO) build --locked --release --bin raylet-uring --target-dir target/package/build
-	@$(PY) scripts/package/package.py --binary target/package/build/release/raylet-uring --out target/package
+	@$(PY) scripts/package/package.py --binary $(BIN) --out target/package
 
 test-package: package ## install and remove the packages in clean places, check the unit, completions and man pages
 	$(PY) -m pytest tests/package $(PYTEST)
