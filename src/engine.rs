@@ -17,6 +17,7 @@ use crate::bridge::{CoreHandle, ToControl, ToCore};
 use crate::core_io;
 use crate::core_loop::{Core, CoreParts, Memory, WarmReserve};
 use crate::observe::histogram::Recorder;
+use crate::spill::files::FileSettings;
 use crate::spill::memory::ArenaMemory;
 use crate::spill::settings::SpillSettings;
 use crate::spill::{SpillShared, Spills};
@@ -36,6 +37,8 @@ pub struct EngineSettings {
     pub full_grace_ns: u64,
     /// Where and how objects are spilled; `None`: they are not.
     pub spill: Option<SpillSettings>,
+    /// Where objects go that neither memory nor spilling has room for; `None`: their creation fails.
+    pub fallback: Option<FileSettings>,
     /// Limits and times of the schedulers, by shard.
     pub scheds: fn(ShardId, ShardId, &SchedSettings) -> SchedConfig,
     /// What those are made from.
@@ -105,6 +108,8 @@ pub struct Engine {
     pub topology: Topology,
     /// The memory of all objects.
     pub segments: Vec<Arc<Segment>>,
+    /// What the cores share of spilling: the files of objects beside the store too.
+    pub spill_shared: Arc<SpillShared>,
     /// Bytes that objects can take.
     pub capacity_bytes: u64,
     /// Creates of one shard that may wait for memory.
@@ -141,11 +146,13 @@ impl Engine {
             handles.push(CoreHandle::new(sender, doorbell.clone()));
             inboxes.push((inbox, doorbell));
         }
+        let spill_shared = Arc::new(SpillShared::new(shards));
         let mut engine = Engine {
             cores: handles,
             from_cores,
             placed: cores.iter().map(|core| pinned.then_some(*core)).collect(),
             topology: topology.clone(),
+            spill_shared: spill_shared.clone(),
             capacity_bytes: layout.capacity_bytes(),
             max_queued_creates: store_config(settings, &layout, shards).max_queued_creates as u64,
             segments: segments.clone(),
@@ -153,7 +160,6 @@ impl Engine {
             threads: Vec::new(),
         };
         let home: Vec<u32> = cores.iter().map(|core| home_segment(&topology, &segments, *core)).collect();
-        let spill_shared = Arc::new(SpillShared::new(shards));
         let mut ready = Vec::new();
         for (shard, (core, (inbox, doorbell))) in cores.iter().zip(inboxes).enumerate() {
             let (ready_sender, ready_receiver) = flume::bounded(1);
@@ -164,6 +170,7 @@ impl Engine {
                 segments: segments.clone().into(),
                 store: store_config(settings, &layout, shards),
                 spill: settings.spill.clone(),
+                fallback: settings.fallback.clone(),
                 spill_shared: spill_shared.clone(),
                 home: home.clone(),
                 sched: (settings.scheds)(shard as ShardId, shards, &settings.sched),
@@ -252,7 +259,8 @@ fn home_segment(topology: &Topology, segments: &[Arc<Segment>], core: u32) -> u3
 
 fn store_config(settings: &EngineSettings, layout: &Layout, shards: ShardId) -> StoreConfig {
     let spill = settings.spill.as_ref().map(|spill| spill.store(layout.capacity_bytes()));
-    StoreConfig { full_grace_ns: settings.full_grace_ns, spill, ..StoreConfig::new(layout.clone(), shards) }
+    let fallback = settings.fallback.is_some();
+    StoreConfig { full_grace_ns: settings.full_grace_ns, fallback, spill, ..StoreConfig::new(layout.clone(), shards) }
 }
 
 /// What a core's thread starts from.
@@ -263,6 +271,7 @@ struct CoreSeed {
     segments: Arc<[Arc<Segment>]>,
     store: StoreConfig,
     spill: Option<SpillSettings>,
+    fallback: Option<FileSettings>,
     spill_shared: Arc<SpillShared>,
     home: Vec<u32>,
     sched: SchedConfig,
@@ -304,7 +313,7 @@ async fn core_main(seed: CoreSeed) -> Result<(), String> {
         _ => Memory::Away(Box::new(store)),
     };
     let segments = seed.segments.iter().cloned().map(ArenaMemory).collect();
-    let spills = Spills::new(seed.shard, seed.spill.as_ref(), segments, seed.spill_shared);
+    let spills = Spills::new(seed.shard, seed.spill.as_ref(), segments, seed.spill_shared, seed.fallback);
     let core = Core::new(CoreParts {
         spills,
         shard: seed.shard,

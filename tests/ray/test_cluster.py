@@ -17,6 +17,9 @@ from ray.util.scheduling_strategies import (
 
 import harness
 
+#: ray.rpc.autoscaler.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+DRAIN_PREEMPTION = 2
+
 
 @pytest.fixture(scope="module")
 def cluster():
@@ -193,6 +196,35 @@ def test_a_node_that_joins_takes_what_waits_and_what_it_had_goes_on_elsewhere(cl
     harness.wait_until(lambda: cluster.alive() == set(ids(cluster)), "the GCS knows that it died")
     with pytest.raises(ray.exceptions.TaskUnschedulableError):
         harness.get(where.options(scheduling_strategy=NodeAffinitySchedulingStrategy(fourth.id, soft=False)).remote())
+
+
+@ray.remote(num_cpus=1)
+def gate(directory):
+    """Returns its node once there is a file `end`."""
+    open(os.path.join(directory, "begun"), "w").close()
+    harness.wait_until(lambda: os.path.exists(os.path.join(directory, "end")), "the file that ends the task", timeout_s=120)
+    return ray.get_runtime_context().get_node_id()
+
+
+def test_a_node_that_drains_finishes_what_it_has_takes_no_more_and_goes(cluster, tmp_path):
+    """One task runs there, others would rather; after it the node ends by itself."""
+    extra = cluster.add(num_cpus=1)
+    cluster.wait_for_nodes()
+    there = NodeAffinitySchedulingStrategy(extra.id, soft=True)
+    held = gate.options(scheduling_strategy=there).remote(str(tmp_path))
+    harness.wait_until((tmp_path / "begun").exists, "the task runs on the node that will drain")
+    waiting = [where.options(scheduling_strategy=there).remote() for _ in range(2)]
+    client = ray._raylet.GcsClient(address=cluster.cluster.address)
+    deadline_ms = int(time.time() * 1000) + 600_000
+    accepted, why = client.drain_node(extra.id, DRAIN_PREEMPTION, "to be taken away", deadline_ms)
+    assert accepted, why
+    assert set(harness.get(waiting)) <= set(ids(cluster))
+    assert harness.get(where.options(scheduling_strategy=there).remote()) in ids(cluster)
+    (tmp_path / "end").touch()
+    assert harness.get(held) == extra.id
+    harness.wait_until(lambda: cluster.alive() == set(ids(cluster)), "the drained node goes by itself")
+    extra.killed = True
+    harness.assert_all_gone([extra.raylet], "the drained raylet ends")
 
 
 @ray.remote(num_cpus=1)

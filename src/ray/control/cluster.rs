@@ -65,9 +65,14 @@ impl Control {
         self.dead.borrow_mut().add_node(id);
         self.placing.died(&id);
         self.tell_desks();
-        self.forget_locations_of_node(&id);
         self.pull_node_gone(id);
         self.sched_all(SchedEvent::OwnerNodeGone { node: id });
+        let mut owners = self.forget_locations_of_node(&id);
+        owners.extend(self.objects.borrow().owners_on(&id));
+        owners.sort_unstable();
+        owners.dedup();
+        // They died with their node, and what they owned is nobody's.
+        owners.iter().for_each(|owner| self.free_objects_of(owner));
     }
 
     /// What another node tells through the stream of resource views.

@@ -151,10 +151,11 @@ impl Locations {
         }
     }
 
-    fn forget_node(&mut self, node: &NodeId) {
+    fn forget_node(&mut self, node: &NodeId) -> Vec<WorkerId> {
         let gone = self.owners.iter().filter(|(_, book)| book.address.node_id[..] == node.as_bytes()[..]);
         let gone: Vec<WorkerId> = gone.map(|(worker, _)| *worker).collect();
         gone.iter().for_each(|worker| self.forget(worker));
+        gone
     }
 }
 
@@ -220,9 +221,9 @@ impl Control {
         self.locations.borrow_mut().forget(owner);
     }
 
-    /// A node is dead, and all owners on it.
-    pub(super) fn forget_locations_of_node(&self, node: &NodeId) {
-        self.locations.borrow_mut().forget_node(node);
+    /// A node is dead, and all owners on it; returns those that objects are here of.
+    pub(super) fn forget_locations_of_node(&self, node: &NodeId) -> Vec<WorkerId> {
+        self.locations.borrow_mut().forget_node(node)
     }
 
     fn note_location(self: &Rc<Self>, owner: WorkerId, object: ObjectId, change: impl FnOnce(&mut Due)) {

@@ -175,6 +175,12 @@ impl Objects {
         distinct.into_iter().collect()
     }
 
+    /// The owners on a node of objects that are wanted here.
+    pub fn owners_on(&self, node: &NodeId) -> Vec<WorkerId> {
+        let objects = self.wishes.values().flat_map(|wanted| &wanted.objects);
+        objects.filter(|(_, owner)| owner.node == *node).map(|(_, owner)| owner.worker).collect()
+    }
+
     /// Replaces the classes of which an owner reported a backlog; returns those that are no longer among them.
     pub fn swap_backlog(&mut self, owner: WorkerId, now: Vec<(ClassId, ShardId)>) -> Vec<(ClassId, ShardId)> {
         let before = self.backlog.insert(owner, now.clone()).unwrap_or_default();

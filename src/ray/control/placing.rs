@@ -35,6 +35,8 @@ const MEMORY: &str = "memory";
 const GPU: &str = "GPU";
 /// Waiting leases are looked at after news of other nodes, at most this often.
 const LOOK_PAUSE: Duration = Duration::from_millis(10);
+/// The pause is at least so many times as long as the look was.
+const LOOK_SHARE: u32 = 4;
 /// And without news this often, because what is free here changes too.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Most waiting leases that one look is for.
@@ -330,9 +332,11 @@ impl Control {
         loop {
             // Either way it is time.
             let _ = tokio::time::timeout(LOOK_INTERVAL, self.placing.news.notified()).await;
+            let began = Instant::now();
             self.placing.views.borrow_mut().refresh(self.placing.now());
             self.look_again().await;
-            tokio::time::sleep(LOOK_PAUSE).await;
+            // Where much waits a look takes long, and must not take the thread for itself.
+            tokio::time::sleep(LOOK_PAUSE.max(began.elapsed() * LOOK_SHARE)).await;
         }
     }
 

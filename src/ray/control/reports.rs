@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use raylet_shard::sched::{Fixed, ResourceId, SchedEvent};
@@ -11,6 +12,7 @@ use tonic::Status;
 use super::Control;
 use crate::bridge::{core_reports, CoreReport};
 use crate::ray::proto;
+use crate::ray::proto::node_death_info::Reason;
 use crate::ray::registry::Member;
 use crate::ray::resources::kind_of;
 
@@ -33,6 +35,8 @@ pub struct GcState {
     global_wanted: bool,
     /// When the other nodes were told last.
     last_global: Option<Instant>,
+    /// Somebody waits for the node to be drained.
+    drain_watched: Cell<bool>,
     /// Workers were told at least once: the shortest interval counts from then on.
     collected: bool,
     /// When workers were told last; before that, when the node first looked.
@@ -321,7 +325,10 @@ impl Control {
     }
 
     /// No new work, because the node will be ended.
-    pub(super) async fn drain(&self, request: proto::DrainRayletRequest) -> Result<proto::DrainRayletReply, Status> {
+    pub(super) async fn drain(
+        self: &Rc<Self>,
+        request: proto::DrainRayletRequest,
+    ) -> Result<proto::DrainRayletReply, Status> {
         let idle_only = request.reason == proto::autoscaler::DrainNodeReason::IdleTermination as i32;
         let reports = self.core_reports(false).await;
         if idle_only && reports.iter().any(|report| report.sched.idle_since.is_none()) {
@@ -330,13 +337,35 @@ impl Control {
                 rejection_reason_message: "The node to be idle terminated is no longer idle.".to_owned(),
             });
         }
+        let cause = drained_cause(&request);
+        self.begin_to_drain(request).await;
+        self.end_when_drained(cause);
+        Ok(proto::DrainRayletReply { is_accepted: true, rejection_reason_message: String::new() })
+    }
+
+    /// Takes no new work from now on; what waits goes to other nodes where it can.
+    async fn begin_to_drain(&self, request: proto::DrainRayletRequest) {
         tracing::info!(reason = request.reason, message = request.reason_message, "draining");
         *self.draining.borrow_mut() = Some(request);
-        // What waits goes to other nodes where it can.
         self.look_again().await;
         self.sched_all(SchedEvent::Drain { on: true });
         self.mark_resources_changed();
-        Ok(proto::DrainRayletReply { is_accepted: true, rejection_reason_message: String::new() })
+    }
+
+    /// A node that drains ends by itself once nothing is leased and no primary copy is left, as stock Ray's does.
+    fn end_when_drained(self: &Rc<Self>, (reason, message): (Reason, String)) {
+        if self.gc.borrow().drain_watched.replace(true) {
+            return;
+        }
+        let control = self.clone();
+        tokio::task::spawn_local(async move {
+            let busy =
+                |report: &CoreReport| report.sched.idle_since.is_none() || report.store.counters.pinned.bytes > 0;
+            while control.core_reports(false).await.iter().any(busy) {
+                tokio::time::sleep(DRAIN_POLL).await;
+            }
+            control.shutdown.ask(reason, &message);
+        });
     }
 
     /// Takes no new work, and waits until nothing is leased, at most this long. Nothing at all is done for no time.
@@ -350,9 +379,7 @@ impl Control {
             deadline_timestamp_ms: super::unix_ms().saturating_add(timeout.as_millis() as u64) as i64,
         };
         let drained = async {
-            if let Err(status) = self.drain(request).await {
-                return tracing::warn!(%status, "the node is not drained");
-            }
+            self.begin_to_drain(request).await;
             while self.core_reports(false).await.iter().any(|report| report.sched.idle_since.is_none()) {
                 tokio::time::sleep(DRAIN_POLL).await;
             }
@@ -421,6 +448,13 @@ impl Control {
             });
         }
     }
+}
+
+/// What the GCS is told of a node that was drained.
+fn drained_cause(request: &proto::DrainRayletRequest) -> (Reason, String) {
+    let idle = request.reason == proto::autoscaler::DrainNodeReason::IdleTermination as i32;
+    let reason = if idle { Reason::AutoscalerDrainIdle } else { Reason::AutoscalerDrainPreempted };
+    (reason, request.reason_message.clone())
 }
 
 fn idle_ms(reports: &[CoreReport]) -> i64 {

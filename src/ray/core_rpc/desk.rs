@@ -5,6 +5,8 @@
 //! of every shape, goes to the control thread (see [`crate::ray::control`]), which stays the one who knows all leases: it
 //! is told of each that the desk lets through, grants and takes back, in order, and a few milliseconds late, because
 //! nothing waits for it.
+//!
+//! In a cluster of several nodes the desk keeps only what this node serves at once and no other node should ([`StayRule`]).
 
 use std::rc::Rc;
 use std::time::Duration;

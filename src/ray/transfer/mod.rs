@@ -32,6 +32,7 @@ use super::rpc::chaos::Chaos;
 use super::rpc::client::{ChannelPool, ClientConfig, ClientContext};
 use super::rpc::tls::Tls;
 use crate::bridge::{shard_of_object, CoreHandle, Requester, ToCore};
+use crate::spill::SpillShared;
 
 use receive::Receiving;
 use send::Sending;
@@ -45,6 +46,8 @@ pub struct TransferParts {
     pub node_id: NodeId,
     /// The memory of all objects.
     pub segments: Vec<Arc<Segment>>,
+    /// The objects in files beside it.
+    pub files: Arc<SpillShared>,
     /// To the cores.
     pub cores: Vec<CoreHandle>,
     /// The object manager's port, bound.
@@ -193,6 +196,7 @@ fn run(
 pub(super) struct Transfer {
     node_id: NodeId,
     segments: Vec<Arc<Segment>>,
+    files: Arc<SpillShared>,
     cores: Vec<CoreHandle>,
     auth: Auth,
     tls: Option<Tls>,
@@ -219,6 +223,7 @@ impl Transfer {
         let transfer = Rc::new(Self {
             node_id: parts.node_id,
             segments: parts.segments,
+            files: parts.files,
             cores: parts.cores,
             auth: parts.auth,
             tls: parts.tls,
@@ -305,8 +310,9 @@ impl Transfer {
         let _ = self.news.send(news);
     }
 
-    fn segment(&self, index: u32) -> Option<&Arc<Segment>> {
-        self.segments.get(index as usize)
+    /// What an object lies in.
+    fn segment(&self, index: u32) -> Option<Arc<Segment>> {
+        self.segments.get(index as usize).cloned().or_else(|| self.files.file(index))
     }
 }
 
