@@ -316,3 +316,30 @@ fn the_node_tells_what_it_has() {
         }
     });
 }
+
+#[test]
+fn a_node_that_may_drain_ends_when_its_last_lease_does() {
+    let node = Node::start(&["--cores", "0", "--resources", "CPU=2", "--drain-timeout-ms", "60000"]);
+    let client = Client::connect(node.socket()).unwrap();
+    let spec = LeaseSpec::new("").resource("CPU", 1.0);
+    let lease = client.request_lease(&spec).unwrap();
+    node.ask_to_end();
+    eventually("it takes no new leases", || {
+        client.request_lease(&spec).map_err(code).err() == Some(RefusalCode::Draining)
+    });
+    assert!(client.status().unwrap().draining, "and works on while it has a lease");
+    lease.return_().unwrap();
+    node.has_ended();
+}
+
+#[test]
+fn a_node_that_is_asked_to_end_twice_does_not_wait_for_leases() {
+    let node = Node::start(&["--cores", "0", "--resources", "CPU=2", "--drain-timeout-ms", "600000"]);
+    let client = Client::connect(node.socket()).unwrap();
+    let lease = client.request_lease(&LeaseSpec::new("").resource("CPU", 1.0)).unwrap();
+    node.ask_to_end();
+    eventually("it drains", || client.status().unwrap().draining);
+    node.ask_to_end();
+    node.has_ended();
+    drop(lease);
+}

@@ -54,6 +54,12 @@ struct Native {
     /// A further flag of the node that is started, like --node-flag=--hugepages.
     #[arg(long, allow_hyphen_values = true)]
     node_flag: Vec<String>,
+    /// The cores of the node that is started.
+    #[arg(long, default_value = "0", conflicts_with = "socket")]
+    node_cores: String,
+    /// The CPUs of the clients, which they are given in turn.
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    client_cpus: Vec<usize>,
     /// Clients, each with a thread.
     #[arg(long, default_value_t = 1)]
     clients: usize,
@@ -289,6 +295,8 @@ fn native_rows(op: native::Op, arguments: &Native) -> Result<String, LoadError> 
         rounds: arguments.rounds,
         socket: arguments.socket.clone(),
         raylet: executable(arguments.raylet.as_ref()),
+        node_cores: arguments.node_cores.clone(),
+        client_cpus: arguments.client_cpus.clone(),
         node_flags: arguments.node_flag.clone(),
     };
     Ok(table(&native::run(&settings)?, arguments.json))

@@ -55,6 +55,10 @@ pub struct Settings {
     pub socket: Option<PathBuf>,
     /// The executable of the node that is started.
     pub raylet: PathBuf,
+    /// The cores of the node that is started, as `--cores` takes them.
+    pub node_cores: String,
+    /// The CPUs of the clients, one after the other.
+    pub client_cpus: Vec<usize>,
     /// Further flags for it.
     pub node_flags: Vec<String>,
 }
@@ -147,10 +151,10 @@ fn name(op: Op) -> &'static str {
 fn row(settings: &Settings, node: &Node, path: &'static str) -> Result<Row, LoadError> {
     let (results, arrived) = mpsc::channel();
     std::thread::scope(|scope| {
-        for _ in 0..settings.clients {
+        for (_, cpu) in (0..settings.clients).zip(settings.client_cpus.iter().cycle()) {
             let results = results.clone();
             scope.spawn(move || {
-                pin(1);
+                pin(*cpu);
                 // The receiver lives until all have been heard.
                 let _ = results.send(client(settings, node, path));
             });
@@ -328,7 +332,7 @@ fn copy(size_bytes: usize) -> u64 {
     row.map_or(0, |row| row.p50_ns)
 }
 
-/// Keeps this thread off the core that the node has, where there is another.
+/// Keeps this thread on its CPU, where there is such a one.
 fn pin(cpu: usize) {
     let mut set = rustix::thread::CpuSet::new();
     set.set(cpu);

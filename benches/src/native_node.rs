@@ -56,7 +56,7 @@ impl Node {
         std::fs::create_dir_all(&dir).map_err(LoadError::io(format!("making {}", dir.display())))?;
         let socket = dir.join("door");
         let mut command = Command::new(&settings.raylet);
-        command.arg("--socket").arg(&socket).args(["--cores", "0", "--log-level", "warn"]);
+        command.arg("--socket").arg(&socket).args(["--cores", &settings.node_cores, "--log-level", "warn"]);
         command.args(["--object-store-memory", "4G", "--warm-reserve", "3G"]);
         command.args(["--resources", "CPU=1000"]).args(&settings.node_flags);
         command.args(settings.busy_poll.then_some("--busy-poll"));

@@ -135,6 +135,8 @@ pub fn run(raylet: &std::path::Path, window: Duration, mut each: impl FnMut(&Jud
             rounds: None,
             socket: None,
             raylet: PathBuf::from(raylet),
+            node_cores: "0".to_owned(),
+            client_cpus: vec![1],
             node_flags: entry.node_flags.iter().map(|flag| (*flag).to_owned()).collect(),
         };
         for (row, (_, promise)) in native::run(&settings)?.into_iter().zip(entry.paths) {

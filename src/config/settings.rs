@@ -61,7 +61,7 @@ pub const SETTINGS: &[Setting] = &[
         "drain_timeout_ms",
         "RAYLET_URING_DRAIN_TIMEOUT_MS",
         "--drain-timeout-ms",
-        "how long SIGTERM lets leases end before it ends the node; under Ray only",
+        "how long SIGTERM lets leases end before it ends the node",
     ),
     setting(
         "socket",

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use raylet_shard::ids::{ClientId, ShardId, WorkerId};
 use raylet_shard::sched::{Fixed, SchedEffect, SchedEvent, StartToken};
@@ -23,6 +23,9 @@ use crate::bridge::{core_reports, CoreHandle, CoreReport, Requester, ToCore};
 use crate::core_loop::Core;
 use crate::ray::resources::Names;
 use crate::workers::process::{ProcessConfig, ProcessTable};
+
+/// How often a node that drains looks whether it is done.
+const DRAIN_POLL: Duration = Duration::from_millis(50);
 
 /// Objects of one answer to a List.
 const LISTED_MAX: u32 = 16_384;
@@ -314,11 +317,37 @@ impl NativeControl {
             return Err(Refusal::new(RefusalCode::Unsupported, detail));
         }
         tracing::info!(on, detail, "a native client drains the node, or ends that");
+        self.set_draining(on, detail);
+        Ok(Done { count: 0 })
+    }
+
+    fn set_draining(&self, on: bool, detail: &str) {
         self.draining.set(on);
         (0..self.cores.len()).for_each(|shard| self.sched(shard as ShardId, SchedEvent::Drain { on }));
         let what = if on { node_event::DRAINING } else { node_event::RESUMED };
         self.tell_all(|| NativeTell::Event(NodeEvent { what, detail: detail.to_owned() }));
-        Ok(Done { count: 0 })
+    }
+
+    /// Takes no new leases, and waits until none is left, at most this long. Nothing at all is done for no time.
+    pub async fn drain_within(&self, timeout: Duration) {
+        if timeout.is_zero() {
+            return;
+        }
+        self.set_draining(true, "the node received a signal to end");
+        let drained = async {
+            loop {
+                let reports = core_reports(&self.cores, false).await;
+                let idle = reports.iter().filter(|report| report.sched.idle_since.is_some());
+                if idle.count() == self.cores.len() {
+                    return;
+                }
+                tokio::time::sleep(DRAIN_POLL).await;
+            }
+        };
+        match tokio::time::timeout(timeout, drained).await {
+            Ok(()) => tracing::info!("drained: no lease is left"),
+            Err(_) => tracing::warn!(?timeout, "leases that did not end in time (drain_timeout_ms) are broken off"),
+        }
     }
 
     fn worker_gone(&self, worker: WorkerId) {

@@ -59,9 +59,18 @@ pub async fn run(config: Config, log: LogHandle) -> Result<i32, NodeError> {
     let serving = tokio::task::spawn_local(admin.serve(routes));
     advice::give(&config, &engine);
     let up = || println!("{banner}");
+    let drain_timeout = Duration::from_millis(config.drain_timeout_ms);
     let end = async {
+        let until_drained = async {
+            super::until_signal().await?;
+            tokio::select! {
+                // Whoever asks twice is in a hurry.
+                again = super::until_signal() => again,
+                () = native.drain_within(drain_timeout) => Ok(()),
+            }
+        };
         tokio::select! {
-            asked = super::until_signal() => asked,
+            asked = until_drained => asked,
             () = failed.told.notified() => Ok(()),
         }
     };

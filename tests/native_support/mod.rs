@@ -63,9 +63,19 @@ impl Node {
     }
 
     /// Ends it as an operator does, and expects it to end well.
-    pub fn stop(mut self) {
+    pub fn stop(self) {
+        self.ask_to_end();
+        self.has_ended();
+    }
+
+    /// Sends it SIGTERM.
+    pub fn ask_to_end(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+    }
+
+    /// Waits for its end, which should be a good one.
+    pub fn has_ended(mut self) {
         let status = self.child.wait().expect("it ends");
         assert!(status.success(), "the node ended with {status}");
         assert!(!self.socket().exists(), "its socket is gone");
