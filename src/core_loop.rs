@@ -240,6 +240,14 @@ impl Core {
         &self.segments
     }
 
+    /// Looks at a segment: of the store, or the file of one object. `None` where there is none of this number.
+    pub fn with_segment<T>(&self, number: u32, look: impl FnOnce(&Segment) -> T) -> Option<T> {
+        match self.segments.get(number as usize) {
+            Some(segment) => Some(look(segment)),
+            None => self.spills.files().get(number).map(|file| look(&file)),
+        }
+    }
+
     /// Tells the control thread. Nothing is lost: the queue has no bound of its own (see [`crate::bridge`]).
     pub fn tell_control(&self, message: ToControl) {
         self.tell_what_is_late();
@@ -641,12 +649,10 @@ impl Core {
             | StoreEffect::SpillFileUnneeded { .. }
             | StoreEffect::ObjectSpilled { .. }
             | StoreEffect::RestoreObject { .. }
-            | StoreEffect::SpilledLost { .. } => self.spills.carry_out(self, effect),
+            | StoreEffect::SpilledLost { .. }
+            | StoreEffect::FallbackWanted { .. }
+            | StoreEffect::FallbackReturned { .. } => self.spills.carry_out(self, effect),
             StoreEffect::GcWanted => self.tell_control(ToControl::StoreFull),
-            StoreEffect::FallbackWanted { id, token, .. } => {
-                self.store(&id, StoreEvent::FallbackReady { id, token, segment: None });
-            }
-            StoreEffect::FallbackReturned { .. } => {}
         }
     }
 

@@ -17,6 +17,7 @@ use crate::bridge::{CoreHandle, ToControl, ToCore};
 use crate::core_io;
 use crate::core_loop::{Core, CoreParts, Memory, WarmReserve};
 use crate::observe::histogram::Recorder;
+use crate::spill::files::FileSettings;
 use crate::spill::memory::ArenaMemory;
 use crate::spill::settings::SpillSettings;
 use crate::spill::{SpillShared, Spills};
@@ -36,6 +37,8 @@ pub struct EngineSettings {
     pub full_grace_ns: u64,
     /// Where and how objects are spilled; `None`: they are not.
     pub spill: Option<SpillSettings>,
+    /// Where objects go that neither memory nor spilling has room for; `None`: their creation fails.
+    pub fallback: Option<FileSettings>,
     /// Limits and times of the schedulers, by shard.
     pub scheds: fn(ShardId, ShardId, &SchedSettings) -> SchedConfig,
     /// What those are made from.
@@ -164,6 +167,7 @@ impl Engine {
                 segments: segments.clone().into(),
                 store: store_config(settings, &layout, shards),
                 spill: settings.spill.clone(),
+                fallback: settings.fallback.clone(),
                 spill_shared: spill_shared.clone(),
                 home: home.clone(),
                 sched: (settings.scheds)(shard as ShardId, shards, &settings.sched),
@@ -252,7 +256,8 @@ fn home_segment(topology: &Topology, segments: &[Arc<Segment>], core: u32) -> u3
 
 fn store_config(settings: &EngineSettings, layout: &Layout, shards: ShardId) -> StoreConfig {
     let spill = settings.spill.as_ref().map(|spill| spill.store(layout.capacity_bytes()));
-    StoreConfig { full_grace_ns: settings.full_grace_ns, spill, ..StoreConfig::new(layout.clone(), shards) }
+    let fallback = settings.fallback.is_some();
+    StoreConfig { full_grace_ns: settings.full_grace_ns, fallback, spill, ..StoreConfig::new(layout.clone(), shards) }
 }
 
 /// What a core's thread starts from.
@@ -263,6 +268,7 @@ struct CoreSeed {
     segments: Arc<[Arc<Segment>]>,
     store: StoreConfig,
     spill: Option<SpillSettings>,
+    fallback: Option<FileSettings>,
     spill_shared: Arc<SpillShared>,
     home: Vec<u32>,
     sched: SchedConfig,
@@ -304,7 +310,7 @@ async fn core_main(seed: CoreSeed) -> Result<(), String> {
         _ => Memory::Away(Box::new(store)),
     };
     let segments = seed.segments.iter().cloned().map(ArenaMemory).collect();
-    let spills = Spills::new(seed.shard, seed.spill.as_ref(), segments, seed.spill_shared);
+    let spills = Spills::new(seed.shard, seed.spill.as_ref(), segments, seed.spill_shared, seed.fallback);
     let core = Core::new(CoreParts {
         spills,
         shard: seed.shard,

@@ -45,6 +45,7 @@ impl Cores {
             warm_reserve_bytes: 0,
             full_grace_ns: 1_000_000_000,
             spill: None,
+            fallback: None,
             scheds: sched_config,
             sched: SchedSettings {
                 cpus: 2,

@@ -472,6 +472,14 @@ fn sealed(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, id: ObjectId, pin: 
 
 fn got(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, id: ObjectId, place: Option<Placement>) {
     match place {
+        Some(place) if place.segment as usize >= core.segments().len() => {
+            let released = client.holds.borrow_mut().release(to_wire(id), 1);
+            if released.is_ok() && !client.holds.borrow().has(to_wire(id)) {
+                core.store(&id, StoreEvent::Release { client: client.id, id });
+            }
+            let why = format!("object {id} lies in a file beside the store, which native clients don't map");
+            client.refuse(core, to, &Refusal::new(RefusalCode::UnknownObject, why));
+        }
         Some(place) => client.reply(core, to, &Found { place: place_of(&place) }),
         None => {
             // No reference was given for it.

@@ -151,6 +151,7 @@ fn settings(config: &Config) -> EngineSettings {
         full_grace_ns: 2_000_000_000,
         // Native owners hold what they keep by references, and what is in use is not spilled.
         spill: None,
+        fallback: None,
         scheds: super::sched_config,
         sched: SchedSettings {
             cpus,

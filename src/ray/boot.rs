@@ -40,6 +40,7 @@ use crate::ray::proto::syncer::CommandsSyncMessage;
 use crate::ray::proto::{self, ChannelType};
 use crate::ray::runtime_env::{RuntimeEnvClient, RuntimeEnvSettings};
 use crate::socket;
+use crate::spill::files::FileSettings;
 use crate::spill::settings::prepare;
 use crate::workers::command::WorkerCommands;
 use crate::workers::nursery::{Nursery, NurserySettings};
@@ -421,6 +422,10 @@ fn engine_settings(flags: &RayFlags, config: &Config, ray_config: &RayConfig) ->
         warm_reserve_bytes: config.warm_reserve_bytes,
         full_grace_ns: u64::try_from(ray_config.oom_grace_period_s).unwrap_or(2) * 1_000_000_000,
         spill: None,
+        fallback: (!flags.fallback_directory.as_os_str().is_empty()).then(|| FileSettings {
+            directory: flags.fallback_directory.clone(),
+            capacity_share: ray_config.local_fs_capacity_threshold.clamp(0.0, 1.0),
+        }),
         scheds: sched_config,
         sched: SchedSettings {
             cpus,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use raylet_shard::ids::{ClientId, ObjectId, Token, WorkerId};
 use raylet_shard::store::{ObjectSource, Placement, StoreEffect, StoreError, StoreEvent};
 use raylet_shard::waits::{Finished, WaitId, Waits};
+use raylet_tuning::Segment;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::bridge::Requester;
@@ -40,8 +41,24 @@ struct Client {
     writer: Writer,
     /// Segments whose descriptor it has, by bit.
     known_segments: u64,
+    /// Objects in files of their own whose descriptor it has.
+    known_files: FxHashSet<ObjectId>,
     creates: FxHashMap<ObjectId, PendingCreate>,
     deletes: Option<PendingDelete>,
+}
+
+impl Client {
+    /// Notes that the client is sent a segment's descriptor; false where it has it. The file of an object is unmapped with the
+    /// object, a segment of the store never.
+    fn has_not_seen(&mut self, core: &Core, segment: u32, id: ObjectId) -> bool {
+        if segment as usize >= core.segments().len() {
+            return self.known_files.insert(id);
+        }
+        let bit = 1u64 << (segment % 64);
+        let is_news = self.known_segments & bit == 0;
+        self.known_segments |= bit;
+        is_news
+    }
 }
 
 /// A create whose client was told to come again, or soon will be.
@@ -124,7 +141,8 @@ impl PlasmaClients {
 
     /// A client is there.
     pub fn add(&self, client: ClientId, writer: Writer) {
-        let entry = Client { writer, known_segments: 0, creates: FxHashMap::default(), deletes: None };
+        let (creates, known_files) = Default::default();
+        let entry = Client { writer, known_segments: 0, known_files, creates, deletes: None };
         self.state.borrow_mut().clients.insert(client, entry);
     }
 
@@ -154,7 +172,8 @@ impl PlasmaClients {
             Request::Release { object_id: id, may_unmap } => {
                 core.store(id, StoreEvent::Release { client, id: *id });
                 if *may_unmap {
-                    self.reply(client, |e, out| encode_release_reply(e, out, id, false, PlasmaError::Ok));
+                    let unmap = self.forget_file(client, id);
+                    self.reply(client, |e, out| encode_release_reply(e, out, id, unmap, PlasmaError::Ok));
                 }
             }
             Request::Contains { object_id: id } => core.store(id, StoreEvent::Contains { client, token, id: *id }),
@@ -306,12 +325,16 @@ impl PlasmaClients {
             Ok(place) => place,
             Err(error) => return self.reply(client, |e, out| encode_create_error(e, out, &id, code(Some(error)))),
         };
-        let Some(segment) = core.segments().get(place.segment as usize) else {
+        let range = place.header_offset..place.header_offset + place.allocated_bytes;
+        let backed = core.with_segment(place.segment, |segment| {
+            let inline = place.allocated_bytes <= BACK_INLINE_BYTES || segment.is_touched(&range);
+            inline.then(|| segment.ensure_backed(range.clone()))
+        });
+        let Some(backed) = backed else {
             return self.not_backed(core, client, id);
         };
-        let range = place.header_offset..place.header_offset + place.allocated_bytes;
-        if place.allocated_bytes <= BACK_INLINE_BYTES || segment.is_touched(&range) {
-            match segment.ensure_backed(range) {
+        if let Some(backed) = backed {
+            match backed {
                 Ok(()) => self.hand_out(core, client, id, &place),
                 Err(error) => {
                     tracing::warn!(%error, "no memory for a new object");
@@ -342,21 +365,25 @@ impl PlasmaClients {
 
     fn hand_out(&self, core: &Rc<Core>, client: ClientId, id: ObjectId, place: &Placement) {
         let spec = spec_of(core, place);
-        let mmap_size = core.segments()[place.segment as usize].size_bytes() as i64;
+        let mmap_size = core.with_segment(place.segment, |segment| segment.size_bytes() as i64).unwrap_or(0);
         self.reply(client, |e, out| encode_create_reply(e, out, &id, &spec, mmap_size));
-        self.pass_segments(core, client, std::iter::once(place.segment));
+        self.pass_segments(core, client, std::iter::once((place.segment, id)));
     }
 
-    fn pass_segments(&self, core: &Rc<Core>, client: ClientId, segments: impl Iterator<Item = u32>) {
+    /// The client no longer uses an object. True: it is in a file of its own, which it is to unmap.
+    fn forget_file(&self, client: ClientId, id: &ObjectId) -> bool {
+        self.state.borrow_mut().clients.get_mut(&client).is_some_and(|client| client.known_files.remove(id))
+    }
+
+    fn pass_segments(&self, core: &Rc<Core>, client: ClientId, segments: impl Iterator<Item = (u32, ObjectId)>) {
         let mut state = self.state.borrow_mut();
         let Some(client) = state.clients.get_mut(&client) else {
             return;
         };
-        for segment in segments {
-            let bit = 1u64 << (segment % 64);
-            if client.known_segments & bit == 0 {
-                client.known_segments |= bit;
-                if let Err(error) = client.writer.send_descriptor(core.segments()[segment as usize].fd()) {
+        for (segment, id) in segments {
+            if client.has_not_seen(core, segment, id) {
+                let sent = core.with_segment(segment, |segment| client.writer.send_descriptor(segment.fd()));
+                if let Some(Err(error)) = sent {
                     tracing::debug!(%error, "a client is gone before its segment");
                     client.writer.close();
                 }
@@ -447,7 +474,8 @@ impl PlasmaClients {
 
     fn answer_get(&self, core: &Rc<Core>, client: ClientId, finished: &Finished<Get>) {
         let get = &finished.context;
-        let mut segments: Vec<u32> = Vec::new();
+        // Each segment with an object in it, which says what a file is for.
+        let mut segments: Vec<(u32, ObjectId)> = Vec::new();
         let ids: &[ObjectId] = get.asked.as_deref().unwrap_or(&finished.objects);
         let by_id: FxHashMap<&ObjectId, usize> = match get.asked {
             Some(_) => finished.objects.iter().enumerate().map(|(at, id)| (id, at)).collect(),
@@ -460,8 +488,8 @@ impl PlasmaClients {
                 let at = by_id.get(id).copied().unwrap_or(at);
                 let spec = match &get.places[at] {
                     Some(place) => {
-                        if !segments.contains(&place.segment) {
-                            segments.push(place.segment);
+                        if !segments.iter().any(|(segment, _)| *segment == place.segment) {
+                            segments.push((place.segment, *id));
                         }
                         spec_of(core, place)
                     }
@@ -469,9 +497,12 @@ impl PlasmaClients {
                 };
                 state.specs.push(spec);
             }
-            let fds: Vec<i32> = segments.iter().map(|s| core.segments()[*s as usize].fd().as_raw_fd()).collect();
-            let unique: Vec<i64> = segments.iter().map(|s| unique_fd_id(*s)).collect();
-            let sizes: Vec<i64> = segments.iter().map(|s| core.segments()[*s as usize].size_bytes() as i64).collect();
+            let fd = |(segment, _): &(u32, ObjectId)| descriptor_of(core, *segment);
+            let size = |segment: &Segment| segment.size_bytes() as i64;
+            let fds: Vec<i32> = segments.iter().map(fd).collect();
+            let unique: Vec<i64> = segments.iter().map(|(segment, _)| unique_fd_id(*segment)).collect();
+            let sizes = segments.iter().map(|(segment, _)| core.with_segment(*segment, size).unwrap_or(0));
+            let sizes: Vec<i64> = sizes.collect();
             state.frame.clear();
             let reply = GetReply {
                 object_ids: List::from(ids),
@@ -563,10 +594,12 @@ impl PlasmaClients {
                 return tracing::error!(%id, %error, "an error cannot be stored; whoever gets the object may wait for ever")
             }
         };
-        let segment = &core.segments()[place.segment as usize];
         let range = place.header_offset..place.header_offset + place.allocated_bytes;
-        let written = segment.ensure_backed(range).and_then(|()| segment.write_at(place.metadata_offset, &metadata));
-        match written {
+        let written = core.with_segment(place.segment, |segment| {
+            let backed = segment.ensure_backed(range);
+            backed.and_then(|()| segment.write_at(place.metadata_offset, &metadata)).map_err(|e| e.to_string())
+        });
+        match written.unwrap_or_else(|| Err("no such segment".to_owned())) {
             Ok(()) => core.store(&id, StoreEvent::Seal { client, token: 0, id }),
             Err(error) => {
                 tracing::error!(%id, %error, "an error cannot be stored; whoever gets the object may wait for ever");
@@ -607,6 +640,11 @@ fn code(error: Option<StoreError>) -> PlasmaError {
     }
 }
 
+/// A segment's descriptor, by which clients know it again.
+fn descriptor_of(core: &Core, segment: u32) -> i32 {
+    core.with_segment(segment, |segment| segment.fd().as_raw_fd()).unwrap_or(-1)
+}
+
 /// Tells a segment apart from another that gets the same descriptor number; segments live as long as the node.
 fn unique_fd_id(segment: u32) -> i64 {
     i64::from(segment) + 1
@@ -614,7 +652,7 @@ fn unique_fd_id(segment: u32) -> i64 {
 
 fn spec_of(core: &Core, place: &Placement) -> ObjectSpec {
     ObjectSpec {
-        store_fd: core.segments()[place.segment as usize].fd().as_raw_fd(),
+        store_fd: descriptor_of(core, place.segment),
         unique_fd_id: unique_fd_id(place.segment),
         header_offset_bytes: place.header_offset,
         data_offset_bytes: place.data_offset,
@@ -622,7 +660,7 @@ fn spec_of(core: &Core, place: &Placement) -> ObjectSpec {
         metadata_offset_bytes: place.metadata_offset,
         metadata_size_bytes: place.metadata_bytes,
         allocated_size_bytes: place.allocated_bytes,
-        fallback_allocated: false,
+        fallback_allocated: place.segment as usize >= core.segments().len(),
         device_num: 0,
         is_mutable: place.header_offset != place.data_offset,
     }

@@ -3,6 +3,7 @@
 //! The store names objects, files and places (`shard/src/store/spill.rs`); [`Disk`] turns them into operations on files; here
 //! both meet the core: its segments, its ring, the owners' addresses and the control thread.
 
+pub mod files;
 pub mod memory;
 pub mod settings;
 
@@ -23,6 +24,7 @@ use crate::core_loop::Core;
 use crate::ray::messages::Owner;
 use crate::ray::plasma_conn::back_in_background;
 use crate::ray::proto::{self, ErrorType};
+use files::{FileSettings, Files};
 use memory::ArenaMemory;
 use settings::SpillSettings;
 
@@ -39,12 +41,18 @@ pub struct SpillShared {
     owners: Mutex<FxHashMap<WorkerId, Arc<[u8]>>>,
     /// By shard: what it has that can't be evicted, in bytes, and whether it is writing.
     uses: Box<[(AtomicU64, AtomicBool)]>,
+    /// Objects in files of their own.
+    files: Files,
 }
 
 impl SpillShared {
     /// For a node of so many shards.
     pub fn new(shards: ShardId) -> Self {
-        Self { owners: Mutex::default(), uses: (0..shards).map(|_| Default::default()).collect() }
+        Self {
+            owners: Mutex::default(),
+            uses: (0..shards).map(|_| Default::default()).collect(),
+            files: Files::default(),
+        }
     }
 
     fn address_of(&self, owner: &WorkerId) -> Rc<[u8]> {
@@ -141,6 +149,7 @@ struct State {
 pub struct Spills {
     state: RefCell<Option<State>>,
     shared: Arc<SpillShared>,
+    fallback: Option<FileSettings>,
 }
 
 impl Spills {
@@ -150,6 +159,7 @@ impl Spills {
         settings: Option<&SpillSettings>,
         segments: Vec<ArenaMemory>,
         shared: Arc<SpillShared>,
+        fallback: Option<FileSettings>,
     ) -> Self {
         let state = settings.map(|settings| State {
             disk: Disk::new(DiskSettings {
@@ -166,7 +176,12 @@ impl Spills {
             last_failure: None,
             told_others: (0, false),
         });
-        Self { state: RefCell::new(state), shared }
+        Self { state: RefCell::new(state), shared, fallback }
+    }
+
+    /// Objects in files of their own.
+    pub fn files(&self) -> &Files {
+        &self.shared.files
     }
 
     /// How long the disk was at work, and what is on it.
@@ -209,6 +224,10 @@ impl Spills {
                 }
             }
             StoreEffect::RestoreObject { file, index, id, place } => return restore(core, file, index, id, place),
+            StoreEffect::FallbackWanted { id, token, bytes } => {
+                return files::make(core, self.fallback.as_ref(), id, token, bytes);
+            }
+            StoreEffect::FallbackReturned { segment } => self.files().remove(segment),
             StoreEffect::SpilledLost { id, .. } => {
                 tracing::error!(%id, "a spilled object is lost: it can't be read back");
                 let metadata = (ErrorType::ObjectLost as i32).to_string().into_bytes();
@@ -245,7 +264,8 @@ impl Spills {
         let Some(state) = &mut *self.state.borrow_mut() else {
             return;
         };
-        let Some(memory) = state.segments.get(place.segment as usize).cloned() else {
+        let in_file = || self.files().get(place.segment).map(|file| Rc::new(ArenaMemory(file)) as Rc<dyn IoMemory>);
+        let Some(memory) = state.segments.get(place.segment as usize).cloned().or_else(in_file) else {
             return;
         };
         let ticket = state.next_ticket;
@@ -342,11 +362,11 @@ impl State {
 /// Reads an object back, once memory is behind its place.
 fn restore(core: &Rc<Core>, file: SpillFile, index: u32, id: ObjectId, place: Placement) {
     let range = place.header_offset..place.header_offset + place.allocated_bytes;
-    let Some(segment) = core.segments().get(place.segment as usize) else {
-        return core.store_here(StoreEvent::RestoreDone { id, result: Err(RestoreFailure::Again) });
-    };
-    if place.allocated_bytes <= BACK_INLINE_BYTES || segment.is_touched(&range) {
-        let backed = segment.ensure_backed(range).map_err(|e| e.to_string());
+    let backed = core.with_segment(place.segment, |segment| {
+        let inline = place.allocated_bytes <= BACK_INLINE_BYTES || segment.is_touched(&range);
+        inline.then(|| segment.ensure_backed(range.clone()).map_err(|e| e.to_string()))
+    });
+    if let Some(backed) = backed.unwrap_or_else(|| Some(Err("no such segment".to_owned()))) {
         return backed_for_restore(core, file, index, id, &place, backed);
     }
     let guest = core.clone();

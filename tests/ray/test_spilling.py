@@ -173,3 +173,19 @@ def test_changed_bytes_are_never_handed_out():
         except ray.exceptions.ObjectLostError:
             lost += 1
     assert not OURS or lost > 5, "what was on disk only is lost, and says so"
+
+
+def test_more_than_the_store_in_use_at_once(node):
+    """What is in use can't be spilled: further objects go to files of their own, and those end too."""
+    refs = put_all(16)
+    values = get(refs, 300)
+    for seed, value in enumerate(values):
+        assert np.array_equal(value, array(seed)), f"object {seed}"
+    assert node.store().object_store_bytes_fallback > 0
+    more = ray.put(array(100))
+    assert np.array_equal(get(more), array(100))
+    del values, value, more, refs
+    gc.collect()
+    wait_until(lambda: node.store().object_store_bytes_fallback == 0, "no file beside the store is left")
+    again = put_all(8)
+    assert_reads(again, range(8))

@@ -5,9 +5,12 @@
 //! an error that the create request can carry. Backing is not touching: a backed page is the segment's, but the first touch
 //! still clears and maps it, which [`Segment::touch`] does ahead of demand (see [`crate::warm`]).
 
+use std::fs::OpenOptions;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -112,6 +115,9 @@ pub enum ArenaError {
     },
 }
 
+/// What a segment on disk is a multiple of, in bytes: the page.
+const DISK_PAGE_BYTES: u64 = 4096;
+
 /// What a segment is and how it came to be, for status and logs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentReport {
@@ -193,6 +199,29 @@ impl Segment {
             PageKind::Small => {}
             kind => tracing::debug!(segment = %segment.name, %kind, "segment made"),
         }
+        Ok(segment)
+    }
+
+    /// Makes a segment in a file on disk that has no name, with room for all of it: for an object that memory has no room for.
+    ///
+    /// # Errors
+    /// [`ArenaError::Create`] where the disk has no room, or the directory can't hold such a file.
+    pub fn on_disk(directory: &Path, size_bytes: u64) -> Result<Segment, ArenaError> {
+        let failed = |step| move |source| ArenaError::Create { size_bytes, step, source };
+        let size_bytes = size_bytes.next_multiple_of(DISK_PAGE_BYTES);
+        let file = OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(directory);
+        let file = OwnedFd::from(file.map_err(failed("making a file without a name"))?);
+        sys::allocate(file.as_fd(), 0, size_bytes).map_err(failed("fallocate"))?;
+        let mapping =
+            Mapping::shared(file.as_fd(), size_bytes as usize, DISK_PAGE_BYTES as usize).map_err(failed("mmap"))?;
+        let request =
+            SegmentRequest { name: "fallback".to_owned(), size_bytes, numa_node: None, pages: PageChoice::Small };
+        let (kind, backing) = (PageKind::Small, backing::Backing::Allocate);
+        let made = backing::Made { kind, backing, file, mapping, size_bytes, fallback: None, numa_problem: None };
+        let segment = Segment::from_parts(&request, made);
+        // The disk is behind it; there is nothing to fear from touching it.
+        segment.backed.set(&(0..size_bytes));
+        segment.touched.set(&(0..size_bytes));
         Ok(segment)
     }
 

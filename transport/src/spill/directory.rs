@@ -105,6 +105,23 @@ pub fn room(path: &Path) -> io::Result<Room> {
     })
 }
 
+/// Whether a file of `bytes` may be made there: afterwards no more than `share` of the disk (0 to 1) may be full.
+///
+/// # Errors
+/// In words.
+pub fn check_room(path: &Path, bytes: u64, share: f64) -> Result<(), String> {
+    let room = room(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let kept = (room.total_bytes as f64 * (1.0 - share)) as u64;
+    if room.free_bytes < bytes.saturating_add(kept) {
+        return Err(format!(
+            "{}: {} bytes are free, {bytes} are needed and {kept} stay free (RAY_local_fs_capacity_threshold)",
+            path.display(),
+            room.free_bytes
+        ));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

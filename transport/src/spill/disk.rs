@@ -12,7 +12,7 @@ use std::rc::Rc;
 use rustc_hash::FxHashMap;
 use rustix::io::Errno;
 
-use super::directory::room;
+use super::directory::check_room;
 use super::format::{Entry, PAGE_BYTES};
 use super::read::{ObjectReader, ReadError, Target, Wanted};
 use super::write::{FileWriter, Piece, Source};
@@ -311,24 +311,12 @@ impl Disk {
     }
 
     fn has_room(&self, path: &Path, bytes: u64) -> Result<(), WriteFailure> {
-        let failed = |e: io::Error| WriteFailure { full: false, why: format!("{}: {e}", path.display()) };
-        let room = match room(path) {
+        if !path.exists() {
             // Somebody removed the directory; the files in it are gone, but others can be written.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(path).and_then(|()| room(path)).map_err(failed)?
-            }
-            room => room.map_err(failed)?,
-        };
-        let kept = (room.total_bytes as f64 * (1.0 - self.capacity_share)) as u64;
-        if room.free_bytes < bytes.saturating_add(kept) {
-            let why = format!(
-                "{}: {} bytes are free, {bytes} are needed and {kept} stay free (RAY_local_fs_capacity_threshold)",
-                path.display(),
-                room.free_bytes
-            );
-            return Err(WriteFailure { full: true, why });
+            let made = fs::create_dir_all(path);
+            made.map_err(|e| WriteFailure { full: false, why: format!("{}: {e}", path.display()) })?;
         }
-        Ok(())
+        check_room(path, bytes, self.capacity_share).map_err(|why| WriteFailure { full: true, why })
     }
 
     fn open(&mut self, mut job: Job) {

@@ -12,7 +12,7 @@ pub mod write;
 #[cfg(test)]
 mod tests;
 
-pub use directory::{clear_leftovers, DirectoryError, SpillDirectory};
+pub use directory::{check_room, clear_leftovers, DirectoryError, SpillDirectory};
 pub use disk::{Disk, DiskSettings, DiskUse, Outcome, ReadFailure, WriteFailure};
 pub use format::Entry;
 pub use read::Target;
