@@ -1,12 +1,17 @@
 //! Spans reach a collector (feature `otel`): a node of its own, and a collector that keeps what it is sent.
 #![cfg(feature = "otel")]
 
+#[path = "rpc_support/python.rs"]
+mod python;
+
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::time::Duration;
 
 use prost::Message;
+use python::python;
 use raylet_uring::ray::rpc::router::Router;
 use raylet_uring::ray::rpc::server::{bind, Server, ServerConfig};
 
@@ -84,24 +89,84 @@ fn text(attributes: &[Attribute], key: &str) -> Option<String> {
     attributes.iter().find(|attribute| attribute.key == key)?.value.clone()?.text
 }
 
+/// What a collector was sent.
+type Collected = Rc<RefCell<Vec<ResourceSpans>>>;
+
+/// A collector on this thread, with its endpoint.
+async fn collector() -> (String, Collected) {
+    let got = Collected::default();
+    let keep = got.clone();
+    let router = Router::new().unary_without_auth(
+        "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+        move |request: Request| {
+            keep.borrow_mut().extend(request.resource_spans);
+            std::future::ready(Ok(Reply {}))
+        },
+    );
+    let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let server = Server::new(router, ServerConfig::default());
+    tokio::task::spawn_local(server.serve(listener, std::future::pending()));
+    (endpoint, got)
+}
+
+fn spans(got: &[ResourceSpans]) -> Vec<&Span> {
+    got.iter().flat_map(|of| &of.scope_spans).flat_map(|scope| &scope.spans).collect()
+}
+
+/// A task on a Ray whose raylet is the first argument; the second is a directory.
+const PROGRAM: &str = r#"
+import sys, ray
+from ray._private import services
+services.RAYLET_EXECUTABLE = sys.argv[1]
+ray.init(num_cpus=1, object_store_memory=100 << 20, include_dashboard=False, _temp_dir=sys.argv[2], log_to_driver=False)
+
+@ray.remote
+def answer():
+    return 42
+
+assert ray.get(answer.remote(), timeout=60) == 42
+ray.shutdown()
+"#;
+
+#[tokio::test]
+async fn a_collector_gets_the_spans_of_a_raylet() {
+    tokio::task::LocalSet::new()
+        .run_until(async {
+            let (endpoint, got) = collector().await;
+            let dir = tempfile::tempdir().unwrap();
+            let raylet = dir.path().join("raylet");
+            std::os::unix::fs::symlink(OURS, &raylet).unwrap();
+            let mut command = tokio::process::Command::new(python());
+            command.args(["-c", PROGRAM]).arg(&raylet).arg(dir.path().join("s"));
+            command.env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint).env("OTEL_BSP_SCHEDULE_DELAY", "200");
+            command.env("RAY_USAGE_STATS_ENABLED", "0").kill_on_drop(true);
+            let ran = tokio::time::timeout(2 * PATIENCE, command.output()).await.expect("the program ends").unwrap();
+            assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+            let names = |got: &Collected| -> BTreeSet<String> {
+                spans(&got.borrow()).iter().map(|span| span.name.clone()).collect()
+            };
+            let wanted: BTreeSet<String> = ["rpc", "lease", "worker.start"].map(str::to_owned).into();
+            let arrived = async {
+                while !names(&got).is_superset(&wanted) {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            };
+            let all = tokio::time::timeout(PATIENCE, arrived).await;
+            all.unwrap_or_else(|_| panic!("expected {wanted:?}, got {:?}", names(&got)));
+            let got = got.borrow();
+            let lease = spans(&got).into_iter().find(|span| span.name == "lease").unwrap();
+            assert!(text(&lease.attributes, "task").is_some_and(|task| task.contains("answer")), "{lease:?}");
+            assert!(lease.end_ns >= lease.start_ns);
+        })
+        .await;
+}
+
 #[tokio::test]
 async fn a_collector_gets_the_spans_of_a_node() {
     tokio::task::LocalSet::new()
         .run_until(async {
-            let got: Rc<RefCell<Vec<ResourceSpans>>> = Rc::default();
-            let keep = got.clone();
-            let router = Router::new().unary_without_auth(
-                "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
-                move |request: Request| {
-                    keep.borrow_mut().extend(request.resource_spans);
-                    std::future::ready(Ok(Reply {}))
-                },
-            );
-            let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-            let endpoint = format!("http://{}", listener.local_addr().unwrap());
-            let server = Server::new(router, ServerConfig::default());
-            tokio::task::spawn_local(server.serve(listener, std::future::pending()));
-
+            let (endpoint, got) = collector().await;
             let dir = tempfile::tempdir().unwrap();
             let nodes = dir.path().join("nodes");
             let mut command = Command::new(OURS);
@@ -127,7 +192,7 @@ async fn a_collector_gets_the_spans_of_a_node() {
             let got = got.borrow().clone();
             let resource = got[0].resource.clone().unwrap();
             assert_eq!(text(&resource.attributes, "service.name").as_deref(), Some("raylet-uring"));
-            let spans: Vec<&Span> = got.iter().flat_map(|of| &of.scope_spans).flat_map(|scope| &scope.spans).collect();
+            let spans = spans(&got);
             let request = spans.iter().find(|span| span.name == "admin.request").unwrap_or_else(|| panic!("{spans:?}"));
             assert_eq!(text(&request.attributes, "path").as_deref(), Some("/status"));
             assert!(request.start_ns > 0 && request.end_ns >= request.start_ns);
