@@ -324,6 +324,11 @@ impl Core {
         state.sched.fits(class) && (anyway || state.sched.utilization(&rule.critical) < rule.below)
     }
 
+    /// True for a lease that is queued or granted on this core's shard: whoever asks for it asks again.
+    pub fn knows(&self, lease: LeaseId) -> bool {
+        self.state.borrow().sched.knows(lease)
+    }
+
     fn weigh(&self, lease: Option<LeaseId>, ids: &[ResourceId]) -> (SmallVec<[(Fixed, Fixed); 8]>, bool) {
         let sched = &self.state.borrow().sched;
         (ids.iter().map(|id| sched.room(*id)).collect(), lease.is_some_and(|lease| sched.waits(lease)))

@@ -135,6 +135,11 @@ impl Scheduler {
         queue.take(max).map(|lease| Queued { lease: lease.id, class: lease.class, since: lease.since })
     }
 
+    /// True for a lease that is queued or granted.
+    pub fn knows(&self, id: LeaseId) -> bool {
+        self.leases.find(id).is_some()
+    }
+
     /// True while a request holds nothing: it waits for its objects or for resources.
     pub fn waits(&self, id: LeaseId) -> bool {
         let stage = self.leases.find(id).map(|at| self.leases.get(at).stage);

@@ -158,20 +158,22 @@ pub async fn request(core: &Rc<Core>, message: &Bytes) -> Option<Result<Bytes, S
     let spec = request.lease_spec.take()?;
     let lease = LeaseId::from_slice(&spec.lease_id)?;
     let asker = Asker::of(&spec);
-    let (class, shard) = {
+    let (class, shard, at_once) = {
         let desk = core.rpc.desk.borrow();
         if !desk.takes(&spec, &lease, &asker) {
             return None;
         }
         let (class, shard) = desk.classes.get(&Shape::of(&spec)).copied()?;
-        if desk.rule.as_ref().is_some_and(|rule| shard != core.shard || !keeps(core, &request, &spec, class, rule)) {
+        let moves = |rule| shard != core.shard || !(core.knows(lease) || keeps(core, &request, &spec, class, rule));
+        if desk.rule.as_ref().is_some_and(moves) {
             return None;
         }
-        (class, shard)
+        // In a cluster it may wait where nobody else has room; the control thread sends it back when somebody has.
+        (class, shard, request.grant_or_reject && desk.rule.is_none())
     };
     let (call, reply) = core.rpc.wait_for_reply();
     let token = Requester::Shard(core.shard).tag(call);
-    let wanted = lease_request(token, lease, class, asker, &spec, request.grant_or_reject);
+    let wanted = lease_request(token, lease, class, asker, &spec, at_once);
     let grant_or_reject = request.grant_or_reject;
     core.tell_control_later(ToControl::Asked { lease, shard, class, grant_or_reject, spec: Box::new(spec) });
     core.sched_on(shard, SchedEvent::Request(Box::new(wanted)));
