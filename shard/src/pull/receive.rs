@@ -237,12 +237,11 @@ impl Receiver {
         let new = || Receiving { owner, from, phase: Phase::Expected };
         let chunk_bytes = self.chunk_bytes;
         let receiving = self.objects.entry(object).or_insert_with(new);
-        if receiving.from != from {
-            receiving.from = from;
-            if let Phase::Open { shape, have, missing } = &mut receiving.phase {
-                have.fill(0);
-                *missing = shape.total_bytes.div_ceil(chunk_bytes);
-            }
+        receiving.from = from;
+        // Even the same node may have other bytes by now: it sends all of them again.
+        if let Phase::Open { shape, have, missing } = &mut receiving.phase {
+            have.fill(0);
+            *missing = shape.total_bytes.div_ceil(chunk_bytes);
         }
     }
 
