@@ -41,7 +41,7 @@ lint: setup ## formatting and clippy, warnings as errors
 
 test-rust: setup ## tests of the crates, and 10 million steps of the simulators
 	$(CARGO) test --locked --workspace
-	$(CARGO) test --locked --release -p raylet-shard --test sim_store --test sim_sched --test sim_cluster -- --nocapture
+	$(CARGO) test --locked --release -p raylet-shard --test sim_store --test sim_sched --test sim_cluster --test sim_pull -- --nocapture
 
 test-ray: attach ## the end-to-end suite on raylet-uring
 	$(CARGO) build --locked --release -p raylet-transport --example beside_ray

@@ -30,6 +30,7 @@ use crate::ray::messages::ClientMessage;
 use crate::ray::metrics::stock::SizeCounts;
 use crate::ray::proto;
 use crate::ray::sightings::Sighting;
+use crate::ray::transfer::ToTransfer;
 use crate::ray::wire::frame::{PLASMA_MAX_BODY_BYTES, RAYLET_MAX_BODY_BYTES};
 use crate::spill::SpillReport;
 
@@ -43,10 +44,13 @@ pub enum Requester {
     Shard(ShardId),
     /// The control thread.
     Control,
+    /// The thread that moves objects between nodes.
+    Transfer,
 }
 
 const REQUESTER_SHIFT: u32 = 48;
 const CONTROL: u64 = 0xffff;
+const TRANSFER: u64 = 0xfffe;
 
 impl Socket {
     /// Longest body of a frame.
@@ -67,6 +71,7 @@ impl Requester {
         let requester = match self {
             Self::Shard(shard) => u64::from(shard),
             Self::Control => CONTROL,
+            Self::Transfer => TRANSFER,
         };
         (requester << REQUESTER_SHIFT) | local
     }
@@ -75,6 +80,7 @@ impl Requester {
     pub fn of(token: Token) -> Self {
         match token >> REQUESTER_SHIFT {
             CONTROL => Self::Control,
+            TRANSFER => Self::Transfer,
             shard => Self::Shard(shard as ShardId),
         }
     }
@@ -197,6 +203,8 @@ pub enum ToCore {
         /// The owner.
         owner: WorkerId,
     },
+    /// The thread that moves objects is there: what the object table answers it goes here.
+    OpenTransfer(flume::Sender<ToTransfer>),
     /// Open the node manager's port.
     OpenRpc(Arc<RpcSettings>),
     /// The reply to a call that this core passed on.
@@ -331,6 +339,13 @@ pub enum ToControl {
     },
     /// What a native client wants that its core can't do alone.
     Native(NativeAsk),
+    /// Whether an object is here, as the control thread asked.
+    Contained {
+        /// The control thread's token.
+        token: Token,
+        /// Here and sealed.
+        has: bool,
+    },
     /// Objects that came and went on a core.
     Seen(Vec<Sighting>),
     /// The store is full and creates wait: workers should drop references.
@@ -448,7 +463,7 @@ mod tests {
 
     #[test]
     fn a_token_leads_back_to_its_requester() {
-        for requester in [Requester::Control, Requester::Shard(0), Requester::Shard(17)] {
+        for requester in [Requester::Control, Requester::Transfer, Requester::Shard(0), Requester::Shard(17)] {
             let token = requester.tag(12_345);
             assert_eq!(Requester::of(token), requester);
             assert_eq!(Requester::local(token), 12_345);

@@ -33,6 +33,7 @@ use crate::ray::metrics::stock::SIZE_BOUNDS_BYTES;
 use crate::ray::plasma_conn::PlasmaClients;
 use crate::ray::raylet_conn::RayletClients;
 use crate::ray::sightings::Sightings;
+use crate::ray::transfer::ToTransfer;
 use crate::spill::Spills;
 
 /// How often deadlines are looked at while something waits for one.
@@ -127,6 +128,7 @@ pub struct Core {
     /// Connections to the node manager's port.
     pub rpc: CoreRpc,
     later: RefCell<Vec<ToControl>>,
+    transfer: RefCell<Option<flume::Sender<ToTransfer>>>,
     /// Connections to the plasma socket.
     pub plasma: PlasmaClients,
     /// Connections to the raylet socket.
@@ -211,6 +213,7 @@ impl Core {
             io: Io::default(),
             rpc: CoreRpc::default(),
             later: RefCell::default(),
+            transfer: RefCell::default(),
             plasma: PlasmaClients::default(),
             raylet: RayletClients::default(),
             sightings: Sightings::default(),
@@ -358,6 +361,7 @@ impl Core {
                 self.tell_desk(&event);
                 self.run(Work::Sched(event));
             }
+            ToCore::OpenTransfer(queue) => *self.transfer.borrow_mut() = Some(queue),
             ToCore::OpenRpc(settings) => self.rpc.open(&settings),
             ToCore::Answered { call, reply } => self.rpc.answered(call, reply),
             ToCore::Learn(lesson) => self.rpc.desk.borrow_mut().learn(*lesson),
@@ -611,6 +615,8 @@ impl Core {
                 Requester::Shard(shard) if shard != self.shard => {
                     self.send_peer(shard, PeerMessage::StoreAnswer(effect));
                 }
+                Requester::Transfer => self.tell_transfer(effect),
+                Requester::Control => self.tell_control_of(&effect),
                 _ if native::is_native(token) => native::answer(self, effect),
                 _ => self.plasma.answer(self, effect),
             },
@@ -619,8 +625,8 @@ impl Core {
                     self.send_peer(shard, PeerMessage::StoreAnswer(effect));
                 }
                 Requester::Shard(_) => self.rpc.pinned(token, ok),
-                // The control thread pins nothing.
-                Requester::Control => {}
+                // Neither of them pins anything.
+                Requester::Control | Requester::Transfer => {}
             },
             StoreEffect::Watched { token, id } => self.watched(token, id, effect),
             StoreEffect::WatchRefused { token, id } => self.watch_refused(token, id, effect),
@@ -656,6 +662,29 @@ impl Core {
         }
     }
 
+    /// The thread that moves objects is a client of the store.
+    fn tell_transfer(&self, effect: StoreEffect) {
+        if let Some(transfer) = &*self.transfer.borrow() {
+            // It ends with the node.
+            let _ = transfer.send(ToTransfer::Store(effect));
+        }
+    }
+
+    /// The control thread asks the object table for nothing but whether objects are here.
+    fn tell_control_of(&self, effect: &StoreEffect) {
+        if let StoreEffect::Contained { token, has, .. } = *effect {
+            self.tell_control(ToControl::Contained { token, has });
+        }
+    }
+
+    /// Whether an object is here and sealed; `None` where another shard would have to be asked.
+    pub fn has(&self, id: &ObjectId) -> Option<bool> {
+        if shard_of_object(id, self.shards) != self.shard {
+            return None;
+        }
+        Some(self.state.borrow().memory.store().has(id))
+    }
+
     /// Queues work behind what is being done; only for use while [`Core::run`] runs.
     fn later(&self, work: Work) {
         self.state.borrow_mut().work.push_back(work);
@@ -673,8 +702,8 @@ impl Core {
             }
             Requester::Shard(_) if native::is_native(token) => native::watched(self, token, true),
             Requester::Shard(_) => self.raylet.watched(self, token),
-            // The control thread watches nothing.
-            Requester::Control => {}
+            // Neither of them watches anything.
+            Requester::Control | Requester::Transfer => {}
         }
     }
 
@@ -719,7 +748,7 @@ impl Core {
             | SchedEffect::Cancelled { token, .. }
             | SchedEffect::Failed { token, .. }
             | SchedEffect::Withdrawn { token, .. } => match Requester::of(token) {
-                Requester::Control => self.tell_control(ToControl::Sched(effect)),
+                Requester::Control | Requester::Transfer => self.tell_control(ToControl::Sched(effect)),
                 // On the shard of the client itself, as its classes are.
                 Requester::Shard(_) if native::is_native(token) => native::settle(self, effect),
                 Requester::Shard(shard) if shard == self.shard => desk::settle(self, shard, effect),

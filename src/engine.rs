@@ -108,6 +108,8 @@ pub struct Engine {
     pub topology: Topology,
     /// The memory of all objects.
     pub segments: Vec<Arc<Segment>>,
+    /// What the cores share of spilling: the files of objects beside the store too.
+    pub spill_shared: Arc<SpillShared>,
     /// Bytes that objects can take.
     pub capacity_bytes: u64,
     /// Creates of one shard that may wait for memory.
@@ -144,11 +146,13 @@ impl Engine {
             handles.push(CoreHandle::new(sender, doorbell.clone()));
             inboxes.push((inbox, doorbell));
         }
+        let spill_shared = Arc::new(SpillShared::new(shards));
         let mut engine = Engine {
             cores: handles,
             from_cores,
             placed: cores.iter().map(|core| pinned.then_some(*core)).collect(),
             topology: topology.clone(),
+            spill_shared: spill_shared.clone(),
             capacity_bytes: layout.capacity_bytes(),
             max_queued_creates: store_config(settings, &layout, shards).max_queued_creates as u64,
             segments: segments.clone(),
@@ -156,7 +160,6 @@ impl Engine {
             threads: Vec::new(),
         };
         let home: Vec<u32> = cores.iter().map(|core| home_segment(&topology, &segments, *core)).collect();
-        let spill_shared = Arc::new(SpillShared::new(shards));
         let mut ready = Vec::new();
         for (shard, (core, (inbox, doorbell))) in cores.iter().zip(inboxes).enumerate() {
             let (ready_sender, ready_receiver) = flume::bounded(1);

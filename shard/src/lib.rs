@@ -5,6 +5,7 @@
 
 pub mod cluster;
 pub mod ids;
+pub mod pull;
 pub mod sched;
 pub mod sim;
 pub mod store;

@@ -475,7 +475,7 @@ impl NativeControl {
 fn shard_of(client: ClientId) -> ShardId {
     match Requester::of(client) {
         Requester::Shard(shard) => shard,
-        Requester::Control => 0,
+        Requester::Control | Requester::Transfer => 0,
     }
 }
 

@@ -313,7 +313,7 @@ fn pin_all(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, pin: &Archived<Pin
             let pin = NativePeer::Pin { asker: client.id, to, owner, objects: ids.into_vec() };
             core.send_peer(shard, PeerMessage::Native(pin));
         }
-        Requester::Control => return Err(unknown().into()),
+        Requester::Control | Requester::Transfer => return Err(unknown().into()),
     }
     Ok(())
 }
@@ -344,7 +344,7 @@ fn tell_asker(core: &Rc<Core>, asker: ClientId, to: ReplyTo, kept: Option<Vec<bo
     match Requester::of(asker) {
         Requester::Shard(shard) if shard == core.shard => pinned_for(core, asker, to, kept),
         Requester::Shard(shard) => core.send_peer(shard, PeerMessage::Native(NativePeer::Pinned { asker, to, kept })),
-        Requester::Control => {}
+        Requester::Control | Requester::Transfer => {}
     }
 }
 

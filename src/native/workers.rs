@@ -179,7 +179,7 @@ fn tell<M>(
     match Requester::of(client) {
         Requester::Shard(shard) if shard == core.shard => near(core, client, &message),
         Requester::Shard(shard) => core.send_peer(shard, PeerMessage::Native(far(client, message))),
-        Requester::Control => {}
+        Requester::Control | Requester::Transfer => {}
     }
 }
 

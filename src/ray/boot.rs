@@ -14,8 +14,8 @@ use raylet_shard::sched::{Fixed, SchedEvent};
 use raylet_transport::spill::SpillDirectory;
 use tokio::sync::watch;
 
-use super::accept::{accept, accept_rpc, listen, serve};
-use super::control::{routes, Control, ControlParts};
+use super::accept::{accept, accept_rpc, listen};
+use super::control::{routes, Control, ControlParts, Pulls};
 use super::core_rpc::{RpcSettings, OWN_METHODS};
 use super::resources::{kind_of, Names};
 use super::rpc::auth::Auth;
@@ -25,9 +25,9 @@ use super::rpc::core_worker::CoreWorkers;
 use super::rpc::gcs::{GcsClient, GcsConfig};
 use super::rpc::health::Health;
 use super::rpc::pubsub::{GcsEvent, GcsSubscriber};
-use super::rpc::router::Router;
 use super::rpc::syncer::Syncer;
 use super::rpc::tls::Tls;
+use super::transfer::{self, ToTransfer, TransferParts};
 use crate::bridge::{Socket, ToCore};
 use crate::cli::ray_flags::RayFlags;
 use crate::config::ray::RayConfig;
@@ -131,7 +131,25 @@ impl Door {
             NurserySettings { enabled: config.worker_nursery, ..NurserySettings::default() },
             processes.clone(),
         );
+        let transfers = listen(flags.node_ip_address, flags.object_manager_port).await?;
+        let object_manager_port = transfers[0].local_addr().map_err(NodeError::Io)?.port();
+        let transfers: Result<_, _> = transfers.into_iter().map(tokio::net::TcpListener::into_std).collect();
+        let (transfer, transferred) = transfer::start(TransferParts {
+            node_id,
+            segments: engine.segments.clone(),
+            files: engine.spill_shared.clone(),
+            cores: engine.cores.clone(),
+            listeners: transfers.map_err(NodeError::Io)?,
+            auth: auth.clone(),
+            tls: tls.clone(),
+            rpc_failure: ray_config.testing_rpc_failure.clone(),
+            chunk_bytes: ray_config.object_manager_default_chunk_size,
+            in_flight_max_bytes: ray_config.object_manager_max_bytes_in_flight,
+            push_timeout: Duration::from_millis(ray_config.object_manager_push_timeout_ms.max(0) as u64),
+        })
+        .map_err(NodeError::Io)?;
         let control = Control::new(ControlParts {
+            pulls: Pulls::new(&ray_config, transfer, engine.capacity_bytes),
             nursery: nursery.clone(),
             startup_concurrency: settings.sched.startup_concurrency,
             commands: worker_commands(&flags, &ray_config, node_id, port),
@@ -157,11 +175,7 @@ impl Door {
         let methods = router.unary_methods().chain(own).collect();
         let rpc = Arc::new(RpcSettings { auth: auth.clone(), node_id, methods });
         engine.cores.iter().for_each(|core| core.send(ToCore::OpenRpc(rpc.clone())));
-        let transfers = listen(control.flags().node_ip_address, control.flags().object_manager_port).await?;
-        let object_manager_port = transfers[0].local_addr().map_err(NodeError::Io)?.port();
-        for listener in transfers {
-            serve(Router::new(), &auth, tls.clone(), listener, stopped.clone());
-        }
+        tokio::task::spawn_local(control.clone().hear_transfers(transferred));
         accept(raylet_socket, Socket::Raylet, engine.cores.clone());
         accept(plasma_socket, Socket::Plasma, engine.cores.clone());
         for listener in listeners {
@@ -365,6 +379,7 @@ impl Door {
             Ok((workers, agents)) => tracing::warn!(workers, agents, "processes of this node did not end"),
             Err(_) => tracing::warn!("processes of this node did not end in time"),
         }
+        self.control.tell_transfer(ToTransfer::End);
         // Servers that already ended hear nothing and need not.
         let _ = self.stop_servers.send(true);
         for directory in self.spill_directories {

@@ -58,6 +58,8 @@ pub enum ClientMessage {
         id: FetchId,
         /// Each object with its owner.
         objects: Vec<(ObjectId, Owner)>,
+        /// Which of them are here; `None` where other shards would have to be asked.
+        here: Option<Vec<bool>>,
     },
     /// The client no longer wants what it wanted, or has it.
     CancelFetch {

@@ -23,4 +23,5 @@ pub mod resources;
 pub mod rpc;
 pub mod runtime_env;
 pub mod sightings;
+pub mod transfer;
 pub mod wire;

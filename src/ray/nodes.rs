@@ -86,6 +86,16 @@ impl Nodes {
         })
     }
 
+    /// How many live, as far as is known.
+    pub fn len(&self) -> usize {
+        self.alive.len()
+    }
+
+    /// True where none is known.
+    pub fn is_empty(&self) -> bool {
+        self.alive.is_empty()
+    }
+
     /// A node that lives.
     pub fn get(&self, node: &NodeId) -> Option<&NodeRecord> {
         self.alive.get(node)

@@ -219,7 +219,7 @@ impl PlasmaClients {
                 self.reply(client, |e, out| encode_contains_reply(e, out, &id, has));
             }
             StoreEffect::Deleted { client, id, result, .. } => self.deleted(client, id, result),
-            StoreEffect::Got { client, token, id, place } => self.got(core, client, token, id, place),
+            StoreEffect::Got { client, token, id, place, .. } => self.got(core, client, token, id, place),
             _ => {}
         }
     }

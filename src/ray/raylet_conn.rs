@@ -130,7 +130,7 @@ impl RayletClients {
             }
             _ => {}
         }
-        core.tell_control(ToControl::Message { conn, message: owned(request) });
+        core.tell_control(ToControl::Message { conn, message: owned(core, request) });
         Ok(())
     }
 
@@ -207,8 +207,8 @@ impl RayletClients {
         self.watch_all(core, wait);
         if !self.settle(core, wait) {
             let objects = vec![(object, owned_owner(owner))];
-            let message = ClientMessage::Fetch { id: FetchId::Wait(wait.index()), objects };
-            core.tell_control(ToControl::Message { conn, message });
+            let (id, here) = (FetchId::Wait(wait.index()), core.has(&object).map(|here| vec![here]));
+            core.tell_control(ToControl::Message { conn, message: ClientMessage::Fetch { id, objects, here } });
         }
         Ok(())
     }
@@ -244,8 +244,9 @@ impl RayletClients {
             return false;
         }
         let wanted = refs.iter().filter(|(id, _)| missing.contains(id));
-        let objects = wanted.map(|(id, owner)| (id, owned_owner(&owner))).collect();
-        core.tell_control(ToControl::Message { conn, message: ClientMessage::Fetch { id, objects } });
+        let objects: Vec<_> = wanted.map(|(id, owner)| (id, owned_owner(&owner))).collect();
+        let here = objects.iter().map(|(id, _)| core.has(id)).collect();
+        core.tell_control(ToControl::Message { conn, message: ClientMessage::Fetch { id, objects, here } });
         true
     }
 
@@ -334,7 +335,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn owned(request: &Request<'_>) -> ClientMessage {
+fn owned(core: &Core, request: &Request<'_>) -> ClientMessage {
     match request {
         Request::RegisterClient(r) => ClientMessage::Register(Register {
             worker_type: r.worker_type,
@@ -357,6 +358,7 @@ fn owned(request: &Request<'_>) -> ClientMessage {
         Request::AsyncGet { refs, request_id } => ClientMessage::Fetch {
             id: FetchId::Get(*request_id),
             objects: refs.iter().map(|(id, owner)| (id, owned_owner(&owner))).collect(),
+            here: refs.iter().map(|(id, _)| core.has(&id)).collect(),
         },
         Request::CancelGet { request_id } => ClientMessage::CancelFetch { id: FetchId::Get(*request_id) },
         Request::WorkerBlocked => ClientMessage::Blocked,

@@ -17,6 +17,7 @@ use raylet_shard::ids::{ObjectId, ShardId, WorkerId};
 use raylet_shard::store::{Placement, RestoreFailure, SpillFailure, SpillFile, StoreEffect, StoreEvent};
 use raylet_transport::spill::{Disk, DiskSettings, DiskUse, Outcome, Source, Target};
 use raylet_transport::uring::{FileResult, IoMemory};
+use raylet_tuning::Segment;
 use rustc_hash::FxHashMap;
 
 use crate::core_io::{Io, Wish};
@@ -46,6 +47,11 @@ pub struct SpillShared {
 }
 
 impl SpillShared {
+    /// The file of an object beside the store, by its segment's number.
+    pub fn file(&self, segment: u32) -> Option<Arc<Segment>> {
+        self.files.get(segment)
+    }
+
     /// For a node of so many shards.
     pub fn new(shards: ShardId) -> Self {
         Self {

@@ -17,6 +17,9 @@ from ray.util.scheduling_strategies import (
 
 import harness
 
+#: Several nodes and their agents share the machine with whatever else runs.
+pytestmark = pytest.mark.timeout(300)
+
 #: ray.rpc.autoscaler.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
 DRAIN_PREEMPTION = 2
 
@@ -110,8 +113,8 @@ def test_more_tasks_than_one_node_holds_use_the_others(cluster, tmp_path):
 
 def test_many_short_tasks_all_return(cluster):
     """Leases come and go on three nodes at once."""
-    found = harness.get([where.options(num_cpus=0.5).remote() for _ in range(300)], timeout_s=100)
-    assert len(found) == 300 and set(found) <= set(ids(cluster))
+    found = harness.get([where.options(num_cpus=0.5).remote() for _ in range(150)], timeout_s=200)
+    assert len(found) == 150 and set(found) <= set(ids(cluster))
 
 
 def test_affinity_hard_and_soft(cluster):

@@ -436,6 +436,8 @@ pub enum StoreEffect {
         id: ObjectId,
         /// Where it lies; `None`: not sealed here (or, of a waiting get, too many wait already: ask again).
         place: Option<Placement>,
+        /// Its owner; nil where it is not here, or has none.
+        owner: WorkerId,
     },
     /// Answer to [`StoreEvent::Delete`].
     Deleted {

@@ -13,7 +13,7 @@ use super::report::Counters;
 use super::spans::BankLink;
 use super::spill::Spill;
 use super::waiters::{Waiters, Who};
-use crate::ids::{ClientId, NowNs, ObjectId, Token};
+use crate::ids::{ClientId, NowNs, ObjectId, Token, WorkerId};
 
 /// The plasma object store of one core: a state machine. See [`StoreEvent`] for what goes in and [`StoreEffect`] for what comes out.
 #[derive(Debug)]
@@ -126,6 +126,11 @@ impl Store {
         self.run_spill(now, out);
     }
 
+    /// Whether an object is here and sealed.
+    pub fn has(&self, id: &ObjectId) -> bool {
+        self.sealed_slot(id).is_some()
+    }
+
     /// The slot of a sealed object.
     fn sealed_slot(&self, id: &ObjectId) -> Option<u32> {
         self.objects.find(id).filter(|slot| self.objects.get(*slot).sealed_ns.is_some())
@@ -190,7 +195,7 @@ impl Store {
             self.waiters.add(id, Who::Get(client), token);
             self.want_restore(id, true);
         } else {
-            out.push(StoreEffect::Got { client, token, id, place: None });
+            out.push(StoreEffect::Got { client, token, id, place: None, owner: WorkerId::NIL });
         }
     }
 
@@ -212,7 +217,7 @@ impl Store {
         self.hold(client, slot);
         let object = self.objects.get(slot);
         let place = Some(object.place(&self.arena));
-        out.push(StoreEffect::Got { client, token, id: object.id, place });
+        out.push(StoreEffect::Got { client, token, id: object.id, place, owner: object.owner });
     }
 
     fn release(&mut self, client: ClientId, id: &ObjectId, out: &mut Vec<StoreEffect>) {

@@ -33,7 +33,7 @@ impl Control {
             ClientMessage::ActorCreationDone => {}
             ClientMessage::Blocked => self.block(conn, true),
             ClientMessage::Unblocked => self.block(conn, false),
-            ClientMessage::Fetch { id, objects } => self.fetch(conn, id, objects),
+            ClientMessage::Fetch { id, objects, here } => self.fetch(conn, id, objects, here),
             ClientMessage::CancelFetch { id } => self.cancel_fetch(conn, id),
             ClientMessage::ActorArgsReady { task, attempt } => self.actor_args_ready(conn, task, attempt),
             ClientMessage::PlasmaReady { object } => self.plasma_ready(conn, object),
@@ -222,7 +222,7 @@ impl Control {
 fn member(conn: ClientId, register: &Register, kind: WorkerType) -> Member {
     let shard = match Requester::of(conn) {
         Requester::Shard(shard) => shard,
-        Requester::Control => 0,
+        Requester::Control | Requester::Transfer => 0,
     };
     Member {
         worker: register.worker,

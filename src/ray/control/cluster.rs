@@ -42,6 +42,7 @@ impl Control {
                 tracing::info!(node = %id, "a node joined");
                 self.placing.joined(id, node);
                 self.tell_desks();
+                self.pull_node_joined(id);
             }
             Ok(NodeNews::Joined(_) | NodeNews::Lives(_)) => {}
             Ok(NodeNews::Died(id)) => self.node_died(id),
@@ -64,6 +65,7 @@ impl Control {
         self.dead.borrow_mut().add_node(id);
         self.placing.died(&id);
         self.tell_desks();
+        self.pull_node_gone(id);
         self.sched_all(SchedEvent::OwnerNodeGone { node: id });
         let mut owners = self.forget_locations_of_node(&id);
         owners.extend(self.objects.borrow().owners_on(&id));

@@ -83,6 +83,7 @@ impl Control {
                     native.ask(ask);
                 }
             }
+            ToControl::Contained { token, has } => self.looked(token, has),
             ToControl::Seen(sightings) => self.seen(sightings),
             ToControl::StoreFull => self.collect_garbage_soon(),
             ToControl::Message { conn, message } => self.client_message(conn, message),

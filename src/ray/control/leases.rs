@@ -245,7 +245,7 @@ impl Control {
     }
 
     /// A request that came through a core's desk has its lease.
-    pub(super) fn granted_at_desk(&self, lease: LeaseId, worker: WorkerId) {
+    pub(super) fn granted_at_desk(self: &Rc<Self>, lease: LeaseId, worker: WorkerId) {
         self.mark_resources_changed();
         self.note_outcome(lease, Some(worker));
     }
@@ -351,7 +351,7 @@ impl Control {
         self.leases.borrow().get(lease).is_some_and(|entry| entry.grant_or_reject)
     }
 
-    fn note_outcome(&self, lease: LeaseId, granted: Option<WorkerId>) {
+    fn note_outcome(self: &Rc<Self>, lease: LeaseId, granted: Option<WorkerId>) {
         {
             let mut leases = self.leases.borrow_mut();
             if let Some(entry) = leases.live.get_mut(&lease) {

@@ -20,6 +20,7 @@ use crate::ray::proto::{
 use crate::ray::rpc::client::{is_retryable, Retry};
 use crate::ray::rpc::gcs::id;
 use crate::ray::sightings::Sighting;
+use crate::ray::transfer::ToTransfer;
 
 /// Owners that are told; the objects of further ones are not reported.
 const MAX_OWNERS: usize = 100_000;
@@ -75,13 +76,16 @@ pub struct Locations {
 }
 
 impl Locations {
-    fn owner_seen(&mut self, address: Address) {
+    /// True for an owner that was not known.
+    fn owner_seen(&mut self, address: Address) -> bool {
         let Some(worker) = WorkerId::from_slice(&address.worker_id) else {
-            return;
+            return false;
         };
-        if self.owners.len() < MAX_OWNERS && address.port > 0 {
-            self.owners.entry(worker).or_insert_with(|| Book::new(address));
+        let new = self.owners.len() < MAX_OWNERS && address.port > 0 && !self.owners.contains_key(&worker);
+        if new {
+            self.owners.insert(worker, Book::new(address));
         }
+        new
     }
 
     /// Notes a change. True where somebody has to begin telling the owner.
@@ -180,12 +184,14 @@ impl Control {
             match sighting {
                 Sighting::Owner(owner) => self.owner_seen(address(owner)),
                 Sighting::Here { owner, object } => {
+                    self.pull_seen(object, true);
                     self.note_location(owner, object, |due| due.here = Some(true));
                 }
                 Sighting::Spilled { owner, object, url } => {
                     self.object_spilled(owner, object, Spilled { url, local: true, generator: None });
                 }
                 Sighting::Gone { owner, object, freed } => {
+                    self.pull_seen(object, false);
                     let untold = freed && self.locations.borrow_mut().freed(&owner, &object);
                     if !untold {
                         self.note_location(owner, object, |due| due.here = Some(false));
@@ -197,7 +203,11 @@ impl Control {
 
     /// Where an owner of objects is reached. Needed once before anything of its objects can be told.
     pub(super) fn owner_seen(&self, owner: Address) {
-        self.locations.borrow_mut().owner_seen(owner);
+        let new = self.locations.borrow_mut().owner_seen(owner.clone());
+        if new {
+            // Whoever is sent an object is told of its owner.
+            self.tell_transfer(ToTransfer::Owner(owner));
+        }
     }
 
     /// An object was spilled: its owner is told where.
@@ -207,6 +217,7 @@ impl Control {
 
     /// An owner is dead: nobody is left to be told.
     pub(super) fn forget_locations_of(&self, owner: &WorkerId) {
+        self.tell_transfer(ToTransfer::OwnerGone(*owner));
         self.locations.borrow_mut().forget(owner);
     }
 

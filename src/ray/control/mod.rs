@@ -17,6 +17,7 @@ mod memory;
 mod objects;
 mod placing;
 mod pool;
+mod pulls;
 mod reports;
 mod service;
 mod workers;
@@ -60,6 +61,7 @@ pub use leases::{died_as_granted, Leases};
 pub use locations::Spilled;
 pub use objects::Objects;
 pub use pool::Starting;
+pub use pulls::Pulls;
 pub use service::routes;
 
 /// Longest wait for a core to tell what it has to tell.
@@ -93,6 +95,8 @@ pub struct ControlParts {
     pub runtime_env: RuntimeEnvClient,
     /// Clients of workers.
     pub core_workers: CoreWorkers,
+    /// What is fetched from other nodes.
+    pub pulls: Pulls,
     /// Names of the node's resources, with those of the command line in it.
     pub names: Names,
     /// The agents.
@@ -133,6 +137,7 @@ pub struct Control {
     /// Workers that are being forked; closed when they are in `starting`, or not coming.
     pub(super) forking: RefCell<FxHashMap<WorkerId, Rc<Semaphore>>>,
     pub(super) objects: RefCell<Objects>,
+    pulls: RefCell<Pulls>,
     locations: RefCell<locations::Locations>,
     pub(super) jobs: RefCell<jobs::Jobs>,
     pub(super) dead: RefCell<Dead>,
@@ -232,6 +237,7 @@ impl Control {
             starting: RefCell::default(),
             forking: RefCell::default(),
             objects: RefCell::default(),
+            pulls: RefCell::new(parts.pulls),
             locations: RefCell::default(),
             jobs: RefCell::default(),
             dead: RefCell::default(),

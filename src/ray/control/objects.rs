@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use raylet_shard::ids::{ClientId, LeaseId, NodeId, ObjectId, ShardId, TaskId, WorkerId};
+use raylet_shard::pull::{Kind, WishId};
 use raylet_shard::sched::ClassId;
 use raylet_shard::store::StoreEvent;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -24,8 +25,8 @@ const MAX_WISHES: usize = 1 << 20;
 /// How long a worker has to hear that an object is there.
 const NOTICE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long objects may be missing before their owners are asked for them. What is on its way, or was here all along, has come
-/// by then, and nobody was asked for nothing.
+/// How long a wish may last whose objects were all here when it was made, before they are looked for: one may have been evicted
+/// before the client got it. On a node that is alone in its cluster every wish waits so long: what is missing there is being made.
 const ASK_AFTER: Duration = Duration::from_millis(100);
 
 /// What is wanted, by whom, and what the owners of it were asked.
@@ -35,6 +36,8 @@ pub struct Objects {
     /// When the owners of each wish are to be asked, in order. Wishes that ended meanwhile are skipped.
     due: VecDeque<(Instant, Wish, u64)>,
     asked: FxHashMap<ObjectId, Asked>,
+    /// Owners of the objects that are pulled.
+    pulled: FxHashMap<ObjectId, (Owner, usize)>,
     numbers: u64,
     backlog: FxHashMap<WorkerId, Vec<(ClassId, ShardId)>>,
     /// Subscriptions with owners; made with the first one.
@@ -50,78 +53,94 @@ enum Wish {
 
 /// Wanted objects with their owners.
 struct Wanted {
-    /// Tells the wish from an earlier one of the same client.
+    /// Tells the wish from an earlier one of the same client, and names it to the pull manager.
     number: u64,
     objects: Vec<(ObjectId, Owner)>,
-    /// Their owners were asked.
-    asked: bool,
+    /// The pull manager has it.
+    pulled: bool,
 }
 
 /// An object whose owner was asked where it is.
 struct Asked {
     owner: WorkerId,
-    /// Wishes for it, of those whose owners were asked.
-    wishes: usize,
     /// Since when the owner knows of no place to fetch it from, while it isn't making it either.
     nowhere_since: Option<Instant>,
 }
 
-/// Subscriptions that nobody needs any more.
-type Unneeded = Vec<(WorkerId, ObjectId)>;
+impl Wish {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Client(_, FetchId::Get(_)) => Kind::Get,
+            Self::Client(_, FetchId::Wait(_)) => Kind::Wait,
+            Self::Lease(_) => Kind::Arguments,
+        }
+    }
+}
 
 impl Objects {
-    /// Adds a wish, in place of an earlier one of the same name. True where no other was due: somebody has to see to this one.
-    fn add(&mut self, wish: Wish, objects: Vec<(ObjectId, Owner)>, now: Instant) -> (bool, Unneeded) {
-        let unneeded = self.remove(&wish);
+    /// Adds a wish, in place of an earlier one of the same name, whose number comes back if it is being pulled. `None`: there are
+    /// too many.
+    fn add(&mut self, wish: Wish, objects: Vec<(ObjectId, Owner)>) -> (Option<u64>, Option<WishId>) {
+        let replaced = self.remove(&wish);
         if objects.is_empty() || self.wishes.len().max(self.due.len()) >= MAX_WISHES {
-            return (false, unneeded);
+            return (None, replaced);
         }
         self.numbers += 1;
-        self.wishes.insert(wish, Wanted { number: self.numbers, objects, asked: false });
-        self.due.push_back((now + ASK_AFTER, wish, self.numbers));
-        (self.due.len() == 1, unneeded)
+        self.wishes.insert(wish, Wanted { number: self.numbers, objects, pulled: false });
+        (Some(self.numbers), replaced)
     }
 
-    fn remove(&mut self, wish: &Wish) -> Unneeded {
-        let mut unneeded = Unneeded::new();
-        let Some(wanted) = self.wishes.remove(wish).filter(|wanted| wanted.asked) else {
-            return unneeded;
-        };
-        for (object, _) in wanted.objects {
-            if let Entry::Occupied(mut asked) = self.asked.entry(object) {
-                asked.get_mut().wishes -= 1;
-                if asked.get().wishes == 0 {
-                    unneeded.push((asked.remove().owner, object));
+    /// A wish is to be looked at again. True where nothing else was due: somebody has to see to this one.
+    fn look_later(&mut self, wish: Wish, number: u64, now: Instant) -> bool {
+        self.due.push_back((now + ASK_AFTER, wish, number));
+        self.due.len() == 1
+    }
+
+    /// The objects of a wish that is to be pulled from now on.
+    fn begin_pull(&mut self, wish: &Wish) -> Option<(WishId, Vec<ObjectId>)> {
+        let wanted = self.wishes.get_mut(wish).filter(|wanted| !wanted.pulled)?;
+        wanted.pulled = true;
+        for (object, owner) in &wanted.objects {
+            self.pulled.entry(*object).or_insert_with(|| (owner.clone(), 0)).1 += 1;
+        }
+        Some((wanted.number, wanted.objects.iter().map(|(object, _)| *object).collect()))
+    }
+
+    /// Takes a wish away; its number comes back if it is being pulled.
+    fn remove(&mut self, wish: &Wish) -> Option<WishId> {
+        let wanted = self.wishes.remove(wish).filter(|wanted| wanted.pulled)?;
+        for (object, _) in &wanted.objects {
+            if let Entry::Occupied(mut pulled) = self.pulled.entry(*object) {
+                pulled.get_mut().1 -= 1;
+                if pulled.get().1 == 0 {
+                    pulled.remove();
                 }
             }
         }
-        unneeded
+        Some(wanted.number)
     }
 
-    fn remove_client(&mut self, conn: ClientId) -> Unneeded {
+    fn remove_client(&mut self, conn: ClientId) -> Vec<WishId> {
         let of_client = self.wishes.keys().filter(|wish| matches!(wish, Wish::Client(c, _) if *c == conn));
         let of_client: Vec<Wish> = of_client.copied().collect();
-        of_client.iter().flat_map(|wish| self.remove(wish)).collect()
+        of_client.iter().filter_map(|wish| self.remove(wish)).collect()
     }
 
-    /// Objects whose owners are to be asked now, and when to look again.
-    fn take_due(&mut self, now: Instant) -> (Vec<(Owner, ObjectId)>, Option<Instant>) {
-        let mut ask = Vec::new();
+    /// Wishes that are to be looked at now, and when to come back.
+    fn take_due(&mut self, now: Instant) -> (Vec<Wish>, Option<Instant>) {
+        let mut due = Vec::new();
         while let Some((_, wish, number)) = self.due.front().filter(|due| due.0 <= now).copied() {
             self.due.pop_front();
-            let Some(wanted) = self.wishes.get_mut(&wish).filter(|wanted| wanted.number == number) else {
-                continue;
-            };
-            wanted.asked = true;
-            for (object, owner) in &wanted.objects {
-                let asked = self.asked.entry(*object).or_insert_with(|| {
-                    ask.push((owner.clone(), *object));
-                    Asked { owner: owner.worker, wishes: 0, nowhere_since: None }
-                });
-                asked.wishes += 1;
+            if self.wishes.get(&wish).is_some_and(|wanted| wanted.number == number) {
+                due.push(wish);
             }
         }
-        (ask, self.due.front().map(|due| due.0))
+        (due, self.due.front().map(|due| due.0))
+    }
+
+    /// The owner of an object that is pulled.
+    pub(super) fn owner_of(&self, object: &ObjectId) -> Option<Owner> {
+        self.pulled.get(object).map(|pulled| pulled.0.clone())
     }
 
     /// What an owner knows of an object's whereabouts.
@@ -195,9 +214,16 @@ impl Control {
         }
     }
 
-    /// A client wants objects. For those that never come, because their owner is dead or has them no longer, an error is stored.
-    pub(super) fn fetch(self: &Rc<Self>, conn: ClientId, id: FetchId, objects: Vec<(ObjectId, Owner)>) {
-        self.want(Wish::Client(conn, id), objects);
+    /// A client wants objects: what is elsewhere is fetched. For those that never come, because their owner is dead or has them no
+    /// longer, an error is stored. `here` says which of them are here, where the core could tell.
+    pub(super) fn fetch(
+        self: &Rc<Self>,
+        conn: ClientId,
+        id: FetchId,
+        objects: Vec<(ObjectId, Owner)>,
+        here: Option<Vec<bool>>,
+    ) {
+        self.want(Wish::Client(conn, id), objects, here);
     }
 
     /// As [`Self::fetch`], for the arguments of a queued lease.
@@ -215,12 +241,13 @@ impl Control {
             };
             Some((ObjectId::from_slice(&dependency.object_id)?, owner))
         });
-        self.want(Wish::Lease(lease), objects.collect());
+        self.want(Wish::Lease(lease), objects.collect(), None);
     }
 
-    fn want(self: &Rc<Self>, wish: Wish, mut objects: Vec<(ObjectId, Owner)>) {
+    fn want(self: &Rc<Self>, wish: Wish, mut objects: Vec<(ObjectId, Owner)>, mut here: Option<Vec<bool>>) {
         {
             let dead = self.dead.borrow();
+            let before = objects.len();
             objects.retain(|(object, owner)| {
                 let lost = dead.has(&owner.worker, Some(&owner.node));
                 if lost {
@@ -228,57 +255,84 @@ impl Control {
                 }
                 !lost
             });
+            // What the core said is about all of them.
+            here = here.filter(|_| objects.len() == before);
         }
-        let (first_due, unneeded) = self.objects.borrow_mut().add(wish, objects, Instant::now());
-        self.unsubscribe(unneeded);
+        let all_here = here.as_ref().is_some_and(|here| here.iter().all(|here| *here));
+        let (number, replaced) = self.objects.borrow_mut().add(wish, objects);
+        if let Some(replaced) = replaced {
+            self.pull_no_more(replaced);
+        }
+        let Some(number) = number else {
+            return;
+        };
+        if !all_here && self.nodes.borrow().len() > 1 {
+            return self.begin_pull(&wish, here.as_deref());
+        }
+        let first_due = self.objects.borrow_mut().look_later(wish, number, Instant::now());
         if first_due {
-            tokio::task::spawn_local(self.clone().ask_owners());
+            tokio::task::spawn_local(self.clone().look_at_wishes());
+        }
+    }
+
+    fn begin_pull(self: &Rc<Self>, wish: &Wish, here: Option<&[bool]>) {
+        let begun = self.objects.borrow_mut().begin_pull(wish);
+        if let Some((number, objects)) = begun {
+            self.pull(number, wish.kind(), objects, here);
         }
     }
 
     /// A client no longer wants what it wanted, or has it.
-    pub(super) fn cancel_fetch(&self, conn: ClientId, id: FetchId) {
-        let unneeded = self.objects.borrow_mut().remove(&Wish::Client(conn, id));
-        self.unsubscribe(unneeded);
+    pub(super) fn cancel_fetch(self: &Rc<Self>, conn: ClientId, id: FetchId) {
+        let pulled = self.objects.borrow_mut().remove(&Wish::Client(conn, id));
+        pulled.into_iter().for_each(|wish| self.pull_no_more(wish));
     }
 
     /// A lease no longer waits for its objects.
-    pub(super) fn cancel_fetch_of_lease(&self, lease: LeaseId) {
-        let unneeded = self.objects.borrow_mut().remove(&Wish::Lease(lease));
-        self.unsubscribe(unneeded);
+    pub(super) fn cancel_fetch_of_lease(self: &Rc<Self>, lease: LeaseId) {
+        let pulled = self.objects.borrow_mut().remove(&Wish::Lease(lease));
+        pulled.into_iter().for_each(|wish| self.pull_no_more(wish));
     }
 
     /// A connection is gone, with all it wanted.
-    pub(super) fn cancel_fetches_of(&self, conn: ClientId) {
-        let unneeded = self.objects.borrow_mut().remove_client(conn);
-        self.unsubscribe(unneeded);
+    pub(super) fn cancel_fetches_of(self: &Rc<Self>, conn: ClientId) {
+        let pulled = self.objects.borrow_mut().remove_client(conn);
+        pulled.into_iter().for_each(|wish| self.pull_no_more(wish));
     }
 
-    fn unsubscribe(&self, unneeded: Unneeded) {
-        if unneeded.is_empty() {
-            return;
-        }
-        let owners = self.objects.borrow().owners.clone();
-        for (owner, object) in unneeded {
-            owners.iter().for_each(|owners| owners.unsubscribe(owner, object));
-        }
-    }
-
-    /// Subscribes with the owners of what has been missing for a while, until nothing is due.
-    async fn ask_owners(self: Rc<Self>) {
+    /// Sees to wishes that last, until nothing is due.
+    async fn look_at_wishes(self: Rc<Self>) {
         loop {
-            let (ask, next) = self.objects.borrow_mut().take_due(Instant::now());
-            if !ask.is_empty() {
-                let owners = self.owners();
-                for (owner, object) in ask {
-                    owners.subscribe(&address(owner), object);
-                }
+            let (due, next) = self.objects.borrow_mut().take_due(Instant::now());
+            for wish in due {
+                self.begin_pull(&wish, None);
             }
             let Some(next) = next else {
                 return;
             };
             // A few at a time: under a steady load of gets this runs about as often as it has to.
             tokio::time::sleep_until((next + ASK_AFTER / 2).into()).await;
+        }
+    }
+
+    /// Hears from an object's owner where it is.
+    pub(super) fn locate(self: &Rc<Self>, object: ObjectId) {
+        let Some(owner) = self.objects.borrow().owner_of(&object) else {
+            return;
+        };
+        let asked = Asked { owner: owner.worker, nowhere_since: None };
+        self.objects.borrow_mut().asked.insert(object, asked);
+        self.owners().subscribe(&address(owner), object);
+    }
+
+    /// Its owner need not tell any more.
+    pub(super) fn locate_no_more(&self, object: ObjectId) {
+        let (asked, owners) = {
+            let mut objects = self.objects.borrow_mut();
+            (objects.asked.remove(&object), objects.owners.clone())
+        };
+        if let (Some(asked), Some(owners)) = (asked, owners) {
+            owners.unsubscribe(asked.owner, object);
         }
     }
 
@@ -302,7 +356,7 @@ impl Control {
         made.clone()
     }
 
-    fn owner_said(&self, event: OwnerEvent) {
+    fn owner_said(self: &Rc<Self>, event: OwnerEvent) {
         match event {
             OwnerEvent::Locations { object, locations, .. } => {
                 let here = self.node_id.as_bytes();
@@ -312,6 +366,7 @@ impl Control {
                 });
                 let somewhere = locations.pending_creation || elsewhere || !locations.spilled_url.is_empty();
                 self.objects.borrow_mut().located(&object, somewhere, Instant::now());
+                self.pull_located(object, &locations);
             }
             OwnerEvent::Ended { owner, object } => {
                 tracing::info!(%object, %owner, "an object is wanted that its owner has no more");
@@ -412,41 +467,44 @@ mod tests {
     #[test]
     fn what_nobody_wants_any_more_is_not_remembered() {
         let (mut objects, now) = (Objects::default(), Instant::now());
-        assert!(objects.add(Wish::Client(7, FetchId::Get(0)), vec![(OBJECT, of(2)), (OTHER, of(2))], now).0);
-        assert!(!objects.add(lease(4), vec![(OBJECT, of(2))], now).0, "somebody sees to what is due already");
+        let get = Wish::Client(7, FetchId::Get(0));
+        let (Some(first), None) = objects.add(get, vec![(OBJECT, of(2)), (OTHER, of(2))]) else { panic!("refused") };
+        assert!(objects.look_later(get, first, now));
+        let (Some(second), None) = objects.add(lease(4), vec![(OBJECT, of(2))]) else { panic!("refused") };
+        assert!(!objects.look_later(lease(4), second, now), "somebody sees to what is due already");
         assert_eq!(objects.wanted_of(&WorkerId([2; 28])).len(), 2);
-        assert!(objects.remove_client(7).is_empty(), "its owner was not asked yet");
+        assert!(objects.remove_client(7).is_empty(), "it is not pulled yet");
         assert_eq!(objects.wanted_of(&WorkerId([2; 28])), [OBJECT]);
-        objects.remove(&lease(4));
+        assert_eq!(objects.remove(&lease(4)), None);
         assert!(objects.wishes.is_empty());
-        assert_eq!(objects.take_due(now + ASK_AFTER).0.len(), 0, "nobody is asked for what nobody wants");
+        assert!(objects.take_due(now + ASK_AFTER).0.is_empty(), "nobody looks for what nobody wants");
         assert!(objects.due.is_empty());
     }
 
     #[test]
-    fn owners_are_asked_once_for_what_stays_missing() {
+    fn the_owner_of_an_object_is_known_while_it_is_pulled() {
         let (mut objects, now) = (Objects::default(), Instant::now());
-        objects.add(lease(1), vec![(OBJECT, of(2))], now);
-        objects.add(lease(2), vec![(OBJECT, of(2)), (OTHER, of(5))], now);
-        let (ask, next) = objects.take_due(now);
-        assert!(ask.is_empty() && next == Some(now + ASK_AFTER));
-        let (ask, next) = objects.take_due(now + ASK_AFTER);
-        assert_eq!((ask.len(), next), (2, None));
-        assert!(objects.remove(&lease(1)).is_empty(), "the other lease still waits for it");
-        // The same name again, as a retried request: what was asked for it is not needed twice.
-        let (_, unneeded) = objects.add(lease(2), vec![(OTHER, of(5))], now + ASK_AFTER);
-        assert_eq!(unneeded, [(WorkerId([2; 28]), OBJECT), (WorkerId([5; 28]), OTHER)]);
-        assert!(objects.asked.is_empty());
-        assert_eq!(objects.take_due(now + 2 * ASK_AFTER).0.len(), 1);
-        assert_eq!(objects.remove(&lease(2)), [(WorkerId([5; 28]), OTHER)]);
+        let (Some(first), _) = objects.add(lease(1), vec![(OBJECT, of(2))]) else { panic!("refused") };
+        objects.look_later(lease(1), first, now);
+        assert_eq!(objects.take_due(now), (vec![], Some(now + ASK_AFTER)));
+        assert_eq!(objects.take_due(now + ASK_AFTER), (vec![lease(1)], None));
+        assert_eq!(objects.begin_pull(&lease(1)), Some((first, vec![OBJECT])));
+        assert_eq!(objects.begin_pull(&lease(1)), None, "once");
+        let (Some(second), _) = objects.add(lease(2), vec![(OBJECT, of(2)), (OTHER, of(5))]) else { panic!("refused") };
+        objects.begin_pull(&lease(2));
+        assert_eq!(objects.remove(&lease(1)), Some(first));
+        assert_eq!(objects.owner_of(&OBJECT), Some(of(2)), "the other lease still waits for it");
+        // The same name again, as a retried request.
+        let (Some(_), replaced) = objects.add(lease(2), vec![(OTHER, of(5))]) else { panic!("refused") };
+        assert_eq!(replaced, Some(second));
+        assert!(objects.pulled.is_empty() && objects.owner_of(&OTHER).is_none());
     }
 
     #[test]
     fn an_object_that_is_nowhere_is_given_up_in_time() {
         let (mut objects, now) = (Objects::default(), Instant::now());
         let patience = Duration::from_secs(10);
-        objects.add(lease(1), vec![(OBJECT, of(2))], now);
-        objects.take_due(now + ASK_AFTER);
+        objects.asked.insert(OBJECT, Asked { owner: WorkerId([2; 28]), nowhere_since: None });
         assert!(objects.take_unfetchable(now + 2 * patience, patience).is_empty(), "its owner said nothing yet");
         objects.located(&OBJECT, false, now);
         objects.located(&OBJECT, false, now + patience);

@@ -210,7 +210,22 @@ impl Channel {
         Req: Message,
         Resp: Message + Default,
     {
-        let message = encode(request)?;
+        self.call_frame(path, encode(request)?, timeout).await
+    }
+
+    /// As [`Self::call`], with a message that stands behind its prefix already.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub async fn call_frame<Resp>(
+        &self,
+        path: &'static str,
+        message: Bytes,
+        timeout: Option<Duration>,
+    ) -> Result<Resp, Status>
+    where
+        Resp: Message + Default,
+    {
         let reply = match self.next_failure(path) {
             None => self.call_bytes(path, message, timeout).await?,
             Some(failure) => return Err(self.fail(failure, path, message, timeout).await),

@@ -22,12 +22,20 @@ const RESERVE_LIMIT_BYTES: usize = 4 * 1024 * 1024;
 /// `RESOURCE_EXHAUSTED` when it is larger than [`MAX_MESSAGE_SIZE_BYTES`].
 pub fn encode<M: Message>(message: &M) -> Result<Bytes, Status> {
     let len = message.encoded_len();
-    check_size("sent", len)?;
     let mut buffer = BytesMut::with_capacity(PREFIX_BYTES + len);
-    buffer.put_u8(0);
-    buffer.put_u32(len as u32);
+    buffer.put_slice(&frame_prefix(len)?);
     message.encode_raw(&mut buffer);
     Ok(buffer.freeze())
+}
+
+/// What stands before a message of this length.
+///
+/// # Errors
+/// As [`encode`].
+pub fn frame_prefix(len: usize) -> Result<[u8; PREFIX_BYTES], Status> {
+    check_size("sent", len)?;
+    let [a, b, c, d] = (len as u32).to_be_bytes();
+    Ok([0, a, b, c, d])
 }
 
 fn check_size(what: &str, len: usize) -> Result<(), Status> {

@@ -263,7 +263,7 @@ impl Model {
                     }),
                 }
             }
-            StoreEffect::Got { client, token, id, place } => self.got(client, token, id, place),
+            StoreEffect::Got { client, token, id, place, .. } => self.got(client, token, id, place),
             StoreEffect::Watched { token, id } => {
                 expect(self.sealed(&id), || format!("{id} is watched and not sealed"))?;
                 self.forget_watch(&id, token).then_some(()).ok_or("an answer to no watch".into())

@@ -1,0 +1,22 @@
+//! Objects on their way between nodes: which are fetched, from where, and what becomes of the pieces.
+//!
+//! Three state machines. The [`PullManager`] decides which wanted objects are asked for, and whom. The [`Receiver`] puts chunks
+//! into new objects of the store. The [`Sender`] hands out the chunks of objects that others asked for. None knows how bytes
+//! travel: a chunk is a number and a length, so that another way of fetching them needs no other decisions.
+//!
+//! The semantics are those of Ray 2.60's object manager (`src/ray/object_manager`: `pull_manager.cc`, `push_manager.cc`,
+//! `object_buffer_pool.cc`), with the differences that [`PullManager`] names.
+
+mod api;
+mod manager;
+mod queues;
+mod receive;
+mod send;
+
+#[cfg(test)]
+mod tests;
+
+pub use api::{Kind, PullConfig, PullEffect, PullEvent, WishId};
+pub use manager::{PullManager, PullStats};
+pub use receive::{ChunkHead, ReceiveEffect, ReceiveEvent, Receiver, Refusal};
+pub use send::{SendEffect, SendEvent, Sender};

@@ -1,0 +1,39 @@
+//! Objects on their way between nodes, under a seeded simulator.
+//!
+//! Two to five nodes with small stores want each other's objects. Requests, chunks and answers are lost, repeated, spoilt and
+//! overtake each other; owners tell of locations late; nodes die, and what is lost is made again with other bytes; clients hold
+//! objects and wait for room. After every step each state machine is sound, the memory of every store adds up, and a
+//! sealed object has each of its chunks, from one sender's copy. At the end of a world nothing more is lost: then everything
+//! that is wanted and somewhere arrives, and nothing stays behind.
+
+mod model;
+mod world;
+
+use super::store_sim::Failure;
+pub use world::Report;
+use world::World;
+
+/// Steps of one world; then it is brought to rest, checked, and another one begins.
+pub const STEPS_PER_WORLD: u64 = 4_000;
+
+/// Runs worlds from `seed` on, one after the other with the seeds that follow, for `steps` steps in all.
+pub fn run(seed: u64, steps: u64) -> Result<Report, Failure> {
+    let mut report = Report::default();
+    let (mut seed, mut left) = (seed, steps);
+    while left > 0 {
+        let now = left.min(STEPS_PER_WORLD);
+        report.add(&run_world(seed, now)?);
+        left -= now;
+        seed = seed.wrapping_add(1);
+    }
+    Ok(report)
+}
+
+/// Runs the world of one seed.
+pub fn run_world(seed: u64, steps: u64) -> Result<Report, Failure> {
+    let mut world = World::new(seed);
+    let run = (0..steps).try_for_each(|_| world.step()).and_then(|()| world.rest());
+    let step = world.steps();
+    run.map_err(|what| Failure { seed, step, what })?;
+    Ok(world.into_report())
+}

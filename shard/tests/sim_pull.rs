@@ -1,0 +1,44 @@
+//! Objects on their way between nodes, under the seeded simulator.
+//!
+//! `RAYLET_SIM_SEED` and `RAYLET_SIM_STEPS` choose another run; a failure prints the seed of the world that showed it.
+
+use raylet_shard::sim::pull_sim::{run, run_world, STEPS_PER_WORLD};
+
+/// Steps without `RAYLET_SIM_STEPS`: seconds with optimisation, about a minute without.
+const DEFAULT_STEPS: u64 = if cfg!(debug_assertions) { 300_000 } else { 5_000_000 };
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}: expected a number, got {text:?}")))
+}
+
+#[test]
+fn what_is_wanted_and_somewhere_arrives_whole_whatever_happens() {
+    let seed = number("RAYLET_SIM_SEED").unwrap_or(1);
+    let steps = number("RAYLET_SIM_STEPS").unwrap_or(DEFAULT_STEPS);
+    let began = std::time::Instant::now();
+    let report = run(seed, steps).unwrap_or_else(|failure| {
+        panic!("{failure}\nagain with RAYLET_SIM_SEED={} RAYLET_SIM_STEPS={STEPS_PER_WORLD}", failure.seed)
+    });
+    let rate = report.steps as f64 / began.elapsed().as_secs_f64() / 1e6;
+    println!("seed {seed}: {report:?}, {rate:.2} M steps/s");
+    // A run that never came near the limits proves nothing.
+    let tried = [
+        report.received,
+        report.fulfilled,
+        report.harmed,
+        report.dropped,
+        report.no_room,
+        report.stopped,
+        report.evicted,
+        report.remade,
+        report.died,
+    ];
+    assert!(tried.iter().all(|count| *count > steps / 20_000), "{report:?}");
+}
+
+#[test]
+fn a_seed_replays_exactly() {
+    let world = || run_world(7, 3000).map_err(|failure| failure.what);
+    assert_eq!(world(), world());
+}

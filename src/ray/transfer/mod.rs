@@ -1,0 +1,327 @@
+//! The thread that moves objects between nodes: Ray's `ObjectManagerService`, served and called.
+//!
+//! It has a runtime of its own, so that megabytes on their way keep nobody waiting: neither the cores nor the control thread.
+//! Towards the object tables it is a client like others: what it receives it creates, writes and seals; what it sends it gets and
+//! releases. What is fetched from where is decided on the control thread ([`crate::ray::control`]), which says [`ToTransfer::Ask`].
+//!
+//! A peer that speaks another language than gRPC would be a second way to carry out `Ask` and `Send`: the state machines
+//! ([`raylet_shard::pull`]) know chunks by number and length only.
+
+mod receive;
+mod send;
+mod service;
+
+use std::cell::RefCell;
+use std::io;
+use std::net::TcpListener;
+use std::rc::Rc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use raylet_shard::ids::{ClientId, NodeId, ObjectId, WorkerId};
+use raylet_shard::store::{StoreEffect, StoreEvent};
+use raylet_tuning::Segment;
+use rustc_hash::FxHashMap;
+use tokio::sync::watch;
+
+use super::accept::serve;
+use super::proto::Address;
+use super::rpc::auth::Auth;
+use super::rpc::chaos::Chaos;
+use super::rpc::client::{ChannelPool, ClientConfig, ClientContext};
+use super::rpc::tls::Tls;
+use crate::bridge::{shard_of_object, CoreHandle, Requester, ToCore};
+use crate::spill::SpillShared;
+
+use receive::Receiving;
+use send::Sending;
+
+/// Messages handled before other tasks of the thread get their turn.
+const BATCH: usize = 64;
+
+/// What the thread is given at start.
+pub struct TransferParts {
+    /// This node.
+    pub node_id: NodeId,
+    /// The memory of all objects.
+    pub segments: Vec<Arc<Segment>>,
+    /// The objects in files beside it.
+    pub files: Arc<SpillShared>,
+    /// To the cores.
+    pub cores: Vec<CoreHandle>,
+    /// The object manager's port, bound.
+    pub listeners: Vec<TcpListener>,
+    /// Who may call, and how calls authenticate.
+    pub auth: Auth,
+    /// How connections are encrypted, where they are.
+    pub tls: Option<Tls>,
+    /// Failures to inject into calls: Ray's `testing_rpc_failure`.
+    pub rpc_failure: String,
+    /// Bytes of a chunk: Ray's `object_manager_default_chunk_size`.
+    pub chunk_bytes: u64,
+    /// Bytes that may be on their way to others: Ray's `object_manager_max_bytes_in_flight`.
+    pub in_flight_max_bytes: u64,
+    /// How long a node that asked waits for an object that is not here: Ray's `object_manager_push_timeout_ms`.
+    pub push_timeout: Duration,
+}
+
+/// To the thread.
+#[derive(Debug)]
+pub enum ToTransfer {
+    /// An answer of an object table.
+    Store(StoreEffect),
+    /// Ask a node for an object, and take what it sends.
+    Ask {
+        /// The object.
+        object: ObjectId,
+        /// Its owner.
+        owner: WorkerId,
+        /// Whom to ask.
+        from: NodeId,
+    },
+    /// Take no more of an object.
+    Stop {
+        /// The object.
+        object: ObjectId,
+    },
+    /// Give back the reference on an object that was received.
+    Release {
+        /// The object.
+        object: ObjectId,
+    },
+    /// Where a node's object manager listens.
+    Node {
+        /// The node.
+        node: NodeId,
+        /// `host:port`.
+        address: String,
+    },
+    /// A node is dead.
+    NodeGone {
+        /// The node.
+        node: NodeId,
+    },
+    /// Where an owner of objects is reached.
+    Owner(Address),
+    /// An owner is dead.
+    OwnerGone(WorkerId),
+    /// The node ends.
+    End,
+}
+
+/// From the thread to the control thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransferNews {
+    /// An object was received and sealed. The thread holds a reference on it.
+    Received {
+        /// The object.
+        object: ObjectId,
+    },
+    /// Bytes came.
+    Progress {
+        /// The object.
+        object: ObjectId,
+        /// From whom.
+        from: NodeId,
+    },
+    /// A node can't be asked, or has to be asked again.
+    Failed {
+        /// The object.
+        object: ObjectId,
+        /// Who was asked.
+        from: NodeId,
+    },
+    /// The store has no room for the object.
+    NoRoom {
+        /// The object.
+        object: ObjectId,
+    },
+}
+
+/// The way to the thread.
+#[derive(Clone, Debug)]
+pub struct TransferLink {
+    queue: flume::Sender<ToTransfer>,
+    creating: Arc<AtomicUsize>,
+}
+
+impl TransferLink {
+    /// Sends, in order.
+    pub fn send(&self, message: ToTransfer) {
+        // The thread ends with the node.
+        let _ = self.queue.send(message);
+    }
+
+    /// Creates of the thread that wait for room in the store.
+    pub fn creating(&self) -> u64 {
+        self.creating.load(std::sync::atomic::Ordering::Relaxed) as u64
+    }
+}
+
+/// Starts the thread. Object tables are told of it, so that their answers reach it.
+///
+/// # Errors
+/// The system has no thread left.
+pub fn start(parts: TransferParts) -> io::Result<(TransferLink, flume::Receiver<TransferNews>)> {
+    let (queue, messages) = flume::unbounded();
+    let (news, heard) = flume::unbounded();
+    let creating = Arc::new(AtomicUsize::new(0));
+    parts.cores.iter().for_each(|core| core.send(ToCore::OpenTransfer(queue.clone())));
+    let link = TransferLink { queue, creating: creating.clone() };
+    std::thread::Builder::new().name("transfer".to_owned()).spawn(move || run(parts, messages, news, creating))?;
+    Ok((link, heard))
+}
+
+fn run(
+    parts: TransferParts,
+    messages: flume::Receiver<ToTransfer>,
+    news: flume::Sender<TransferNews>,
+    creating: Arc<AtomicUsize>,
+) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return tracing::error!(%error, "no object can be moved between nodes"),
+    };
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async move {
+        match Transfer::new(parts, news, creating) {
+            Ok((transfer, listeners)) => transfer.run(messages, listeners).await,
+            Err(error) => tracing::error!(error, "no object can be moved between nodes"),
+        }
+    });
+}
+
+/// The thread's state.
+pub(super) struct Transfer {
+    node_id: NodeId,
+    segments: Vec<Arc<Segment>>,
+    files: Arc<SpillShared>,
+    cores: Vec<CoreHandle>,
+    auth: Auth,
+    tls: Option<Tls>,
+    chunk_bytes: u64,
+    push_timeout: Duration,
+    peers: ChannelPool,
+    news: flume::Sender<TransferNews>,
+    creating: Arc<AtomicUsize>,
+    nodes: RefCell<FxHashMap<NodeId, String>>,
+    owners: RefCell<FxHashMap<WorkerId, Address>>,
+    receiving: RefCell<Receiving>,
+    sending: RefCell<Sending>,
+}
+
+impl Transfer {
+    fn new(
+        parts: TransferParts,
+        news: flume::Sender<TransferNews>,
+        creating: Arc<AtomicUsize>,
+    ) -> Result<(Rc<Self>, Vec<TcpListener>), String> {
+        let chaos = Chaos::from_setting(&parts.rpc_failure).map_err(|e| e.to_string())?;
+        let client = ClientConfig { auth: parts.auth.clone(), tls: parts.tls.clone(), ..ClientConfig::default() };
+        let chunks_max = (parts.in_flight_max_bytes / parts.chunk_bytes.max(1)).max(1) as usize;
+        let transfer = Rc::new(Self {
+            node_id: parts.node_id,
+            segments: parts.segments,
+            files: parts.files,
+            cores: parts.cores,
+            auth: parts.auth,
+            tls: parts.tls,
+            chunk_bytes: parts.chunk_bytes.max(1),
+            push_timeout: parts.push_timeout,
+            peers: ChannelPool::new(ClientContext::new(client, chaos)),
+            news,
+            creating,
+            nodes: RefCell::default(),
+            owners: RefCell::default(),
+            receiving: RefCell::new(Receiving::new(parts.chunk_bytes.max(1))),
+            sending: RefCell::new(Sending::new(chunks_max)),
+        });
+        Ok((transfer, parts.listeners))
+    }
+
+    async fn run(self: Rc<Self>, messages: flume::Receiver<ToTransfer>, listeners: Vec<TcpListener>) {
+        let (_stop, stopped) = watch::channel(false);
+        for listener in listeners {
+            match tokio::net::TcpListener::from_std(listener) {
+                Ok(listener) => {
+                    serve(service::routes(&self), &self.auth, self.tls.clone(), listener, stopped.clone());
+                }
+                Err(error) => tracing::error!(%error, "the object manager's port is not served"),
+            }
+        }
+        while let Ok(message) = messages.recv_async().await {
+            for message in std::iter::once(message).chain(messages.try_iter().take(BATCH)) {
+                if !self.take(message) {
+                    return;
+                }
+            }
+            self.send_asks();
+        }
+    }
+
+    /// Takes a message. False: the node ends.
+    fn take(self: &Rc<Self>, message: ToTransfer) -> bool {
+        match message {
+            ToTransfer::Store(effect) => self.answered(effect),
+            ToTransfer::Ask { object, owner, from } => self.ask(object, owner, from),
+            ToTransfer::Stop { object } => self.stop(object),
+            ToTransfer::Release { object } => {
+                self.store(object, StoreEvent::Release { client: receiver(), id: object })
+            }
+            ToTransfer::Node { node, address } => {
+                self.nodes.borrow_mut().insert(node, address);
+            }
+            ToTransfer::NodeGone { node } => {
+                if let Some(address) = self.nodes.borrow_mut().remove(&node) {
+                    self.peers.forget(&address);
+                }
+                self.push_no_more(node);
+            }
+            ToTransfer::Owner(owner) => {
+                if let Some(worker) = WorkerId::from_slice(&owner.worker_id) {
+                    self.owners.borrow_mut().insert(worker, owner);
+                }
+            }
+            ToTransfer::OwnerGone(worker) => {
+                self.owners.borrow_mut().remove(&worker);
+            }
+            ToTransfer::End => return false,
+        }
+        true
+    }
+
+    fn answered(self: &Rc<Self>, effect: StoreEffect) {
+        match effect {
+            StoreEffect::Created { token, id, result, .. } => self.created(id, token, result),
+            StoreEffect::Sealed { id, result, .. } => self.sealed(id, result),
+            StoreEffect::Got { token, id, place, owner, .. } => self.got(id, token, place, owner),
+            _ => {}
+        }
+    }
+
+    fn store(&self, id: ObjectId, event: StoreEvent) {
+        let shard = shard_of_object(&id, self.cores.len() as u16);
+        self.cores[usize::from(shard)].send(ToCore::Store(event));
+    }
+
+    fn tell(&self, news: TransferNews) {
+        // The control thread outlives this one; at the end nobody needs to hear.
+        let _ = self.news.send(news);
+    }
+
+    /// What an object lies in.
+    fn segment(&self, index: u32) -> Option<Arc<Segment>> {
+        self.segments.get(index as usize).cloned().or_else(|| self.files.file(index))
+    }
+}
+
+/// The store's client that receives.
+fn receiver() -> ClientId {
+    Requester::Transfer.tag(1)
+}
+
+/// The store's client that sends. One of its own, because a client has at most one reference on an object.
+fn sender() -> ClientId {
+    Requester::Transfer.tag(2)
+}

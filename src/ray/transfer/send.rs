@@ -1,0 +1,265 @@
+//! Sending: objects that other nodes ask for go out in chunks, straight from the store's memory.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::encoding::{encode_key, encode_varint, encoded_len_varint, WireType};
+use prost::Message;
+use raylet_shard::ids::{NodeId, ObjectId, WorkerId};
+use raylet_shard::pull::{SendEffect, SendEvent, Sender};
+use raylet_shard::store::{Placement, StoreEvent};
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+use tonic::Status;
+
+use super::{sender, Transfer};
+use crate::ray::proto::{Address, PushReply, PushRequest};
+use crate::ray::rpc::client::Channel;
+use crate::ray::rpc::frame::frame_prefix;
+use crate::ray::rpc::gcs::id;
+
+/// Chunks under way to one node: enough to keep a connection busy while the receiver writes. Each is a copy.
+pub const CHUNKS_PER_NODE_MAX: usize = 8;
+
+/// Objects asked for at a time, here or not. A node that asks for more is told to come again.
+pub const SERVED_MAX: usize = 1 << 20;
+
+/// Longest wait for a chunk to be taken; its receiver may have to make room first.
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// A node that asks may be known to the GCS before its news are here.
+const NODE_PATIENCE: Duration = Duration::from_secs(5);
+const NODE_RETRY: Duration = Duration::from_millis(50);
+
+/// The number of the data's field in Ray's PushRequest: its last.
+const DATA_FIELD: u32 = 8;
+
+/// What is being sent.
+pub(super) struct Sending {
+    machine: Sender,
+    served: FxHashMap<ObjectId, Served>,
+    tokens: u64,
+}
+
+/// An object that somebody asked for.
+struct Served {
+    /// Of the get, while the object is not here.
+    token: u64,
+    /// Where it lies, once a reference is held.
+    here: Option<Here>,
+    /// Nodes that wait for it to be here.
+    waiting: SmallVec<[NodeId; 2]>,
+    /// Nodes that it is under way to.
+    pushes: SmallVec<[NodeId; 2]>,
+}
+
+/// An object whose bytes can be read.
+#[derive(Clone)]
+struct Here {
+    place: Placement,
+    owner: Address,
+    push_id: Bytes,
+}
+
+impl Sending {
+    pub(super) fn new(chunks_max: usize) -> Self {
+        let machine = Sender::new(CHUNKS_PER_NODE_MAX, chunks_max);
+        Self { machine, served: FxHashMap::default(), tokens: 0 }
+    }
+}
+
+impl Transfer {
+    /// A node wants an object. One that is not here is waited for, as in Ray: it may be on its way to here.
+    pub(super) fn wanted_by(self: &Rc<Self>, node: NodeId, object: ObjectId) -> Result<(), Status> {
+        let token = {
+            let mut sending = self.sending.borrow_mut();
+            sending.tokens += 1;
+            let token = sending.tokens;
+            if let Some(served) = sending.served.get_mut(&object) {
+                if served.here.is_some() {
+                    drop(sending);
+                    self.push_to(node, object);
+                } else if !served.waiting.contains(&node) {
+                    served.waiting.push(node);
+                }
+                return Ok(());
+            }
+            if sending.served.len() >= SERVED_MAX {
+                let text = format!("{SERVED_MAX} objects are asked for on this node, which is its limit: retry later");
+                return Err(Status::resource_exhausted(text));
+            }
+            let waiting = SmallVec::from_slice(&[node]);
+            sending.served.insert(object, Served { token, here: None, waiting, pushes: SmallVec::new() });
+            token
+        };
+        self.store(object, StoreEvent::Get { client: sender(), token, id: object, wait: true });
+        let transfer = self.clone();
+        let patience = self.push_timeout;
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(patience).await;
+            transfer.give_up_waiting(object, token);
+        });
+        Ok(())
+    }
+
+    fn give_up_waiting(&self, object: ObjectId, token: u64) {
+        let mut sending = self.sending.borrow_mut();
+        let waits = sending.served.get(&object).is_some_and(|served| served.here.is_none() && served.token == token);
+        if waits {
+            sending.served.remove(&object);
+            drop(sending);
+            tracing::debug!(%object, "another node waited in vain for an object");
+            self.store(object, StoreEvent::CancelGet { client: sender(), token, id: object });
+        }
+    }
+
+    /// The store has the object, or can't say.
+    pub(super) fn got(self: &Rc<Self>, object: ObjectId, token: u64, place: Option<Placement>, owner: WorkerId) {
+        let waiting = {
+            let mut sending = self.sending.borrow_mut();
+            let unknown = !sending.served.contains_key(&object);
+            let served = sending.served.get_mut(&object);
+            let served = served.filter(|served| served.token == token && served.here.is_none());
+            match (served, place) {
+                (Some(served), Some(place)) => {
+                    let push_id = Bytes::copy_from_slice(&rand::random::<[u8; 28]>());
+                    served.here = Some(Here { place, owner: self.address_of(owner), push_id });
+                    std::mem::take(&mut served.waiting)
+                }
+                (Some(_), None) => {
+                    sending.served.remove(&object);
+                    return;
+                }
+                // It was given up while the answer was on its way.
+                (None, Some(_)) if unknown => {
+                    drop(sending);
+                    return self.store(object, StoreEvent::Release { client: sender(), id: object });
+                }
+                (None, _) => return,
+            }
+        };
+        for node in waiting {
+            self.push_to(node, object);
+        }
+    }
+
+    fn address_of(&self, owner: WorkerId) -> Address {
+        let known = self.owners.borrow().get(&owner).cloned();
+        known.unwrap_or_else(|| Address { worker_id: id(owner.as_bytes()), ..Address::default() })
+    }
+
+    fn push_to(self: &Rc<Self>, node: NodeId, object: ObjectId) {
+        let chunks = {
+            let mut sending = self.sending.borrow_mut();
+            let Some(served) = sending.served.get_mut(&object) else {
+                return;
+            };
+            if !served.pushes.contains(&node) {
+                served.pushes.push(node);
+            }
+            let bytes = served.here.as_ref().map_or(0, |here| here.place.data_bytes + here.place.metadata_bytes);
+            u32::try_from(bytes.div_ceil(self.chunk_bytes)).unwrap_or(u32::MAX)
+        };
+        self.send(SendEvent::Push { node, object, chunks });
+    }
+
+    /// A node is dead, and is sent nothing more.
+    pub(super) fn push_no_more(self: &Rc<Self>, node: NodeId) {
+        self.send(SendEvent::NodeGone { node });
+        for served in self.sending.borrow_mut().served.values_mut() {
+            served.waiting.retain(|waiting| *waiting != node);
+        }
+    }
+
+    fn send(self: &Rc<Self>, event: SendEvent) {
+        let mut effects = Vec::new();
+        self.sending.borrow_mut().machine.handle(event, &mut effects);
+        for effect in effects {
+            match effect {
+                SendEffect::Send { node, object, index } => {
+                    let transfer = self.clone();
+                    tokio::task::spawn_local(async move {
+                        let ok = transfer.send_chunk(node, object, index).await;
+                        transfer.send(SendEvent::Sent { node, object, ok });
+                    });
+                }
+                SendEffect::Finished { node, object } => self.finished(node, object),
+            }
+        }
+    }
+
+    fn finished(&self, node: NodeId, object: ObjectId) {
+        let mut sending = self.sending.borrow_mut();
+        let Some(served) = sending.served.get_mut(&object) else {
+            return;
+        };
+        served.pushes.retain(|push| *push != node);
+        if served.pushes.is_empty() && served.here.is_some() {
+            sending.served.remove(&object);
+            drop(sending);
+            self.store(object, StoreEvent::Release { client: sender(), id: object });
+        }
+    }
+
+    /// Sends one chunk. False: the node gets no more of the object now.
+    async fn send_chunk(&self, node: NodeId, object: ObjectId, index: u32) -> bool {
+        let Some(here) = self.sending.borrow().served.get(&object).and_then(|served| served.here.clone()) else {
+            return false;
+        };
+        let Some(peer) = self.known_peer(&node).await else {
+            tracing::debug!(%node, %object, "an unknown node asked for an object");
+            return false;
+        };
+        let sent: Result<PushReply, Status> = match self.frame(object, index, &here) {
+            Ok(frame) => peer.call_frame("/ray.rpc.ObjectManagerService/Push", frame, Some(CHUNK_TIMEOUT)).await,
+            Err(status) => Err(status),
+        };
+        if let Err(status) = &sent {
+            tracing::debug!(%node, %object, index, error = status.message(), "a chunk was not taken");
+        }
+        sent.is_ok()
+    }
+
+    async fn known_peer(&self, node: &NodeId) -> Option<Channel> {
+        let since = Instant::now();
+        loop {
+            let peer = self.peer(node);
+            if peer.is_some() || since.elapsed() >= NODE_PATIENCE {
+                return peer;
+            }
+            tokio::time::sleep(NODE_RETRY).await;
+        }
+    }
+
+    /// A PushRequest as it travels, with the chunk read out of the store into its place: the only copy.
+    fn frame(&self, object: ObjectId, index: u32, here: &Here) -> Result<Bytes, Status> {
+        let Here { place, owner, push_id } = here;
+        let total = place.data_bytes + place.metadata_bytes;
+        let start = u64::from(index) * self.chunk_bytes;
+        let len = total.saturating_sub(start).min(self.chunk_bytes);
+        let head = PushRequest {
+            push_id: push_id.clone(),
+            object_id: id(object.as_bytes()),
+            node_id: id(self.node_id.as_bytes()),
+            owner_address: Some(owner.clone()),
+            chunk_index: index,
+            data_size: total,
+            metadata_size: place.metadata_bytes,
+            data: Bytes::new(),
+        };
+        // A field's key, its length, its bytes.
+        let message = head.encoded_len() + 1 + encoded_len_varint(len) + len as usize;
+        let mut frame = BytesMut::with_capacity(message + 16);
+        frame.put_slice(&frame_prefix(message)?);
+        head.encode_raw(&mut frame);
+        encode_key(DATA_FIELD, WireType::LengthDelimited, &mut frame);
+        encode_varint(len, &mut frame);
+        let data = frame.len();
+        frame.resize(data + len as usize, 0);
+        let segment = self.segment(place.segment).ok_or_else(|| Status::internal("no such segment"))?;
+        let read = segment.read_at(place.data_offset + start, &mut frame[data..]);
+        read.map_err(|error| Status::internal(error.to_string()))?;
+        Ok(frame.freeze())
+    }
+}

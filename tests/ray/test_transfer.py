@@ -1,0 +1,165 @@
+"""Objects move between the nodes of a cluster: all of ours, and of both raylets in both roles."""
+
+import gc
+
+import numpy as np
+import pytest
+import ray
+
+import harness
+from harness import MIB, get
+
+#: Sizes of objects, in bytes: inlined ones too, a chunk (5 MiB) and around it, and many chunks.
+SIZES = [1, 1000, 100_000, MIB, 5 * MIB - 200, 5 * MIB, 5 * MIB + 1, 23 * MIB + 7]
+
+
+def content(size, seed):
+    """Bytes that depend on their size and on a seed, so that no piece of one object passes for a piece of another."""
+    return np.random.default_rng([size, seed]).integers(0, 256, size, dtype=np.uint8)
+
+
+def is_right(array, size, seed):
+    return array.nbytes == size and bool((array == content(size, seed)).all())
+
+
+@ray.remote(num_cpus=0)
+class Peer:
+    """An actor on a node of its own, which makes and reads objects there."""
+
+    def __init__(self):
+        self.held = {}
+
+    def node(self):
+        return ray.get_runtime_context().get_node_id()
+
+    def make(self, size, seed):
+        return content(size, seed)
+
+    def put(self, size, seed):
+        ref = ray.put(content(size, seed))
+        self.held[(size, seed)] = ref
+        return [ref]
+
+    def check(self, array, size, seed):
+        return is_right(array, size, seed)
+
+    def check_refs(self, refs, size, seeds):
+        return [is_right(ray.get(ref, timeout=60), size, seed) for ref, seed in zip(refs, seeds)]
+
+    def drop(self):
+        self.held.clear()
+
+    def wait(self, refs, timeout_s):
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
+        return len(ready)
+
+
+def start(running, kinds, **settings):
+    """A head node and others, one of each kind, each with a resource of its own: `n0`, `n1`, ..."""
+    for number, kind in enumerate(kinds):
+        running.add(kind, resources={f"n{number}": 100}, **settings)
+    running.connect()
+
+
+def peers(running):
+    """A peer on each node."""
+    actors = [Peer.options(resources={f"n{number}": 1}).remote() for number in range(len(running.nodes))]
+    assert get([actor.node.remote() for actor in actors], 120) == [node.id for node in running.nodes]
+    return actors
+
+
+MINE, OTHER = harness.UNDER_TEST, harness.OTHER
+
+
+@pytest.fixture(scope="module", params=[(MINE, MINE, MINE), (MINE, OTHER), (OTHER, MINE)], ids="-".join)
+def running(request):
+    """A cluster of the raylet under test, and clusters of both."""
+    with harness.cluster() as cluster:
+        start(cluster, request.param, object_store_memory=200 * MIB)
+        cluster.peers = peers(cluster)
+        yield cluster
+
+
+@pytest.fixture
+def actors(running):
+    """A peer on each node, which holds nothing after the test."""
+    yield running.peers
+    get([actor.drop.remote() for actor in running.peers])
+    gc.collect()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_return_values_come_to_the_caller(running, actors, size):
+    refs = [actor.make.remote(size, seed) for seed, actor in enumerate(actors)]
+    for seed, ref in enumerate(refs):
+        assert is_right(get(ref), size, seed)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_arguments_go_to_where_they_are_used(running, actors, size):
+    ref = ray.put(content(size, 7))
+    assert get([actor.check.remote(ref, size, 7) for actor in actors]) == [True] * len(actors)
+
+
+def test_an_object_goes_from_any_node_to_any(running, actors):
+    """What one actor puts, the others get, by reference."""
+    size = 3 * MIB + 5
+    for seed, maker in enumerate(actors):
+        refs = get(maker.put.remote(size, seed))
+        checks = [actor.check_refs.remote(refs, size, [seed]) for actor in actors]
+        assert get(checks) == [[True]] * len(actors)
+
+
+def test_many_small_objects(running, actors):
+    size, count = 120_000, 300
+    for maker in actors:
+        refs = [maker.make.remote(size, seed) for seed in range(count)]
+        values = get(refs)
+        assert all(is_right(value, size, seed) for seed, value in enumerate(values))
+        for other in actors:
+            assert all(get(other.check_refs.remote(refs, size, list(range(count)))))
+
+
+def test_a_large_object_to_every_node_at_once(running, actors):
+    size = 60 * MIB + 11
+    ref = actors[-1].make.remote(size, 1)
+    assert get([actor.check_refs.remote([ref], size, [1]) for actor in actors], 120) == [[True]] * len(actors)
+    assert is_right(get(ref), size, 1)
+
+
+def test_wait_fetches(running, actors):
+    """ray.wait brings objects to the node that waits."""
+    refs = [actors[-1].make.remote(MIB, seed) for seed in range(5)]
+    ready, rest = ray.wait(refs, num_returns=5, timeout=60)
+    assert (len(ready), len(rest)) == (5, 0)
+    assert get(actors[0].wait.remote(refs, 60.0)) == 5
+
+
+def test_the_owner_knows_of_each_copy(running, actors):
+    ref = ray.put(content(MIB, 3))
+    assert all(get([actor.check.remote(ref, MIB, 3) for actor in actors]))
+    expected = {node.id for node in running.nodes}
+
+    def known():
+        return set(ray.experimental.get_object_locations([ref])[ref]["node_ids"]) == expected
+
+    harness.wait_until(known, "the owner knows of every copy")
+
+
+def test_more_than_fits_passes_through(running, actors):
+    """Copies of what others keep make room for further ones: 3 times the store, one after the other."""
+    size = 30 * MIB
+    for seed in range(20):
+        ref = actors[seed % len(actors)].make.remote(size, seed)
+        assert get([actor.check.remote(ref, size, seed) for actor in actors], 120) == [True] * len(actors)
+        assert is_right(get(ref), size, seed)
+        del ref
+
+
+def test_arguments_of_many_calls_at_once(running, actors):
+    """More arguments than the receiving store has room for, asked for together."""
+    size, count = 9 * MIB, 30
+    maker, reader = actors[0], actors[-1]
+    batches = [maker.make.remote(size, seed) for seed in range(12)]
+    calls = [reader.check.remote(batches[n % 12], size, n % 12) for n in range(count)]
+    assert get(calls, 120) == [True] * count
