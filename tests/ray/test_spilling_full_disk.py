@@ -26,8 +26,13 @@ def small_disk():
     """A file system of its own, in memory. Mounting takes root, which the suite's containers have."""
     directory = pathlib.Path(tempfile.mkdtemp(prefix="ru-disk-"))
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", directory], check=True, timeout=60)
-    atexit.register(lambda: subprocess.run(["umount", "-l", directory], check=False, timeout=60))
+    atexit.register(unmount, directory)
     return directory
+
+
+def unmount(directory):
+    subprocess.run(["umount", "-l", directory], check=False, timeout=60)
+    directory.rmdir()
 
 
 def node_settings():
