@@ -6,6 +6,7 @@ executables of the wheel, which also have those that the wheel has no Python mod
 
 import base64
 import importlib.util
+import os
 import random
 import re
 import sys
@@ -112,7 +113,9 @@ def fill(message, rng, depth):
 def main():
     package = importlib.util.find_spec("ray").submodule_search_locations[0]
     files = descriptors(package + "/core/src/ray/gcs/gcs_server")
-    files |= descriptors(package + "/core/src/ray/raylet/raylet")
+    # Where raylet-uring is attached, Ray's own raylet stands aside.
+    raylet = package + "/core/src/ray/raylet/raylet"
+    files |= descriptors(raylet + ".stock" if os.path.exists(raylet + ".stock") else raylet)
     pool = descriptor_pool.DescriptorPool()
 
     def add(name, seen):

@@ -1,7 +1,8 @@
 //! Chunks that other nodes send become objects of the store.
 //!
-//! A chunk is taken only if its object is expected, its numbers fit, and it comes from the node that the object is being taken from: two
-//! nodes may have different bytes under one id where a task ran again. Taking the object from another node starts it anew.
+//! A chunk is taken only if its object is expected, its numbers fit, and it belongs to the push that the object is being taken from: two
+//! nodes, and one node at two times, may have different bytes under one id where a task ran again. Another node or another push starts the
+//! object anew, and a chunk of a push that was left is late.
 //! Whether a chunk is the first of its number or the tenth makes no difference to the result, and neither does their order.
 
 use rustc_hash::FxHashMap;
@@ -16,6 +17,8 @@ pub struct ChunkHead {
     pub object: ObjectId,
     /// Who sent it.
     pub from: NodeId,
+    /// Of which push it is: all chunks of a push are of one copy.
+    pub push: u64,
     /// Its number, from 0.
     pub index: u32,
     /// Size of the whole object: data, and the metadata behind them.
@@ -35,6 +38,8 @@ pub enum Refusal {
     Malformed,
     /// The object is being taken from another node.
     OtherSender,
+    /// It is of a push that another one of the same node has followed.
+    LatePush,
     /// It was here already.
     Repeated,
     /// The store has no room for the object, or too much waits for room.
@@ -174,11 +179,32 @@ enum Phase {
     Open { shape: Shape, have: Vec<u64>, missing: u64 },
 }
 
+/// Pushes of a node that are remembered as left. A later one still can't mix bytes, it only starts the object anew.
+const LEFT_MAX: usize = 4;
+
 #[derive(Debug)]
 struct Receiving {
     owner: WorkerId,
     from: NodeId,
+    /// The push that is taken, once a chunk has said.
+    push: Option<u64>,
+    /// Those before it, of the same node.
+    left: [Option<u64>; LEFT_MAX],
     phase: Phase,
+}
+
+impl Receiving {
+    fn new(owner: WorkerId, from: NodeId) -> Self {
+        Self { owner, from, push: None, left: [None; LEFT_MAX], phase: Phase::Expected }
+    }
+
+    /// Takes from another node or another push from now on: nothing that is here counts.
+    fn begin_anew(&mut self, chunk_bytes: u64) {
+        if let Phase::Open { shape, have, missing } = &mut self.phase {
+            have.fill(0);
+            *missing = shape.total_bytes.div_ceil(chunk_bytes);
+        }
+    }
 }
 
 /// Puts chunks into objects.
@@ -234,14 +260,11 @@ impl Receiver {
     }
 
     fn expect(&mut self, object: ObjectId, owner: WorkerId, from: NodeId) {
-        let new = || Receiving { owner, from, phase: Phase::Expected };
         let chunk_bytes = self.chunk_bytes;
-        let receiving = self.objects.entry(object).or_insert_with(new);
-        receiving.from = from;
-        // Even the same node may have other bytes by now: it sends all of them again.
-        if let Phase::Open { shape, have, missing } = &mut receiving.phase {
-            have.fill(0);
-            *missing = shape.total_bytes.div_ceil(chunk_bytes);
+        let receiving = self.objects.entry(object).or_insert_with(|| Receiving::new(owner, from));
+        if receiving.from != from {
+            (receiving.from, receiving.push, receiving.left) = (from, None, [None; LEFT_MAX]);
+            receiving.begin_anew(chunk_bytes);
         }
     }
 
@@ -288,7 +311,7 @@ impl Receiver {
         match &mut receiving.phase {
             // Whoever sends first will do: an object may come from a node that was asked before.
             Phase::Expected if !full => {
-                receiving.from = head.from;
+                (receiving.from, receiving.push) = (head.from, Some(head.push));
                 self.tokens += 1;
                 let (token, shape) = (self.tokens, Shape::of(&head));
                 receiving.phase = Phase::Creating { token, shape, waiting: vec![chunk] };
@@ -304,6 +327,7 @@ impl Receiver {
                 });
             }
             _ if receiving.from != head.from => out.push(drop(Refusal::OtherSender)),
+            _ if receiving.left.contains(&Some(head.push)) => out.push(drop(Refusal::LatePush)),
             Phase::Creating { shape, .. } | Phase::Open { shape, .. } if *shape != Shape::of(&head) => {
                 out.push(drop(Refusal::Malformed));
                 self.start_anew(object, out);
@@ -311,12 +335,33 @@ impl Receiver {
             Phase::Creating { waiting, .. } if !full => {
                 waiting.push(chunk);
                 self.waiting_bytes += head.len_bytes;
+                self.follow(object, head.push);
             }
             Phase::Expected | Phase::Creating { .. } => {
                 out.push(drop(Refusal::NoRoom));
                 out.push(ReceiveEffect::Lost { object, from: head.from });
             }
-            Phase::Open { .. } => self.take(chunk, out),
+            Phase::Open { .. } => {
+                self.follow(object, head.push);
+                self.take(chunk, out);
+            }
+        }
+    }
+
+    /// Takes an object from this push of its node, and from no other any more.
+    fn follow(&mut self, object: ObjectId, push: u64) {
+        let chunk_bytes = self.chunk_bytes;
+        let Some(receiving) = self.objects.get_mut(&object) else {
+            return;
+        };
+        match receiving.push.replace(push) {
+            None => {}
+            Some(same) if same == push => {}
+            Some(before) => {
+                receiving.left.rotate_right(1);
+                receiving.left[0] = Some(before);
+                receiving.begin_anew(chunk_bytes);
+            }
         }
     }
 
@@ -364,7 +409,7 @@ impl Receiver {
             }
             return;
         };
-        let from = receiving.from;
+        let (from, push) = (receiving.from, receiving.push);
         let Phase::Creating { shape, waiting, .. } = std::mem::replace(&mut receiving.phase, Phase::Expected) else {
             return;
         };
@@ -377,11 +422,14 @@ impl Receiver {
         receiving.phase = Phase::Open { shape, have, missing: chunks };
         for chunk in waiting {
             self.waiting_bytes -= chunk.head.len_bytes;
-            // Another node may have been asked meanwhile.
-            if chunk.head.from == from {
-                self.take(chunk, out);
-            } else {
+            // Another node may have been asked meanwhile, or another push have begun.
+            if chunk.head.from != from {
                 out.push(ReceiveEffect::Drop { ticket: chunk.ticket, why: Refusal::OtherSender });
+            } else if push.is_some_and(|push| push != chunk.head.push) {
+                out.push(ReceiveEffect::Drop { ticket: chunk.ticket, why: Refusal::LatePush });
+            } else {
+                self.follow(object, chunk.head.push);
+                self.take(chunk, out);
             }
         }
     }

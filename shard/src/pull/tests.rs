@@ -128,7 +128,7 @@ fn an_object_that_is_being_made_again_holds_no_room() {
 const OWNER: WorkerId = WorkerId([9; 28]);
 
 fn head(n: u8, from: NodeId, index: u32, len_bytes: u64) -> ChunkHead {
-    ChunkHead { object: object(n), from, index, total_bytes: 25, metadata_bytes: 3, len_bytes }
+    ChunkHead { object: object(n), from, push: 1, index, total_bytes: 25, metadata_bytes: 3, len_bytes }
 }
 
 fn receive(receiver: &mut Receiver, event: ReceiveEvent) -> Vec<ReceiveEffect> {
@@ -194,6 +194,33 @@ fn bytes_of_two_nodes_are_never_mixed() {
         assert!(matches!(chunk(&mut receiver, 4, head(1, B, index, 10))[..], [ReceiveEffect::Write { .. }]));
     }
     assert_eq!(chunk(&mut receiver, 5, head(1, B, 2, 5)).len(), 2, "what A sent does not count");
+}
+
+#[test]
+fn bytes_of_two_pushes_of_a_node_are_never_mixed() {
+    let mut receiver = receiving();
+    let of = |push, index, len| ChunkHead { push, ..head(1, A, index, len) };
+    assert!(matches!(chunk(&mut receiver, 2, of(2, 0, 10))[..], [ReceiveEffect::Write { .. }]));
+    assert_eq!(chunk(&mut receiver, 3, of(1, 1, 10)), [dropped(3, Refusal::LatePush)]);
+    assert!(matches!(chunk(&mut receiver, 4, of(2, 1, 10))[..], [ReceiveEffect::Write { .. }]));
+    assert_eq!(chunk(&mut receiver, 5, of(2, 2, 5)).len(), 2, "what the first push brought does not count");
+    // Also where memory is still waited for.
+    let mut receiver = Receiver::new(10, 25);
+    receive(&mut receiver, ReceiveEvent::Expect { object: object(1), owner: OWNER, from: A });
+    chunk(&mut receiver, 1, of(1, 0, 10));
+    assert!(chunk(&mut receiver, 2, of(2, 1, 10)).is_empty());
+    let created = receive(&mut receiver, ReceiveEvent::Created { object: object(1), token: 1, result: Ok(()) });
+    assert_eq!(created[0], dropped(1, Refusal::LatePush));
+    assert_eq!(created[2], ReceiveEffect::Write { ticket: 2, object: object(1), offset_bytes: 10 });
+}
+
+#[test]
+fn being_asked_again_keeps_what_the_same_push_has_brought() {
+    let mut receiver = receiving();
+    receive(&mut receiver, ReceiveEvent::Expect { object: object(1), owner: OWNER, from: A });
+    chunk(&mut receiver, 2, head(1, A, 0, 10));
+    let last = chunk(&mut receiver, 3, head(1, A, 1, 10));
+    assert_eq!(last[1], ReceiveEffect::Seal { object: object(1) });
 }
 
 #[test]

@@ -115,8 +115,8 @@ impl Transfer {
                 self.chunk_bytes, head.index, head.len_bytes, head.total_bytes
             ))),
             Ok(Err(Refusal::NoRoom)) => Err(Status::resource_exhausted("the object store has no room for the object")),
-            Ok(Err(Refusal::NotWanted | Refusal::OtherSender)) | Err(_) => {
-                Err(Status::cancelled("the object is not wanted, or not from this node"))
+            Ok(Err(Refusal::NotWanted | Refusal::OtherSender | Refusal::LatePush)) | Err(_) => {
+                Err(Status::cancelled("the object is not wanted, or not from this node, or not in this push"))
             }
         }
     }

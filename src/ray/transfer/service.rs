@@ -45,6 +45,7 @@ impl Transfer {
         let head = ChunkHead {
             object: object_id(&request.object_id)?,
             from: node_id(&request.node_id)?,
+            push: push_number(&request.push_id),
             index: request.chunk_index,
             total_bytes: request.data_size,
             metadata_bytes: request.metadata_size,
@@ -52,6 +53,11 @@ impl Transfer {
         };
         self.chunk(head, request.data).await.map(|()| PushReply {})
     }
+}
+
+/// A push id as a number: they are random, so that its first bytes tell the pushes of a node apart.
+fn push_number(bytes: &[u8]) -> u64 {
+    bytes.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 fn node_id(bytes: &[u8]) -> Result<NodeId, Status> {

@@ -99,6 +99,8 @@ struct Node {
     deferred: Vec<(ObjectId, usize, NowNs)>,
     /// Objects on which the sender has a reference, for how many nodes.
     sending: BTreeMap<ObjectId, BTreeSet<usize>>,
+    /// Number of the push of each of them: a reference, taken and given back, is one.
+    pushes: BTreeMap<ObjectId, u64>,
 }
 
 /// Between a node and the owner, in order.
@@ -169,6 +171,7 @@ impl World {
                 subscribed: BTreeSet::new(),
                 deferred: Vec::new(),
                 sending: BTreeMap::new(),
+                pushes: BTreeMap::new(),
             }
         });
         let nodes: Vec<Node> = nodes.collect();
@@ -607,13 +610,15 @@ impl World {
     }
 
     fn push(&mut self, node: usize, to: usize, object: ObjectId) -> Result<(), String> {
-        let Node { store, sending, .. } = &mut self.nodes[node];
+        let number = self.number();
+        let Node { store, sending, pushes, .. } = &mut self.nodes[node];
         let Some(copy) = store.copies.get_mut(&object).filter(|copy| copy.sealed) else {
             return Ok(());
         };
         let nodes = sending.entry(object).or_default();
         if nodes.is_empty() {
             copy.users += 1;
+            pushes.insert(object, number);
         }
         nodes.insert(to);
         let chunks = copy.size.div_ceil(CHUNK) as u32;
@@ -630,7 +635,8 @@ impl World {
                     let copy = copy.ok_or_else(|| format!("node {node} sends {object}, which it has not"))?;
                     let len_bytes = (copy.size - u64::from(index) * CHUNK).min(CHUNK);
                     let (total_bytes, from) = (copy.size, node_id(node));
-                    let head = ChunkHead { object, from, index, total_bytes, metadata_bytes: 1, len_bytes };
+                    let push = self.nodes[node].pushes[&object];
+                    let head = ChunkHead { object, from, push, index, total_bytes, metadata_bytes: 1, len_bytes };
                     let message = Message::Chunk { head, version: copy.version, index };
                     self.letters.push(Letter { from: node, to: node_of(to), message });
                 }
