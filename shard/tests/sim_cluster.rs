@@ -2,20 +2,16 @@
 //!
 //! `RAYLET_SIM_SEED` and `RAYLET_SIM_STEPS` choose another run; a failure prints the seed of the cluster that showed it.
 
+mod sim_support;
+
 use raylet_shard::sim::cluster_sim::{run, run_world};
 
 /// Steps without `RAYLET_SIM_STEPS`: seconds with optimisation, about a minute without.
 const DEFAULT_STEPS: u64 = if cfg!(debug_assertions) { 300_000 } else { 2_000_000 };
 
-fn number(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name}: expected a number, got {text:?}")))
-}
-
 #[test]
 fn every_lease_is_granted_in_the_end_and_no_node_gives_more_than_it_has() {
-    let seed = number("RAYLET_SIM_SEED").unwrap_or(1);
-    let steps = number("RAYLET_SIM_STEPS").unwrap_or(DEFAULT_STEPS);
+    let (seed, steps) = sim_support::seed_and_steps(DEFAULT_STEPS);
     let report = run(seed, steps).unwrap_or_else(|failure| {
         panic!("{failure:?}\nagain with RAYLET_SIM_SEED={} RAYLET_SIM_STEPS=1", failure.seed)
     });

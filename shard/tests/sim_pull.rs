@@ -2,20 +2,16 @@
 //!
 //! `RAYLET_SIM_SEED` and `RAYLET_SIM_STEPS` choose another run; a failure prints the seed of the world that showed it.
 
+mod sim_support;
+
 use raylet_shard::sim::pull_sim::{run, run_world, STEPS_PER_WORLD};
 
 /// Steps without `RAYLET_SIM_STEPS`: seconds with optimisation, about a minute without.
 const DEFAULT_STEPS: u64 = if cfg!(debug_assertions) { 300_000 } else { 5_000_000 };
 
-fn number(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name}: expected a number, got {text:?}")))
-}
-
 #[test]
 fn what_is_wanted_and_somewhere_arrives_whole_whatever_happens() {
-    let seed = number("RAYLET_SIM_SEED").unwrap_or(1);
-    let steps = number("RAYLET_SIM_STEPS").unwrap_or(DEFAULT_STEPS);
+    let (seed, steps) = sim_support::seed_and_steps(DEFAULT_STEPS);
     let began = std::time::Instant::now();
     let report = run(seed, steps).unwrap_or_else(|failure| {
         panic!("{failure}\nagain with RAYLET_SIM_SEED={} RAYLET_SIM_STEPS={STEPS_PER_WORLD}", failure.seed)

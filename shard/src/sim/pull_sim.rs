@@ -18,15 +18,7 @@ pub const STEPS_PER_WORLD: u64 = 4_000;
 
 /// Runs worlds from `seed` on, one after the other with the seeds that follow, for `steps` steps in all.
 pub fn run(seed: u64, steps: u64) -> Result<Report, Failure> {
-    let mut report = Report::default();
-    let (mut seed, mut left) = (seed, steps);
-    while left > 0 {
-        let now = left.min(STEPS_PER_WORLD);
-        report.add(&run_world(seed, now)?);
-        left -= now;
-        seed = seed.wrapping_add(1);
-    }
-    Ok(report)
+    super::run_worlds((seed, steps), STEPS_PER_WORLD, run_world, Report::add)
 }
 
 /// Runs the world of one seed.
