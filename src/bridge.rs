@@ -23,6 +23,7 @@ use tonic::Status;
 use crate::core_io::RingUse;
 use crate::native::control::{NativeAsk, NativeTell};
 use crate::native::NativePeer;
+use crate::near::Near;
 use crate::observe::histogram::Snapshot;
 use crate::ray::core_rpc::desk::{Card, Lesson, StayRule};
 use crate::ray::core_rpc::RpcSettings;
@@ -186,6 +187,8 @@ pub enum ToCore {
         socket: Socket,
         /// The connection.
         stream: OwnedFd,
+        /// Where its client is.
+        near: Near,
     },
     /// For the core's object table.
     Store(StoreEvent),
@@ -388,6 +391,8 @@ pub struct CoreReport {
     pub restoring: Tally,
     /// Bytes of each segment that objects of this shard have touched.
     pub touched_bytes: Vec<u64>,
+    /// Bytes of each segment that objects of this shard take, padding included.
+    pub allocated_bytes: Vec<u64>,
     /// Its leases, workers and resources.
     pub sched: SchedReport,
     /// Sizes of the objects that were ever sealed on it, by source.

@@ -24,6 +24,7 @@ use rustc_hash::FxHashMap;
 use crate::bridge::{Requester, Socket, ToCore};
 use crate::core_loop::Core;
 use crate::native::Natives;
+use crate::near::Near;
 use crate::ray::rpc::ring_stream::Pipe;
 use crate::ray::rpc::server::MAX_CONNECTIONS;
 use crate::ray::{plasma_conn, raylet_conn};
@@ -222,14 +223,14 @@ impl Io {
     }
 
     /// Serves a new connection.
-    pub fn serve(&self, core: &Rc<Core>, socket: Socket, stream: OwnedFd) {
+    pub fn serve(&self, core: &Rc<Core>, socket: Socket, stream: OwnedFd, near: Near) {
         let client = core.new_client();
         let (key, stream) = (Requester::local(client), Rc::new(stream));
         let writer = Writer::new(stream.clone(), key, self.wishes.clone());
         let mut pipe = None;
         match socket {
             Socket::Raylet => core.raylet.add(client, writer.clone()),
-            Socket::Plasma => core.plasma.add(client, writer.clone()),
+            Socket::Plasma => core.plasma.add(client, writer.clone(), near),
             Socket::Rpc if self.connections.borrow().len() >= MAX_CONNECTIONS => {
                 return tracing::warn!(MAX_CONNECTIONS, "too many connections: closing a new one");
             }
@@ -237,7 +238,7 @@ impl Io {
             Socket::Native if self.connections.borrow().len() >= MAX_CONNECTIONS => {
                 return tracing::warn!(MAX_CONNECTIONS, "too many connections: closing a new one");
             }
-            Socket::Native if core.native.connect(client, &stream) => {}
+            Socket::Native if core.native.connect(client, &stream, near) => {}
             Socket::Native => return,
         }
         let connection = Connection { client, socket, inbound: RefCell::default(), writer, pipe };

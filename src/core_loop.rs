@@ -374,7 +374,7 @@ impl Core {
             }
             ToCore::Native(tell) => tell.deliver(self),
             ToCore::Flush { token } => self.tell_control(ToControl::CaughtUp { token }),
-            ToCore::Accepted { socket, stream } => self.io.serve(self, socket, stream),
+            ToCore::Accepted { socket, stream, near } => self.io.serve(self, socket, stream, near),
             ToCore::FreeOwnedBy { owner } => self.free_owned_by(owner),
             ToCore::PutError { id, metadata } => self.plasma.put_error(self, id, metadata),
             ToCore::Send { conn, frame } => self.raylet.send(self, conn, &frame),
@@ -534,7 +534,8 @@ impl Core {
             shard: self.shard,
             now: self.now(),
             store: store.stats(),
-            touched_bytes: segments.map(|segment| store.touched_bytes(segment)).collect(),
+            touched_bytes: segments.clone().map(|segment| store.touched_bytes(segment)).collect(),
+            allocated_bytes: segments.map(|segment| store.allocated_bytes(segment)).collect(),
             sched: SchedReport {
                 resources: resources.collect(),
                 loads: loads.collect(),

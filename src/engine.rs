@@ -16,6 +16,7 @@ use raylet_tuning::{plan_arenas, ArenaPlan, CoreChoice, PageChoice, Segment, Seg
 use crate::bridge::{CoreHandle, ToControl, ToCore};
 use crate::core_io;
 use crate::core_loop::{Core, CoreParts, Memory, WarmReserve};
+use crate::near::Nears;
 use crate::observe::histogram::Recorder;
 use crate::spill::files::FileSettings;
 use crate::spill::memory::ArenaMemory;
@@ -110,6 +111,8 @@ pub struct Engine {
     pub segments: Vec<Arc<Segment>>,
     /// What the cores share of spilling: the files of objects beside the store too.
     pub spill_shared: Arc<SpillShared>,
+    /// Where local clients are.
+    pub nears: Nears,
     /// Bytes that objects can take.
     pub capacity_bytes: u64,
     /// Creates of one shard that may wait for memory.
@@ -153,13 +156,13 @@ impl Engine {
             placed: cores.iter().map(|core| pinned.then_some(*core)).collect(),
             topology: topology.clone(),
             spill_shared: spill_shared.clone(),
+            nears: Nears::new(&topology, &segments),
             capacity_bytes: layout.capacity_bytes(),
             max_queued_creates: store_config(settings, &layout, shards).max_queued_creates as u64,
             segments: segments.clone(),
             warmer: warmer.clone(),
             threads: Vec::new(),
         };
-        let home: Vec<u32> = cores.iter().map(|core| home_segment(&topology, &segments, *core)).collect();
         let mut ready = Vec::new();
         for (shard, (core, (inbox, doorbell))) in cores.iter().zip(inboxes).enumerate() {
             let (ready_sender, ready_receiver) = flume::bounded(1);
@@ -168,11 +171,13 @@ impl Engine {
                 shards,
                 started,
                 segments: segments.clone().into(),
-                store: store_config(settings, &layout, shards),
+                store: StoreConfig {
+                    home_segment: home_segment(&topology, &segments, *core),
+                    ..store_config(settings, &layout, shards)
+                },
                 spill: settings.spill.clone(),
                 fallback: settings.fallback.clone(),
                 spill_shared: spill_shared.clone(),
-                home: home.clone(),
                 sched: (settings.scheds)(shard as ShardId, shards, &settings.sched),
                 to_control: to_control.clone(),
                 warm: warmer.clone().map(|warmer| WarmReserve::new(warmer, settings.warm_reserve_bytes)),
@@ -273,7 +278,6 @@ struct CoreSeed {
     spill: Option<SpillSettings>,
     fallback: Option<FileSettings>,
     spill_shared: Arc<SpillShared>,
-    home: Vec<u32>,
     sched: SchedConfig,
     to_control: flume::Sender<ToControl>,
     warm: Option<WarmReserve>,
@@ -306,7 +310,7 @@ async fn core_main(seed: CoreSeed) -> Result<(), String> {
     let store = Store::new(seed.store.clone());
     let memory = match seed.shard {
         0 => {
-            let bank = SpanBank::new(BankConfig::new(seed.store.segments.clone(), seed.home));
+            let bank = SpanBank::new(BankConfig::new(seed.store.segments.clone(), seed.shards));
             let bank = bank.ok_or_else(|| format!("{} shards are more than a node can have", seed.shards))?;
             Memory::Home(Box::new(NodeMemory::new(store, bank, 0)))
         }

@@ -11,6 +11,7 @@ pub mod core_loop;
 pub mod deps;
 pub mod engine;
 pub mod native;
+pub mod near;
 pub mod node;
 pub mod observe;
 pub mod peer;

@@ -102,6 +102,7 @@ fn open_native(
         settings: own::native_settings(config),
         node: control.node_id,
         cores: engine.cores.clone(),
+        nears: engine.nears.clone(),
         names: control.names(),
         capacity_bytes: engine.capacity_bytes,
         may_drain: false,

@@ -17,6 +17,7 @@ use super::{NativeShared, KEEPER_BIT};
 use crate::bridge::Requester;
 use crate::core_io::{Io, Wish};
 use crate::core_loop::Core;
+use crate::near::Near;
 
 /// A client. Its parts are borrowed for the length of a statement: whatever a shard is asked may come back here at once.
 pub struct Client {
@@ -30,6 +31,8 @@ pub struct Client {
     pub worker: WorkerId,
     /// Its process.
     pub pid: u32,
+    /// Where that runs.
+    pub near: Near,
     /// The protocol's state.
     pub connection: RefCell<Connection>,
     /// Objects in use.
@@ -110,7 +113,7 @@ pub enum Stage {
 }
 
 impl Client {
-    pub fn new(shared: &NativeShared, id: ClientId, socket: Rc<OwnedFd>) -> Rc<Self> {
+    pub fn new(shared: &NativeShared, id: ClientId, socket: Rc<OwnedFd>, near: Near) -> Rc<Self> {
         let limits = &shared.limits;
         Rc::new(Self {
             key: Requester::local(id),
@@ -118,6 +121,7 @@ impl Client {
             keeper: id | KEEPER_BIT,
             worker: shared.worker_of(id),
             pid: super::pid_of(&socket),
+            near,
             connection: RefCell::new(Connection::new(limits.clone())),
             holds: RefCell::default(),
             credit: RefCell::new(Credit {

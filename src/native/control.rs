@@ -21,6 +21,7 @@ use super::processes::Processes;
 use super::{listen, NativeSettings, NativeShared};
 use crate::bridge::{core_reports, CoreHandle, CoreReport, Requester, ToCore};
 use crate::core_loop::Core;
+use crate::near::Nears;
 use crate::ray::resources::Names;
 use crate::workers::process::{ProcessConfig, ProcessTable};
 
@@ -157,6 +158,8 @@ pub struct NativeParts {
     pub node: raylet_shard::ids::NodeId,
     /// To the cores.
     pub cores: Vec<CoreHandle>,
+    /// Where clients are.
+    pub nears: Nears,
     /// Names of resources, shared with Ray's door.
     pub names: Rc<RefCell<Names>>,
     /// Bytes that objects can have.
@@ -207,7 +210,7 @@ impl NativeControl {
             accepting: RefCell::default(),
         });
         control.tell_all(|| NativeTell::Open(control.shared.clone()));
-        *control.accepting.borrow_mut() = Some(listen(&parts.settings, control.cores.clone())?);
+        *control.accepting.borrow_mut() = Some(listen(&parts.settings, control.cores.clone(), parts.nears)?);
         let watching = control.clone();
         tokio::task::spawn_local(async move {
             while let Ok(exit) = exits.recv_async().await {

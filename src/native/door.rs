@@ -32,6 +32,7 @@ use super::{NativeShared, Topic};
 use crate::bridge::{Requester, ToControl};
 use crate::core_io::Wish;
 use crate::core_loop::Core;
+use crate::near::Near;
 
 /// Requests of one ring or socket taken in a turn before others get theirs.
 const BUDGET: usize = 64;
@@ -91,11 +92,11 @@ impl Natives {
     }
 
     /// A new connection. False: the door is closed.
-    pub fn connect(&self, id: ClientId, stream: &Rc<OwnedFd>) -> bool {
+    pub fn connect(&self, id: ClientId, stream: &Rc<OwnedFd>, near: Near) -> bool {
         let Some(shared) = self.shared() else {
             return false;
         };
-        let client = Client::new(&shared, id, stream.clone());
+        let client = Client::new(&shared, id, stream.clone(), near);
         self.clients.borrow_mut().insert(client.key, client);
         true
     }

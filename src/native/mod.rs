@@ -37,6 +37,7 @@ use raylet_transport::messages::Limits;
 use raylet_transport::server::DEFAULT_LIMITS;
 
 use crate::bridge::{shard_of_object, CoreHandle, Requester, Socket};
+use crate::near::Nears;
 use crate::ray::accept::accept;
 
 pub use door::Natives;
@@ -160,9 +161,13 @@ impl NativeShared {
 ///
 /// # Errors
 /// As [`crate::socket::listen`].
-pub fn listen(settings: &NativeSettings, cores: Vec<CoreHandle>) -> std::io::Result<tokio::task::JoinHandle<()>> {
+pub fn listen(
+    settings: &NativeSettings,
+    cores: Vec<CoreHandle>,
+    nears: Nears,
+) -> std::io::Result<tokio::task::JoinHandle<()>> {
     let listener = crate::socket::listen(&settings.socket)?;
-    Ok(accept(listener, Socket::Native, cores))
+    Ok(accept(listener, Socket::Native, cores, nears))
 }
 
 /// The process at the other end of a socket; 0 where the system does not tell.

@@ -86,7 +86,8 @@ pub fn request(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, request: Reque
             let admitted = client.credit.borrow().ledger.admit(credit.size_bytes.to_native())?;
             let token = native.note(core, client, to, Op::Credit);
             // On the client's own shard, where its objects live.
-            core.store_here(StoreEvent::GrantCredit { client: client.id, token, bytes: admitted.into() });
+            let near = client.near.segment();
+            core.store_here(StoreEvent::GrantCredit { client: client.id, token, bytes: admitted.into(), near });
             Ok(())
         }
         Request::ReturnCredit(back) => {
@@ -117,6 +118,7 @@ fn create_one(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, create: &Archiv
             source: ObjectSource::CreatedByWorker,
             mutable: false,
             try_immediately: wait_ns == 0,
+            near: client.near.segment(),
         },
     );
     if wait_ns != FOREVER_NS && core.native.pending.borrow().waits(token) {

@@ -41,6 +41,7 @@ pub async fn run(config: Config, log: LogHandle) -> Result<i32, NodeError> {
         settings: native_settings(&config),
         node: NodeId(rand::random()),
         cores: engine.cores.clone(),
+        nears: engine.nears.clone(),
         names: names.clone(),
         capacity_bytes: engine.capacity_bytes,
         may_drain: true,

@@ -125,8 +125,7 @@ fn shard(facts: &Facts, report: &CoreReport) -> ShardStatus {
 }
 
 fn arenas(facts: &Facts, reports: &[CoreReport]) -> Vec<ArenaStatus> {
-    let used: u64 = reports.iter().map(|report| report.store.allocated_bytes).sum();
-    let size: u64 = facts.segments.iter().map(|segment| segment.size_bytes()).sum();
+    let used = |segment: usize| reports.iter().filter_map(|report| report.allocated_bytes.get(segment)).sum();
     let arenas = facts.segments.iter().enumerate().map(|(index, segment)| {
         let report = segment.report();
         ArenaStatus {
@@ -140,8 +139,7 @@ fn arenas(facts: &Facts, reports: &[CoreReport]) -> Vec<ArenaStatus> {
             numa_pages_on_node: report.numa_pages.map_or(0, |pages| pages.on_node),
             numa_pages_elsewhere: report.numa_pages.map_or(0, |pages| pages.elsewhere),
             touched_bytes: report.touched_bytes,
-            // Shards count what they use, not where; with one segment, which is the rule, that is exact.
-            used_bytes: used.checked_mul(report.size_bytes).and_then(|part| part.checked_div(size)).unwrap_or(0),
+            used_bytes: used(index),
         }
     });
     arenas.collect()

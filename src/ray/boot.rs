@@ -165,7 +165,10 @@ impl Door {
             core_workers: CoreWorkers::new(context),
             names,
             agents: agents.clone(),
-            pins: config.pin_workers.then(|| Pins::new(&engine.topology, &engine.placed)).flatten(),
+            pins: config
+                .pin_workers
+                .then(|| Pins::new(&engine.topology, &engine.placed, engine.nears.clone()))
+                .flatten(),
         });
         let health = Health::new();
         health.set(&node_id.to_string(), true);
@@ -176,8 +179,8 @@ impl Door {
         let rpc = Arc::new(RpcSettings { auth: auth.clone(), node_id, methods });
         engine.cores.iter().for_each(|core| core.send(ToCore::OpenRpc(rpc.clone())));
         tokio::task::spawn_local(control.clone().hear_transfers(transferred));
-        accept(raylet_socket, Socket::Raylet, engine.cores.clone());
-        accept(plasma_socket, Socket::Plasma, engine.cores.clone());
+        accept(raylet_socket, Socket::Raylet, engine.cores.clone(), engine.nears.clone());
+        accept(plasma_socket, Socket::Plasma, engine.cores.clone(), engine.nears.clone());
         for listener in listeners {
             accept_rpc(listener, tls.clone(), engine.cores.clone(), stopped.clone());
         }

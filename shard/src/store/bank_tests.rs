@@ -23,10 +23,16 @@ struct Node {
 
 impl Node {
     fn new(shards: u16, spans: u64, change: impl Fn(&mut StoreConfig)) -> Self {
-        let layout = Layout::new(&[SegmentSpec { bytes: spans * SPAN, numa_node: 0 }], SPAN).unwrap();
+        Self::of(shards, &[spans], change)
+    }
+
+    /// With a segment of so many spans on each NUMA node.
+    fn of(shards: u16, spans: &[u64], change: impl Fn(&mut StoreConfig)) -> Self {
+        let segment = |(node, spans): (usize, &u64)| SegmentSpec { bytes: spans * SPAN, numa_node: node as u32 };
+        let layout = Layout::new(&spans.iter().enumerate().map(segment).collect::<Vec<_>>(), SPAN).unwrap();
         let mut config = StoreConfig::new(layout.clone(), shards);
         change(&mut config);
-        let bank = SpanBank::new(BankConfig::new(layout, vec![0; usize::from(shards)])).unwrap();
+        let bank = SpanBank::new(BankConfig::new(layout, shards)).unwrap();
         Self { stores: (0..shards).map(|_| Store::new(config.clone())).collect(), bank, now: 0 }
     }
 
@@ -54,6 +60,16 @@ impl Node {
     }
 
     fn create(&mut self, shard: ShardId, number: u64, data_bytes: u64) -> Vec<(ShardId, StoreEffect)> {
+        self.create_near(shard, number, data_bytes, None)
+    }
+
+    fn create_near(
+        &mut self,
+        shard: ShardId,
+        number: u64,
+        data_bytes: u64,
+        near: Option<u32>,
+    ) -> Vec<(ShardId, StoreEffect)> {
         let event = StoreEvent::Create {
             client: 1,
             token: number,
@@ -64,6 +80,7 @@ impl Node {
             source: ObjectSource::CreatedByWorker,
             mutable: false,
             try_immediately: false,
+            near,
         };
         self.tell(shard, event)
     }
@@ -76,6 +93,25 @@ impl Node {
         made
     }
 
+    /// The segment that a new object is placed in.
+    fn segment_near(&mut self, shard: ShardId, number: u64, bytes: u64, near: Option<u32>) -> u32 {
+        let said = self.create_near(shard, number, bytes, near);
+        let place = said.iter().find_map(|(_, effect)| match effect {
+            StoreEffect::Created { result: Ok(place), .. } => Some(place.segment),
+            _ => None,
+        });
+        place.unwrap_or_else(|| panic!("{said:?}"))
+    }
+
+    /// The segment of a run of credit.
+    fn run_near(&mut self, shard: ShardId, near: u32) -> u32 {
+        let said = self.tell(shard, StoreEvent::GrantCredit { client: 1, token: 0, bytes: SPAN, near: Some(near) });
+        match said[..] {
+            [(_, StoreEffect::CreditGranted { result: Ok(run), .. })] => run.segment,
+            ref other => panic!("{other:?}"),
+        }
+    }
+
     /// Time passes for all.
     fn wait(&mut self, ms: u64) -> Vec<(ShardId, StoreEffect)> {
         self.now += ms * MS;
@@ -84,6 +120,10 @@ impl Node {
         let ticks = (0..self.stores.len() as ShardId).map(|shard| BankEffect { shard, event: StoreEvent::Tick });
         self.run(answers.into_iter().chain(ticks).collect())
     }
+}
+
+fn wish(count: u32, urgency: Urgency, near: u32) -> SpanWish {
+    SpanWish { count, urgency, near }
 }
 
 fn is_made(said: &[(ShardId, StoreEffect)], number: u64) -> bool {
@@ -195,10 +235,10 @@ fn a_create_that_nobody_can_serve_fails_after_the_grace_period_and_leaves_the_ot
 fn spans_of_the_shards_own_numa_node_come_first() {
     let segments = [0, 1].map(|numa_node| SegmentSpec { bytes: 8 * SPAN, numa_node });
     let layout = Layout::new(&segments, SPAN).unwrap();
-    let mut bank = SpanBank::new(BankConfig::new(layout.clone(), vec![0, 1])).unwrap();
+    let mut bank = SpanBank::new(BankConfig::new(layout.clone(), 2)).unwrap();
     let mut out = Vec::new();
     for count in [4, 4, 1] {
-        bank.handle(BankEvent::Wanted { shard: 1, count, urgency: Urgency::Now }, 0, &mut out);
+        bank.handle(BankEvent::Wanted { shard: 1, wish: wish(count, Urgency::Now, 1) }, 0, &mut out);
     }
     let segment_of = |effect: &BankEffect| match effect.event {
         StoreEvent::SpansGranted { first, .. } => layout.segment_of(first),
@@ -208,16 +248,103 @@ fn spans_of_the_shards_own_numa_node_come_first() {
 }
 
 #[test]
+fn objects_lie_on_the_numa_node_of_their_writer_while_it_has_room() {
+    for shards in [1, 3] {
+        let mut node = Node::of(shards, &[40, 40], |config| config.home_segment = 1);
+        for shard in 0..shards {
+            let first = u64::from(shard) * 10;
+            for (number, bytes, near, segment) in [
+                (0, 100, Some(0), 0),
+                (1, 100, Some(1), 1),
+                (2, SPAN, Some(0), 0),
+                (3, SPAN, None, 1),
+                (4, 70_000, Some(9), 1),
+            ] {
+                let got = node.segment_near(shard, first + number, bytes, near);
+                assert_eq!(got, segment, "{shards} shards, shard {shard}, object {number}");
+            }
+        }
+        assert_eq!([node.run_near(0, 0), node.run_near(0, 1)], [0, 1]);
+        let used = |node: &Node, segment| node.stores.iter().map(|store| store.allocated_bytes(segment)).sum::<u64>();
+        let in_all: u64 = node.stores.iter().map(|store| store.stats().allocated_bytes).sum();
+        assert_eq!(used(&node, 0) + used(&node, 1), in_all);
+        assert_eq!(used(&node, 2), 0, "there is no such segment");
+    }
+}
+
+#[test]
+fn no_numa_node_is_left_empty_while_another_is_full() {
+    for shards in [1, 2] {
+        let mut node = Node::of(shards, &[8, 8], |_| ());
+        let last = shards - 1;
+        // All want to be on node 1: half of them are, the others find room on node 0, and then nothing is left.
+        let segments: Vec<u32> = (0..16).map(|number| node.segment_near(last, number, SPAN, Some(1))).collect();
+        assert_eq!(segments[..8], [1; 8], "{shards} shards");
+        assert_eq!(segments[8..], [0; 8], "{shards} shards");
+        assert!(!is_made(&node.create_near(last, 16, SPAN, Some(1)), 16));
+        // What comes free far away is as welcome as what comes free near.
+        node.tell(last, StoreEvent::Abort { client: 1, token: 0, id: id(15) });
+        assert!(node.stores[usize::from(last)].info(&id(16)).is_some_and(|info| info.place.segment == 0));
+        // When the near one has room again it is used again, once the store has asked for it.
+        node.tell(last, StoreEvent::Abort { client: 1, token: 0, id: id(3) });
+        node.tell(last, StoreEvent::Abort { client: 1, token: 0, id: id(12) });
+        node.wait(20);
+        assert_eq!(node.segment_near(last, 17, SPAN, Some(1)), 1);
+    }
+}
+
+#[test]
+fn a_create_waits_for_the_bank_rather_than_go_far_and_does_not_ask_twice_in_vain() {
+    let layout = Layout::new(&[0, 1].map(|numa_node| SegmentSpec { bytes: 8 * SPAN, numa_node }), SPAN).unwrap();
+    let mut store = Store::new(StoreConfig { spans_ahead: 0, ..StoreConfig::new(layout, 2) });
+    let asked = |out: &[StoreEffect]| {
+        let wishes = out.iter().filter_map(|effect| match effect {
+            StoreEffect::SpansWanted { wish } => Some(*wish),
+            _ => None,
+        });
+        wishes.collect::<Vec<_>>()
+    };
+    let mut tell = |event, now| {
+        let mut out = Vec::new();
+        store.handle(event, now, &mut out);
+        store.check().unwrap();
+        out
+    };
+    let create = |number, near| StoreEvent::Create {
+        client: 1,
+        token: number,
+        id: id(number),
+        data_bytes: 100,
+        metadata_bytes: 0,
+        owner: WorkerId::NIL,
+        source: ObjectSource::CreatedByWorker,
+        mutable: false,
+        try_immediately: false,
+        near,
+    };
+    tell(StoreEvent::SpansGranted { first: 0, count: 1, urgency: Urgency::Ahead }, 0);
+    let out = tell(create(1, Some(1)), 0);
+    assert_eq!(asked(&out), [wish(1, Urgency::Near, 1)]);
+    let out = tell(StoreEvent::SpansRefused { wish: wish(1, Urgency::Near, 1) }, 0);
+    assert!(matches!(out[..], [StoreEffect::Created { result: Ok(Placement { segment: 0, .. }), .. }]), "{out:?}");
+    // For a while it is known that there is nothing.
+    assert_eq!(asked(&tell(create(2, Some(1)), 9 * MS)), []);
+    assert_eq!(asked(&tell(create(3, Some(1)), 10 * MS)), [wish(1, Urgency::Near, 1)]);
+    let out = tell(StoreEvent::SpansGranted { first: 9, count: 1, urgency: Urgency::Near }, 11 * MS);
+    assert!(matches!(out[..], [StoreEffect::Created { result: Ok(Placement { segment: 1, .. }), .. }]), "{out:?}");
+}
+
+#[test]
 fn a_message_that_makes_no_sense_changes_nothing_and_is_counted() {
     let layout = Layout::new(&[SegmentSpec { bytes: 8 * SPAN, numa_node: 0 }], SPAN).unwrap();
-    let mut bank = SpanBank::new(BankConfig::new(layout, vec![0, 0])).unwrap();
+    let mut bank = SpanBank::new(BankConfig::new(layout, 2)).unwrap();
     let mut out = Vec::new();
     for event in [
         BankEvent::Returned { shard: 0, first: 3, count: 1 },
         BankEvent::Returned { shard: 0, first: 7, count: u32::MAX },
         BankEvent::Returned { shard: ShardId::MAX, first: 0, count: 1 },
-        BankEvent::Wanted { shard: 5, count: 1, urgency: Urgency::Now },
-        BankEvent::Wanted { shard: 0, count: 0, urgency: Urgency::Standing },
+        BankEvent::Wanted { shard: 5, wish: wish(1, Urgency::Now, 0) },
+        BankEvent::Wanted { shard: 0, wish: wish(0, Urgency::Standing, 0) },
         BankEvent::ReclaimDone { shard: 9, count: 0 },
         BankEvent::ReclaimDone { shard: 1, count: 0 },
     ] {

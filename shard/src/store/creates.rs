@@ -39,7 +39,9 @@ impl Store {
         }
         let first = self.queue.is_empty() && !self.link.hold;
         if first || create.try_immediately {
-            if let Some(slot) = self.make(&create, bytes, now) {
+            // Behind others it can't ask the bank.
+            let asks_near = first && self.asks_near(create.near, bytes, now);
+            if let Some(slot) = self.make(&create, bytes, !asks_near, now) {
                 return self.made(&create, slot, out);
             }
         }
@@ -128,9 +130,9 @@ impl Store {
         }
     }
 
-    /// Makes the object if there is memory for it now.
-    fn make(&mut self, create: &Create, bytes: u64, now: NowNs) -> Option<u32> {
-        let allocation = self.arena.alloc(bytes)?;
+    /// Makes the object if there is memory for it now: on the NUMA node of who writes it, or, where it may be `anywhere`, on another.
+    fn make(&mut self, create: &Create, bytes: u64, anywhere: bool, now: NowNs) -> Option<u32> {
+        let allocation = self.arena.alloc(bytes, create.near, anywhere)?;
         Some(self.insert(create, Backing::Arena(allocation), now))
     }
 
@@ -176,7 +178,7 @@ impl Store {
         }
         while self.evict_one(out) {
             if self.arena.free_bytes() >= needed {
-                if let Some(slot) = self.make(create, bytes, now) {
+                if let Some(slot) = self.make(create, bytes, true, now) {
                     return Some(slot);
                 }
             }
@@ -216,15 +218,22 @@ impl Store {
         if self.objects.find(&create.id).is_some() {
             return Attempt::Exists;
         }
-        if let Some(slot) = self.make(create, bytes, now) {
+        let asks_near = self.asks_near(create.near, bytes, now);
+        if let Some(slot) = self.make(create, bytes, !asks_near, now) {
             return Attempt::Made(slot);
         }
         let spans = self.arena.spans_for(bytes);
         if self.link.answer_due {
             return Attempt::Waits;
         }
+        if asks_near {
+            // One that was here before may stand for another.
+            self.withdraw();
+            self.want(spans, Urgency::Near, create.near);
+            return Attempt::Waits;
+        }
         if self.link.standing.is_none() && now >= self.link.dry_until_ns {
-            self.want(spans, Urgency::Now);
+            self.want(spans, Urgency::Now, create.near);
             return Attempt::Waits;
         }
         if let Some(slot) = self.evict_for(create, bytes, now, out) {
@@ -239,7 +248,7 @@ impl Store {
         } else if self.link.standing_refused(spans) && now.saturating_sub(since) >= self.config.full_grace_ns {
             return Attempt::File;
         }
-        self.stand(spans);
+        self.stand(spans, create.near);
         self.spill.pressed = true;
         self.ask_for_gc(now, out);
         Attempt::Waits

@@ -1,6 +1,6 @@
 //! A shard's dealings with the bank of spans: asking, giving back, being asked.
 
-use super::api::{SpanIndex, StoreEffect, Urgency};
+use super::api::{SpanIndex, SpanWish, StoreEffect, Urgency};
 use super::machine::Store;
 use crate::ids::NowNs;
 
@@ -9,8 +9,12 @@ use crate::ids::NowNs;
 pub(super) struct BankLink {
     /// A request that is answered at once (not a standing one) is on its way.
     pub(super) answer_due: bool,
-    /// The standing request, in spans.
-    pub(super) standing: Option<u32>,
+    /// By segment: the bank had no run of so many spans of it, so it isn't asked for one as long before this.
+    near_dry: Vec<(NowNs, u32)>,
+    /// The segment that was last short of memory: what is asked for ahead should be of it.
+    short: Option<u32>,
+    /// The standing request: how many spans, and of which segment they should be.
+    pub(super) standing: Option<(u32, u32)>,
     /// The bank has collected for it in vain.
     refused: bool,
     /// The bank had nothing, so it isn't asked before this.
@@ -29,28 +33,58 @@ pub(super) struct BankLink {
 }
 
 impl BankLink {
+    pub(super) fn new(segments: usize) -> Self {
+        Self { near_dry: vec![(0, 0); segments], ..Self::default() }
+    }
+
     /// The bank has collected in vain for a standing request of this length.
     pub(super) fn standing_refused(&self, spans: u32) -> bool {
-        self.standing == Some(spans) && self.refused
+        self.refused && self.stands_for(spans)
+    }
+
+    fn stands_for(&self, spans: u32) -> bool {
+        self.standing.is_some_and(|(count, _)| count == spans)
     }
 }
 
 impl Store {
-    pub(super) fn want(&mut self, count: u32, urgency: Urgency) {
+    /// The segment that a hint means.
+    pub(super) fn near(&self, hint: Option<u32>) -> u32 {
+        let last = self.link.near_dry.len() as u32 - 1;
+        hint.unwrap_or(self.config.home_segment).min(last)
+    }
+
+    /// The bank is worth a question for so many bytes of this segment before those of another are taken. Never where there is only
+    /// one segment.
+    pub(super) fn asks_near(&self, near: u32, bytes: u64, now: NowNs) -> bool {
+        if self.link.near_dry.len() == 1 {
+            return false;
+        }
+        let spans = self.arena.spans_for(bytes);
+        let (until, dry_spans) = self.link.near_dry[near as usize];
+        // The bank looks there first for a standing request too.
+        self.link.standing != Some((spans, near)) && (now >= until || spans < dry_spans)
+    }
+
+    pub(super) fn want(&mut self, count: u32, urgency: Urgency, near: u32) {
         self.link.answer_due = true;
-        self.to_bank.push_back(StoreEffect::SpansWanted { count, urgency });
+        if urgency != Urgency::Ahead {
+            self.link.short = Some(near);
+        }
+        self.to_bank.push_back(StoreEffect::SpansWanted { wish: SpanWish { count, urgency, near } });
     }
 
     /// Stands in the bank's queue, if the store does not already. A shard that shares the memory with others first gives back the empty
     /// spans that it has: they may be what the run lacks.
-    pub(super) fn stand(&mut self, count: u32) {
+    pub(super) fn stand(&mut self, count: u32, near: u32) {
         if self.config.spans_kept < u32::MAX {
             self.give_back(u32::MAX);
         }
-        if self.link.standing != Some(count) {
-            self.link.standing = Some(count);
+        if self.link.standing != Some((count, near)) {
+            self.link.standing = Some((count, near));
             self.link.refused = false;
-            self.to_bank.push_back(StoreEffect::SpansWanted { count, urgency: Urgency::Standing });
+            let wish = SpanWish { count, urgency: Urgency::Standing, near };
+            self.to_bank.push_back(StoreEffect::SpansWanted { wish });
         }
     }
 
@@ -61,9 +95,18 @@ impl Store {
         }
     }
 
-    pub(super) fn granted(&mut self, first: SpanIndex, count: u32, now: NowNs, out: &mut Vec<StoreEffect>) {
-        if !std::mem::take(&mut self.link.answer_due) && self.link.standing == Some(count) {
-            self.link.standing = None;
+    pub(super) fn granted(
+        &mut self,
+        (first, count): (SpanIndex, u32),
+        urgency: Urgency,
+        now: NowNs,
+        out: &mut Vec<StoreEffect>,
+    ) {
+        match urgency {
+            Urgency::Standing if self.link.stands_for(count) => self.link.standing = None,
+            // Withdrawn meanwhile.
+            Urgency::Standing => {}
+            Urgency::Ahead | Urgency::Near | Urgency::Now => self.link.answer_due = false,
         }
         self.link.dry_until_ns = 0;
         self.arena.grant(first, count);
@@ -71,10 +114,17 @@ impl Store {
         self.serve_credit(now, out);
     }
 
-    pub(super) fn refused(&mut self, now: NowNs, out: &mut Vec<StoreEffect>) {
-        self.link.dry_until_ns = now.saturating_add(self.config.retry_interval_ns);
-        if !std::mem::take(&mut self.link.answer_due) {
-            self.link.refused = self.link.standing.is_some();
+    pub(super) fn refused(&mut self, wish: SpanWish, now: NowNs, out: &mut Vec<StoreEffect>) {
+        let until = now.saturating_add(self.config.retry_interval_ns);
+        if let Some(dry) = self.link.near_dry.get_mut(wish.near as usize) {
+            *dry = (until, wish.count);
+        }
+        if wish.urgency != Urgency::Near {
+            self.link.dry_until_ns = until;
+        }
+        match wish.urgency {
+            Urgency::Standing => self.link.refused |= self.link.stands_for(wish.count),
+            Urgency::Ahead | Urgency::Near | Urgency::Now => self.link.answer_due = false,
         }
         self.run_queue(now, out);
         self.serve_credit(now, out);
@@ -140,7 +190,8 @@ impl Store {
         if empty > self.config.spans_kept {
             self.give_back(empty - self.config.spans_kept);
         } else if empty < self.config.spans_ahead && !self.link.answer_due && now >= self.link.dry_until_ns {
-            self.want(self.config.spans_ahead - empty, Urgency::Ahead);
+            let near = self.near(self.link.short);
+            self.want(self.config.spans_ahead - empty, Urgency::Ahead, near);
         }
     }
 }

@@ -333,13 +333,16 @@ impl Store {
             self.spill.restoring.add(data_bytes + metadata_bytes);
             let (client, token, source) = (RESTORER, SILENT, ObjectSource::RestoredFromStorage);
             let (mutable, try_immediately) = (false, false);
+            let near = self.near(None);
             let create =
-                Create { client, token, id, data_bytes, metadata_bytes, owner, source, mutable, try_immediately };
+                Create { client, token, id, data_bytes, metadata_bytes, owner, source, mutable, try_immediately, near };
             self.queue.push_restore(create, data_bytes + metadata_bytes);
             fed = true;
         }
         if fed {
             self.run_queue(now, out);
+            // It may have emptied the queue, and left more empty spans than the shard may keep.
+            self.settle_memory(now, out);
         }
     }
 

@@ -25,7 +25,7 @@ impl Node {
         change(&mut spill);
         let mut config = StoreConfig::new(layout.clone(), 1);
         config.spill = Some(spill);
-        let bank = SpanBank::new(BankConfig::new(layout, vec![0])).unwrap();
+        let bank = SpanBank::new(BankConfig::new(layout, 1)).unwrap();
         Self { memory: NodeMemory::new(Store::new(config), bank, 0), now: 0 }
     }
 
@@ -47,6 +47,7 @@ impl Node {
             source: ObjectSource::CreatedByWorker,
             mutable: false,
             try_immediately: false,
+            near: None,
         })
     }
 

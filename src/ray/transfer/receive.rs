@@ -178,6 +178,7 @@ impl Transfer {
                         source,
                         mutable,
                         try_immediately,
+                        near: None,
                     },
                 );
                 self.count_creates();

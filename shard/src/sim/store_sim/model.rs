@@ -166,6 +166,8 @@ pub(super) struct Create {
     pub(super) metadata_bytes: u64,
     pub(super) mutable: bool,
     pub(super) immediate: bool,
+    /// The segment that it is to be in, if there is room.
+    pub(super) near: u32,
     pub(super) asked_ns: NowNs,
 }
 
