@@ -10,8 +10,11 @@ use raylet_shard::ids::ShardId;
 use raylet_shard::sched::{SchedConfig, SchedEvent, Scheduler};
 use raylet_shard::store::{BankConfig, Layout, NodeMemory, SegmentSpec, SpanBank, Store, StoreConfig};
 use raylet_transport::uring::{CoreRing, Doorbell, RingError};
-use raylet_tuning::placement::is_pinned;
-use raylet_tuning::{plan_arenas, ArenaPlan, CoreChoice, PageChoice, Segment, SegmentRequest, Topology, Warmer};
+use raylet_tuning::devices::disks;
+use raylet_tuning::placement::{is_pinned, place_directories, PlacedDirectory};
+use raylet_tuning::{
+    plan_arenas, ArenaPlan, CoreChoice, Host, PageChoice, Segment, SegmentRequest, Topology, TopologySource, Warmer,
+};
 
 use crate::bridge::{CoreHandle, ToControl, ToCore};
 use crate::core_io;
@@ -113,6 +116,8 @@ pub struct Engine {
     pub spill_shared: Arc<SpillShared>,
     /// Where local clients are.
     pub nears: Nears,
+    /// Directories for spilled objects, on their disks.
+    pub spill_places: Vec<PlacedDirectory>,
     /// Bytes that objects can take.
     pub capacity_bytes: u64,
     /// Creates of one shard that may wait for memory.
@@ -150,6 +155,7 @@ impl Engine {
             inboxes.push((inbox, doorbell));
         }
         let spill_shared = Arc::new(SpillShared::new(shards));
+        let spill_places = place_spill(settings, &topology);
         let mut engine = Engine {
             cores: handles,
             from_cores,
@@ -157,6 +163,7 @@ impl Engine {
             topology: topology.clone(),
             spill_shared: spill_shared.clone(),
             nears: Nears::new(&topology, &segments),
+            spill_places: spill_places.clone(),
             capacity_bytes: layout.capacity_bytes(),
             max_queued_creates: store_config(settings, &layout, shards).max_queued_creates as u64,
             segments: segments.clone(),
@@ -175,7 +182,10 @@ impl Engine {
                     home_segment: home_segment(&topology, &segments, *core),
                     ..store_config(settings, &layout, shards)
                 },
-                spill: settings.spill.clone(),
+                spill: settings.spill.as_ref().map(|spill| {
+                    let node = pinned.then(|| topology.numa_node_of(*core)).flatten();
+                    spill.near(&spill_places, node)
+                }),
                 fallback: settings.fallback.clone(),
                 spill_shared: spill_shared.clone(),
                 sched: (settings.scheds)(shard as ShardId, shards, &settings.sched),
@@ -260,6 +270,16 @@ fn make_layout(segments: &[Arc<Segment>], shards: ShardId) -> Result<Layout, Eng
 fn home_segment(topology: &Topology, segments: &[Arc<Segment>], core: u32) -> u32 {
     let node = topology.numa_node_of(core);
     segments.iter().position(|segment| segment.numa_node() == node).unwrap_or(0) as u32
+}
+
+/// The directories for spilled objects. Of a machine that hwloc was told about no disks are known.
+fn place_spill(settings: &EngineSettings, topology: &Topology) -> Vec<PlacedDirectory> {
+    let Some(spill) = &settings.spill else {
+        return Vec::new();
+    };
+    let has_files = topology.source != TopologySource::HwlocSynthetic;
+    let disks = if has_files { disks(&Host::this()) } else { Vec::new() };
+    place_directories(&disks, &spill.directories)
 }
 
 fn store_config(settings: &EngineSettings, layout: &Layout, shards: ShardId) -> StoreConfig {

@@ -57,10 +57,11 @@ def test_leased_workers_are_bound_and_idle_ones_released(node):
         ray.kill(actor)
 
 
-def used_by_arena():
+def used_by_arena(node):
     """What objects take of the memory of each NUMA node, in bytes."""
     out = subprocess.run([harness.our_binary(), "status", "--json"], capture_output=True, text=True, timeout=60)
-    return [arena["used_bytes"] for arena in json.loads(out.stdout)[0]["arenas"]]
+    (status,) = (status for status in json.loads(out.stdout) if status["pid"] == node.raylet.pid)
+    return [arena["used_bytes"] for arena in status["arenas"]]
 
 
 def test_what_a_worker_creates_lies_on_its_numa_node(node):
@@ -74,14 +75,14 @@ def test_what_a_worker_creates_lies_on_its_numa_node(node):
 
     kept = []
     for actor, threads in zip(actors, harness.wait_until(places, "both workers are bound")):
-        before = used_by_arena() if OURS else None
+        before = used_by_arena(node) if OURS else None
         # Large ones and small ones; each put goes to the shard of its task.
         for _ in range(3):
             kept.append(harness.get(actor.put.remote(3, MIB)))
             kept.append(harness.get(actor.put.remote(20, 200)))
         assert all(len(harness.get(ref)) in (MIB, 200) for refs in kept for ref in refs)
         if OURS:
-            grown = [now - then for now, then in zip(used_by_arena(), before)]
+            grown = [now - then for now, then in zip(used_by_arena(node), before)]
             (own,) = threads
             assert grown[own] >= 9 * MIB, f"{grown} of actor on hardware thread {own}"
             assert grown[1 - own] < MIB, f"{grown} of actor on hardware thread {own}"
