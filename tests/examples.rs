@@ -9,7 +9,6 @@ use std::time::Duration;
 use native_support::{eventually, Node};
 use raylet_transport::client::Client;
 use raylet_transport::ids::ObjectId;
-use rustix::thread::{sched_getaffinity, sched_setaffinity, CpuSet};
 
 /// Where cargo has put an example: it builds them for `cargo test`.
 fn example(name: &str) -> PathBuf {
@@ -24,18 +23,6 @@ fn command(name: &str, node: &Node) -> Command {
     let mut command = Command::new(example(name));
     command.arg(node.socket()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
-}
-
-/// Starts a program that may use one hardware thread only.
-fn spawn_on(pu: usize, command: &mut Command) -> Child {
-    let all = sched_getaffinity(None).expect("this thread's");
-    let mut one = CpuSet::new();
-    one.set(pu);
-    // A child begins with what its parent's thread has.
-    sched_setaffinity(None, &one).expect("a hardware thread of this machine");
-    let child = command.spawn();
-    sched_setaffinity(None, &all).expect("as before");
-    child.expect("it starts")
 }
 
 /// What a program says, which ends well and in time.
@@ -59,23 +46,6 @@ fn a_producer_and_a_consumer() {
     assert_eq!(said(producer), "");
     node.is_empty();
     node.stop();
-}
-
-#[test]
-fn what_a_process_creates_lies_on_its_numa_node() {
-    // Two NUMA nodes of one hardware thread each; one core serves both, then each has its own.
-    for (cores, pu) in [("--cores=auto", 0), ("--cores=auto", 1), ("--cores=0-1", 0), ("--cores=0-1", 1)] {
-        let node = Node::start_on("node:2 core:1 pu:1", &[cores]);
-        assert_eq!(node.used_bytes(), [0, 0]);
-        let mut producer = spawn_on(pu, command("producer_consumer", &node).args(["produce", "500"]));
-        // It waits for its consumer when all are made.
-        let bytes: u64 = (1..=500).map(|n| 8 * n).sum();
-        eventually("its objects are in the memory of its NUMA node", || node.used_bytes()[pu] >= bytes);
-        assert_eq!(node.used_bytes()[1 - pu], 0, "{cores}, hardware thread {pu}");
-        producer.kill().expect("it is a child");
-        producer.wait().expect("it is a child");
-        node.stop();
-    }
 }
 
 #[test]

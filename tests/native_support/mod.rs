@@ -25,19 +25,8 @@ pub struct Node {
 impl Node {
     /// Starts a node with these flags beside its socket, and waits until it is up.
     pub fn start(flags: &[&str]) -> Self {
-        Self::with(Command::new(env!("CARGO_BIN_EXE_raylet-uring")), flags)
-    }
-
-    /// The same, on a machine that hwloc is told about.
-    pub fn start_on(machine: &str, flags: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_raylet-uring"));
-        command.env("HWLOC_SYNTHETIC", machine);
-        Self::with(command, flags)
-    }
-
-    fn with(mut command: Command, flags: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut child = command
+        let mut child = Command::new(env!("CARGO_BIN_EXE_raylet-uring"))
             .args(["--socket", dir.path().join("door").to_str().expect("a path of text")])
             .args(["--object-store-memory", "64M", "--warm-reserve", "0", "--log-level", "warn"])
             .args(flags)
@@ -49,16 +38,6 @@ impl Node {
         let up = output.lines().map_while(Result::ok).any(|line| line == "ready");
         assert!(up, "the node ended before it was ready");
         Self { child, dir }
-    }
-
-    /// What objects take of each arena, in bytes.
-    pub fn used_bytes(&self) -> Vec<u64> {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_raylet-uring"));
-        command.args(["status", "--json"]).env("RAYLET_URING_RUNTIME_DIR", self.dir.path().join("run"));
-        let said = command.output().expect("it starts");
-        let nodes: serde_json::Value = serde_json::from_slice(&said.stdout).expect("a status");
-        let arenas = nodes[0]["arenas"].as_array().expect("a list").iter();
-        arenas.map(|arena| arena["used_bytes"].as_u64().expect("a number")).collect()
     }
 
     /// Where its clients connect.

@@ -223,10 +223,7 @@ impl SpanBank {
         match wish.urgency {
             Urgency::Ahead => self.grant(shard, SpanWish { count: 1, ..wish }, out),
             Urgency::Near => lone && self.grant_rest_of(wish.near, shard, wish, out),
-            Urgency::Now | Urgency::Standing => {
-                let segments = 0..self.config.segments.segments().len() as u32;
-                lone && segments.fold(false, |any, segment| self.grant_rest_of(segment, shard, wish, out) || any)
-            }
+            Urgency::Now | Urgency::Standing => lone && self.grant_rest(shard, wish, out),
         }
     }
 
@@ -252,6 +249,15 @@ impl SpanBank {
         // Or it would give them back at once.
         self.end_debt(usize::from(shard), out);
         out.push(BankEffect { shard, event: StoreEvent::SpansGranted { first, count, urgency } });
+    }
+
+    /// Grants all that is left. False where nothing is.
+    fn grant_rest(&mut self, shard: ShardId, wish: SpanWish, out: &mut Vec<BankEffect>) -> bool {
+        let mut any = false;
+        for segment in 0..self.config.segments.segments().len() as u32 {
+            any |= self.grant_rest_of(segment, shard, wish, out);
+        }
+        any
     }
 
     /// Grants all that is left of a segment. False where nothing is.
