@@ -649,7 +649,9 @@ impl Core {
             StoreEffect::SpansWanted { .. }
             | StoreEffect::SpansUnwanted
             | StoreEffect::SpansReturned { .. }
-            | StoreEffect::ReclaimDone { .. } => {
+            | StoreEffect::ReclaimDone { .. }
+            | StoreEffect::CreateQueued { .. }
+            | StoreEffect::TurnOver { .. } => {
                 if let Some(event) = effect.for_bank(self.shard) {
                     self.send_peer(0, PeerMessage::Bank(event));
                 }

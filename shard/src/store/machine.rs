@@ -73,8 +73,18 @@ impl Store {
                 mutable,
                 try_immediately,
             } => {
-                let create =
-                    Create { client, token, id, data_bytes, metadata_bytes, owner, source, mutable, try_immediately };
+                let create = Create {
+                    client,
+                    token,
+                    id,
+                    data_bytes,
+                    metadata_bytes,
+                    owner,
+                    source,
+                    mutable,
+                    try_immediately,
+                    since: now,
+                };
                 self.create(create, now, out);
             }
             StoreEvent::CancelCreate { client, id } => {
@@ -120,7 +130,9 @@ impl Store {
             StoreEvent::FallbackReady { id, token, segment } => self.filed(id, token, segment, now, out),
             StoreEvent::SpansGranted { first, count } => self.granted(first, count, now, out),
             StoreEvent::SpansRefused { .. } => self.refused(now, out),
-            StoreEvent::ReclaimSpans { count, hold } => self.reclaim(count, hold, now, out),
+            StoreEvent::ReclaimSpans { count } => self.reclaim(count, now, out),
+            StoreEvent::Hold { on } => self.held(on, now, out),
+            StoreEvent::Turn { since, full_since } => self.turn(since, full_since, now, out),
         }
         self.settle_memory(now, out);
         self.run_spill(now, out);
