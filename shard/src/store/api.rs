@@ -451,6 +451,8 @@ pub enum StoreEffect {
         place: Option<Placement>,
         /// Its owner; nil where it is not here, or has none.
         owner: WorkerId,
+        /// It was not sealed yet when it was asked for.
+        waited: bool,
     },
     /// Answer to [`StoreEvent::Delete`].
     Deleted {

@@ -162,7 +162,7 @@ impl Store {
         out.push(StoreEffect::ObjectSealed { id, owner, data_bytes, metadata_bytes, source });
         while let Some((who, token)) = self.waiters.pop(&id) {
             match who {
-                Who::Get(client) => self.give(client, token, slot, out),
+                Who::Get(client) => self.give(client, token, slot, true, out),
                 Who::Watch => out.push(StoreEffect::Watched { token, id }),
             }
         }
@@ -202,12 +202,13 @@ impl Store {
 
     fn get(&mut self, client: ClientId, token: Token, id: ObjectId, wait: bool, out: &mut Vec<StoreEffect>) {
         if let Some(slot) = self.sealed_slot(&id) {
-            self.give(client, token, slot, out);
+            self.give(client, token, slot, false, out);
         } else if wait && self.waiters.len() < self.config.max_waiters {
             self.waiters.add(id, Who::Get(client), token);
             self.want_restore(id, true);
         } else {
-            out.push(StoreEffect::Got { client, token, id, place: None, owner: WorkerId::NIL });
+            let (place, owner, waited) = (None, WorkerId::NIL, false);
+            out.push(StoreEffect::Got { client, token, id, place, owner, waited });
         }
     }
 
@@ -225,11 +226,11 @@ impl Store {
     }
 
     /// Answers a get, with a reference.
-    fn give(&mut self, client: ClientId, token: Token, slot: u32, out: &mut Vec<StoreEffect>) {
+    fn give(&mut self, client: ClientId, token: Token, slot: u32, waited: bool, out: &mut Vec<StoreEffect>) {
         self.hold(client, slot);
         let object = self.objects.get(slot);
         let place = Some(object.place(&self.arena));
-        out.push(StoreEffect::Got { client, token, id: object.id, place, owner: object.owner });
+        out.push(StoreEffect::Got { client, token, id: object.id, place, owner: object.owner, waited });
     }
 
     fn release(&mut self, client: ClientId, id: &ObjectId, out: &mut Vec<StoreEffect>) {
