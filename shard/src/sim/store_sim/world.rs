@@ -226,11 +226,11 @@ impl World {
         }
         self.check_disks()?;
         let held: u32 = (0..self.models.len()).map(|s| self.store(s as ShardId).stats().held_spans).sum();
-        let late_grants = self.post.to_shards().map(|event| match event {
+        let late_grants = self.post.for_shards().map(|event| match event {
             StoreEvent::SpansGranted { count, .. } => *count,
             _ => 0,
         });
-        let late_returns = self.post.to_bank().map(|event| match event {
+        let late_returns = self.post.for_bank().map(|event| match event {
             BankEvent::Returned { count, .. } => *count,
             _ => 0,
         });
@@ -291,7 +291,7 @@ impl World {
         act(&mut self.home, self.now, effects, &mut answers);
         for BankEffect { shard, event } in answers.drain(..) {
             let delay = self.rng.below(self.max_delay_ns);
-            self.post.to_shard(shard, event, self.now + delay);
+            self.post.tell_shard(shard, event, self.now + delay);
         }
         self.answers = answers;
         Ok(())
@@ -312,7 +312,7 @@ impl World {
                     });
                 }
                 let delay = self.rng.below(self.max_delay_ns);
-                self.post.to_the_bank(shard, event, self.now + delay);
+                self.post.tell_bank(shard, event, self.now + delay);
             } else if self.expected == Some(effect) {
                 self.expected = None;
             } else {

@@ -38,12 +38,12 @@ impl Post {
         }
     }
 
-    pub(super) fn to_shard(&mut self, shard: ShardId, event: StoreEvent, at: NowNs) {
+    pub(super) fn tell_shard(&mut self, shard: ShardId, event: StoreEvent, at: NowNs) {
         self.under_way += 1;
         send(&mut self.to_shard[usize::from(shard)], self.round, event, at);
     }
 
-    pub(super) fn to_the_bank(&mut self, shard: ShardId, event: BankEvent, at: NowNs) {
+    pub(super) fn tell_bank(&mut self, shard: ShardId, event: BankEvent, at: NowNs) {
         self.under_way += 1;
         send(&mut self.to_bank[usize::from(shard)], self.round, event, at);
     }
@@ -70,12 +70,12 @@ impl Post {
     }
 
     /// All that is under way to shards.
-    pub(super) fn to_shards(&self) -> impl Iterator<Item = &StoreEvent> {
+    pub(super) fn for_shards(&self) -> impl Iterator<Item = &StoreEvent> {
         self.to_shard.iter().flatten().map(|(_, _, event)| event)
     }
 
     /// All that is under way to the bank.
-    pub(super) fn to_bank(&self) -> impl Iterator<Item = &BankEvent> {
+    pub(super) fn for_bank(&self) -> impl Iterator<Item = &BankEvent> {
         self.to_bank.iter().flatten().map(|(_, _, event)| event)
     }
 }
