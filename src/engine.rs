@@ -10,8 +10,11 @@ use raylet_shard::ids::ShardId;
 use raylet_shard::sched::{SchedConfig, SchedEvent, Scheduler};
 use raylet_shard::store::{BankConfig, Layout, NodeMemory, SegmentSpec, SpanBank, Store, StoreConfig};
 use raylet_transport::uring::{CoreRing, Doorbell, RingError};
-use raylet_tuning::placement::is_pinned;
-use raylet_tuning::{plan_arenas, ArenaPlan, CoreChoice, PageChoice, Segment, SegmentRequest, Topology, Warmer};
+use raylet_tuning::devices::disks;
+use raylet_tuning::placement::{is_pinned, place_directories, PlacedDirectory};
+use raylet_tuning::{
+    plan_arenas, ArenaPlan, CoreChoice, Host, PageChoice, Segment, SegmentRequest, Topology, TopologySource, Warmer,
+};
 
 use crate::bridge::{CoreHandle, ToControl, ToCore};
 use crate::core_io;
@@ -110,6 +113,8 @@ pub struct Engine {
     pub segments: Vec<Arc<Segment>>,
     /// What the cores share of spilling: the files of objects beside the store too.
     pub spill_shared: Arc<SpillShared>,
+    /// Directories for spilled objects, on their disks.
+    pub spill_places: Vec<PlacedDirectory>,
     /// Bytes that objects can take.
     pub capacity_bytes: u64,
     /// Creates of one shard that may wait for memory.
@@ -147,12 +152,14 @@ impl Engine {
             inboxes.push((inbox, doorbell));
         }
         let spill_shared = Arc::new(SpillShared::new(shards));
+        let spill_places = place_spill(settings, &topology);
         let mut engine = Engine {
             cores: handles,
             from_cores,
             placed: cores.iter().map(|core| pinned.then_some(*core)).collect(),
             topology: topology.clone(),
             spill_shared: spill_shared.clone(),
+            spill_places: spill_places.clone(),
             capacity_bytes: layout.capacity_bytes(),
             max_queued_creates: store_config(settings, &layout, shards).max_queued_creates as u64,
             segments: segments.clone(),
@@ -169,7 +176,10 @@ impl Engine {
                 started,
                 segments: segments.clone().into(),
                 store: store_config(settings, &layout, shards),
-                spill: settings.spill.clone(),
+                spill: settings.spill.as_ref().map(|spill| {
+                    let node = pinned.then(|| topology.numa_node_of(*core)).flatten();
+                    spill.near(&spill_places, node)
+                }),
                 fallback: settings.fallback.clone(),
                 spill_shared: spill_shared.clone(),
                 home: home.clone(),
@@ -255,6 +265,16 @@ fn make_layout(segments: &[Arc<Segment>], shards: ShardId) -> Result<Layout, Eng
 fn home_segment(topology: &Topology, segments: &[Arc<Segment>], core: u32) -> u32 {
     let node = topology.numa_node_of(core);
     segments.iter().position(|segment| segment.numa_node() == node).unwrap_or(0) as u32
+}
+
+/// The directories for spilled objects. Of a machine that hwloc was told about no disks are known.
+fn place_spill(settings: &EngineSettings, topology: &Topology) -> Vec<PlacedDirectory> {
+    let Some(spill) = &settings.spill else {
+        return Vec::new();
+    };
+    let has_files = topology.source != TopologySource::HwlocSynthetic;
+    let disks = if has_files { disks(&Host::this()) } else { Vec::new() };
+    place_directories(&disks, &spill.directories)
 }
 
 fn store_config(settings: &EngineSettings, layout: &Layout, shards: ShardId) -> StoreConfig {

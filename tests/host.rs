@@ -99,6 +99,7 @@ machine  2 packages, 2 NUMA nodes, 7 cores, 7 threads (sysfs)
 usable   threads 0-6; no CPU quota; 12.00 GiB left by the machine's available memory
          threads 7 are offline
 node     a node with these settings: 2 shards, object store of 1.00 GiB
+streams  of other nodes are best on shards 0, 1, in this order
 
 NUMA node 0  package 0, 8.00 GiB of memory
 |- cores    0  1  2  3*

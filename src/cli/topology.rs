@@ -105,6 +105,10 @@ fn with_node(
             fallback: arena.fallback_reason.clone(),
         })
         .collect();
-    picture.place_spill(&spill_directories(&arguments.plan, environment));
+    // A node that spills says where.
+    match node.spill.is_empty() {
+        true => picture.place_spill(&spill_directories(&arguments.plan, environment)),
+        false => picture.place_spill(&node.spill.iter().map(|spill| spill.path.clone()).collect::<Vec<_>>()),
+    }
     Ok(picture)
 }

@@ -2,11 +2,12 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use raylet_tuning::placement::{nearest_first, PlacedDirectory};
 use raylet_tuning::Segment;
 
 use crate::bridge::{core_reports, CoreHandle, CoreReport};
@@ -14,7 +15,7 @@ use crate::engine::Engine;
 use crate::observe::histogram::Snapshot;
 use crate::observe::status::{
     ArenaStatus, Door, LeaseCounts, NodeStatus, ObjectCounts, QueueStatus, ResourceStatus, ShardStatus, SocketStatus,
-    WorkerCounts,
+    SpillStatus, WorkerCounts,
 };
 use crate::ray::control::Control;
 use crate::ray::resources::Names;
@@ -25,6 +26,7 @@ pub struct Facts {
     doors: Vec<Door>,
     placed: Vec<Option<u32>>,
     segments: Vec<Arc<Segment>>,
+    spill: Vec<SpillStatus>,
     started: Instant,
     max_queued_creates: u64,
 }
@@ -36,10 +38,33 @@ impl Facts {
             doors,
             placed: engine.placed.clone(),
             segments: engine.segments.clone(),
+            spill: spill(engine),
             started: Instant::now(),
             max_queued_creates: engine.max_queued_creates,
         }
     }
+}
+
+/// Where each shard spills to first.
+fn spill(engine: &Engine) -> Vec<SpillStatus> {
+    let node_of = |pu: &Option<u32>| pu.and_then(|pu| engine.topology.numa_node_of(pu));
+    let first: Vec<Vec<PathBuf>> = (engine.placed.iter())
+        .map(|pu| nearest_first(&engine.spill_places, node_of(pu)))
+        .map(|(mut directories, near)| {
+            directories.truncate(near);
+            directories
+        })
+        .collect();
+    let status = |place: &PlacedDirectory| SpillStatus {
+        path: place.path.clone(),
+        disk: place.disk.clone(),
+        numa_node: place.numa_node,
+        shards: (0..first.len())
+            .filter(|shard| first[*shard].contains(&place.path))
+            .map(|shard| shard as u32)
+            .collect(),
+    };
+    engine.spill_places.iter().map(status).collect()
 }
 
 /// The status of a node with Ray's door.
@@ -95,6 +120,7 @@ fn assemble(facts: &Facts, reports: &[CoreReport], mut latencies: Snapshot) -> N
         cores: facts.placed.iter().flatten().copied().collect(),
         shards: reports.iter().map(|report| shard(facts, report)).collect(),
         arenas: arenas(facts, reports),
+        spill: facts.spill.clone(),
         leases: leases(reports),
         workers: workers(reports),
         objects: objects(reports),

@@ -2,7 +2,9 @@
 
 use std::fmt::{self, Write as _};
 
-use super::status::{ArenaStatus, Door, NodeStatus};
+use raylet_tuning::cores::format_list;
+
+use super::status::{ArenaStatus, Door, NodeStatus, SpillStatus};
 use crate::config::size::format_bytes;
 
 /// Writes the status as `raylet-uring status` shows it.
@@ -21,7 +23,7 @@ fn write_status(out: &mut String, status: &NodeStatus) -> fmt::Result {
     let doors = doors.collect::<Vec<_>>().join(" and ");
     let cores: Vec<u32> = status.cores.clone();
     write!(out, "raylet-uring {}  pid {}  up {}", status.version, status.pid, duration(status.uptime_s))?;
-    writeln!(out, "  {doors} door  cores {}", raylet_tuning::cores::format_list(&cores))?;
+    writeln!(out, "  {doors} door  cores {}", format_list(&cores))?;
     if !status.node_id.is_empty() {
         writeln!(out, "node {}", status.node_id)?;
     }
@@ -29,6 +31,7 @@ fn write_status(out: &mut String, status: &NodeStatus) -> fmt::Result {
     section(out, "leases and workers", counts(status))?;
     section(out, "objects", objects(status))?;
     section(out, "arenas", arenas(&status.arenas))?;
+    section(out, "spilled objects", spill(&status.spill))?;
     section(out, "shards", shards(status))?;
     section(out, "queues", queues(status))?;
     section(out, "operations", operations(status))?;
@@ -135,6 +138,18 @@ fn arenas(arenas: &[ArenaStatus]) -> Rows {
         vec![a.segment.to_string(), size, touched, used, numa, pages]
     });
     std::iter::once(row(["segment", "size", "touched", "used", "NUMA node", "pages"])).chain(rows).collect()
+}
+
+fn spill(directories: &[SpillStatus]) -> Rows {
+    if directories.is_empty() {
+        return Vec::new();
+    }
+    let rows = directories.iter().map(|directory| {
+        let node = directory.numa_node.map_or_else(|| "any".to_owned(), |node| node.to_string());
+        let disk = directory.disk.clone().unwrap_or_else(|| "none of this machine".to_owned());
+        vec![directory.path.display().to_string(), disk, node, format_list(&directory.shards)]
+    });
+    std::iter::once(row(["directory", "disk", "NUMA node", "used first by shards"])).chain(rows).collect()
 }
 
 fn shards(status: &NodeStatus) -> Rows {
@@ -253,6 +268,12 @@ mod tests {
                 touched_bytes: 1 << 20,
                 used_bytes: 0,
             }],
+            spill: vec![SpillStatus {
+                path: "/spill/ray".into(),
+                disk: Some("nvme0n1".into()),
+                numa_node: Some(1),
+                shards: vec![0, 1, 3],
+            }],
             resources: [
                 ("CPU".to_owned(), ResourceStatus { total: 2.0, available: 0.5 }),
                 ("memory".to_owned(), ResourceStatus { total: 3221225472.0, available: 0.0 }),
@@ -294,6 +315,10 @@ objects
 arenas
   segment      size   touched  used                   NUMA node  pages
   0        1.00 GiB  1.00 MiB   0 B  1 (500 of 512 pages there)  thp-tmpfs (asked for 2m: the pool is empty)
+
+spilled objects
+  directory   disk     NUMA node  used first by shards
+  /spill/ray  nvme0n1          1  0-1,3
 
 shards
   shard  core  connections  leases  queued  objects     bytes

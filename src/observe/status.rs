@@ -4,6 +4,7 @@
 //! Fields that a newer node adds are ignored by an older command line and default when an older node lacks them.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,8 @@ pub struct NodeStatus {
     pub shards: Vec<ShardStatus>,
     /// One entry per memory segment.
     pub arenas: Vec<ArenaStatus>,
+    /// Directories for spilled objects; none where the node does not spill.
+    pub spill: Vec<SpillStatus>,
     /// Leases over all shards.
     pub leases: LeaseCounts,
     /// Worker processes over all shards.
@@ -134,6 +137,20 @@ pub struct ArenaStatus {
     pub touched_bytes: u64,
     /// Bytes in use by objects, with the rounding of the allocator.
     pub used_bytes: u64,
+}
+
+/// A directory for spilled objects.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SpillStatus {
+    /// The directory.
+    pub path: PathBuf,
+    /// Its disk; `None` where that isn't a disk of this machine.
+    pub disk: Option<String>,
+    /// NUMA node of that disk.
+    pub numa_node: Option<u32>,
+    /// The shards that spill there first; the others do where their own directories take nothing.
+    pub shards: Vec<u32>,
 }
 
 /// Leases by state.

@@ -170,6 +170,7 @@ impl Spills {
         let state = settings.map(|settings| State {
             disk: Disk::new(DiskSettings {
                 directories: settings.directories.clone(),
+                near: settings.near,
                 capacity_share: settings.capacity_share,
                 name: format!("{}-{core}-", settings.name),
             }),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use raylet_shard::store::SpillConfig;
 use raylet_transport::spill::{clear_leftovers, DirectoryError, SpillDirectory};
+use raylet_tuning::placement::{nearest_first, PlacedDirectory};
 use serde_json::Value;
 
 use crate::config::ray::RayConfig;
@@ -13,6 +14,8 @@ use crate::config::ray::RayConfig;
 pub struct SpillSettings {
     /// Directories, which are there.
     pub directories: Vec<PathBuf>,
+    /// So many of them, the first ones, are near the core that has these settings, and used before the others.
+    pub near: usize,
     /// Share of a disk, 0 to 1, that may be full.
     pub capacity_share: f64,
     /// Begins the names of files: no two nodes that use a directory have the same.
@@ -28,6 +31,12 @@ pub struct SpillSettings {
 }
 
 impl SpillSettings {
+    /// For a core on a NUMA node, whose own disks are used first.
+    pub fn near(&self, places: &[PlacedDirectory], numa_node: Option<u32>) -> Self {
+        let (directories, near) = nearest_first(places, numa_node);
+        Self { directories, near, ..self.clone() }
+    }
+
     /// The store's part, for a node that can hold `capacity_bytes`.
     pub fn store(&self, capacity_bytes: u64) -> SpillConfig {
         let defaults = SpillConfig::new(capacity_bytes);
@@ -126,6 +135,7 @@ pub fn prepare(config: &RayConfig, node_id: &str) -> Result<Option<(SpillSetting
     }
     let positive = |value: i64| u64::try_from(value).ok().filter(|value| *value > 0);
     let settings = SpillSettings {
+        near: made.len(),
         directories: made.iter().map(|directory| directory.path().to_owned()).collect(),
         capacity_share: config.local_fs_capacity_threshold.clamp(0.0, 1.0),
         name: node_id.get(..12).unwrap_or(node_id).to_owned(),
@@ -183,6 +193,9 @@ mod tests {
         };
         let (settings, made) = prepare(&config, "0123456789abcdef").unwrap().unwrap();
         assert!(made[0].path().ends_with("ray_spilled_objects_0123456789abcdef"));
+        let place = |path: &str, numa_node| PlacedDirectory { path: path.into(), disk: None, numa_node };
+        let near = settings.near(&[place("/a", Some(0)), place("/b", Some(1))], Some(1));
+        assert_eq!((near.directories, near.near), (vec!["/b".into(), "/a".into()], 1));
         let store = settings.store(100 << 20);
         assert_eq!((store.threshold_bytes, store.batch_bytes), (50 << 20, 1000));
         assert_eq!((store.file_objects_max, store.file_bytes_max), (7, 5000));

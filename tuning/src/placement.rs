@@ -1,5 +1,6 @@
 //! What goes where: shards on cores, arenas on the memory of their nodes, cards and disks beside them.
 
+use std::cmp::Reverse;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -111,6 +112,42 @@ pub struct PlacedDirectory {
     pub numa_node: Option<u32>,
 }
 
+/// Directories in the order in which a shard on this NUMA node uses them, and how many of them, the first ones, are near it: those
+/// on disks of its own node. Where there are none, or its node is not known, all are as near.
+pub fn nearest_first(directories: &[PlacedDirectory], numa_node: Option<u32>) -> (Vec<PathBuf>, usize) {
+    let is_near = |directory: &&PlacedDirectory| numa_node.is_some() && directory.numa_node == numa_node;
+    let (near, far): (Vec<_>, Vec<_>) = directories.iter().partition(is_near);
+    let count = if near.is_empty() { far.len() } else { near.len() };
+    (near.into_iter().chain(far).map(|directory| directory.path.clone()).collect(), count)
+}
+
+/// Puts directories for spilled objects on their disks.
+pub fn place_directories(disks: &[Disk], directories: &[PathBuf]) -> Vec<PlacedDirectory> {
+    let place = |path: &PathBuf| {
+        let disk = devices::disk_of(disks, path);
+        PlacedDirectory {
+            path: path.clone(),
+            disk: disk.map(|disk| disk.name.clone()),
+            numa_node: disk.and_then(|disk| disk.numa_node),
+        }
+    };
+    directories.iter().map(place).collect()
+}
+
+/// The shards in the order in which they should carry streams of other nodes: those on the NUMA node of the fastest card that is up
+/// come first, then those of the next card, then all others.
+pub fn shards_by_nic(shards: &[PlacedShard], nics: &[Nic]) -> Vec<u32> {
+    let mut cards: Vec<&Nic> = nics.iter().filter(|nic| nic.up && nic.numa_node.is_some()).collect();
+    cards.sort_by_key(|nic| Reverse(nic.speed_mbit_s));
+    let rank = |shard: &PlacedShard| {
+        let card = cards.iter().position(|nic| nic.numa_node == shard.numa_node);
+        card.unwrap_or(cards.len())
+    };
+    let mut order: Vec<&PlacedShard> = shards.iter().collect();
+    order.sort_by_key(|shard| (rank(shard), shard.shard));
+    order.into_iter().map(|shard| shard.shard).collect()
+}
+
 /// Which node's shards and arenas are shown in their places.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -175,15 +212,7 @@ impl Picture {
 
     /// Puts directories for spilled objects on their disks.
     pub fn place_spill(&mut self, directories: &[PathBuf]) {
-        let place = |path: &PathBuf| {
-            let disk = devices::disk_of(&self.disks, path);
-            PlacedDirectory {
-                path: path.clone(),
-                disk: disk.map(|disk| disk.name.clone()),
-                numa_node: disk.and_then(|disk| disk.numa_node),
-            }
-        };
-        self.spill = directories.iter().map(place).collect();
+        self.spill = place_directories(&self.disks, directories);
     }
 
     /// The shards that are nearest to a device of a NUMA node: those on the node, or all where none is or the node is unknown.
@@ -266,5 +295,38 @@ mod tests {
         assert_eq!((picture.shards_near(Some(5)).len(), picture.shards_near(None).len()), (4, 4));
         assert_eq!((picture.spill[0].disk.as_deref(), picture.spill[0].numa_node), (Some("nvme0n1"), Some(1)));
         assert_eq!(picture.spill[1].disk, None);
+    }
+
+    fn directory(path: &str, numa_node: Option<u32>) -> PlacedDirectory {
+        PlacedDirectory { path: path.into(), disk: None, numa_node }
+    }
+
+    #[test]
+    fn a_shard_spills_to_the_disks_of_its_own_node_first() {
+        let all = [directory("/a", Some(0)), directory("/b", Some(1)), directory("/c", None), directory("/d", Some(1))];
+        let order = |directories: &[PlacedDirectory], node| {
+            let (paths, near) = nearest_first(directories, node);
+            (paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" "), near)
+        };
+        assert_eq!(order(&all, Some(0)), ("/a /b /c /d".to_owned(), 1));
+        assert_eq!(order(&all, Some(1)), ("/b /d /a /c".to_owned(), 2));
+        assert_eq!(order(&all, Some(2)), ("/a /b /c /d".to_owned(), 4));
+        assert_eq!(order(&all, None), ("/a /b /c /d".to_owned(), 4));
+        assert_eq!(order(&[], Some(0)), (String::new(), 0));
+    }
+
+    #[test]
+    fn streams_go_to_the_shards_beside_the_fastest_card() {
+        let shard = |(shard, numa_node)| PlacedShard { shard, pu: None, numa_node };
+        let shards = [(0, Some(0)), (1, Some(1)), (2, Some(0)), (3, Some(1)), (4, None)].map(shard);
+        let nic = |numa_node, speed_mbit_s, up| Nic { name: "x".to_owned(), numa_node, speed_mbit_s, up, driver: None };
+        let (slow, fast) = (nic(Some(0), Some(10_000), true), nic(Some(1), Some(100_000), true));
+        assert_eq!(shards_by_nic(&shards, &[slow.clone(), fast]), [1, 3, 0, 2, 4]);
+        let down = nic(Some(1), Some(100_000), false);
+        assert_eq!(shards_by_nic(&shards, &[down.clone(), slow.clone()]), [0, 2, 1, 3, 4]);
+        // A card that does not say how fast it is comes after one that does.
+        assert_eq!(shards_by_nic(&shards, &[nic(Some(1), None, true), slow]), [0, 2, 1, 3, 4]);
+        assert_eq!(shards_by_nic(&shards, &[nic(None, Some(1), true), down]), [0, 1, 2, 3, 4]);
+        assert_eq!(shards_by_nic(&[], &[]), [0; 0]);
     }
 }

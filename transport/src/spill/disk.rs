@@ -27,8 +27,10 @@ const SHORTS_MAX: u32 = 1000;
 /// How a core's files are kept.
 #[derive(Clone, Debug)]
 pub struct DiskSettings {
-    /// Directories, which are there; used in turn.
+    /// Directories, which are there.
     pub directories: Vec<PathBuf>,
+    /// So many of them, the first ones, are near the core: they are used in turn, and the others when none of these takes a file.
+    pub near: usize,
     /// Share of a disk, 0 to 1, that may be full after a file is written (Ray: `local_fs_capacity_threshold`).
     pub capacity_share: f64,
     /// Sets the names of this core's files apart from those of others.
@@ -148,7 +150,10 @@ pub struct Disk {
     directories: Vec<Directory>,
     capacity_share: f64,
     name: String,
-    next_directory: usize,
+    /// The first directories, which are used before the others.
+    near: usize,
+    /// Whose turn it is, of those and of the others.
+    turns: [usize; 2],
     next_name: u64,
     files: FxHashMap<u32, Stored>,
     jobs: FxHashMap<u64, Job>,
@@ -175,12 +180,14 @@ fn is(error: &io::Error, any: &[Errno]) -> bool {
 impl Disk {
     /// No files yet.
     pub fn new(settings: DiskSettings) -> Self {
-        let directories = settings.directories.into_iter().map(|path| Directory { path, direct: true }).collect();
+        let directories: Vec<_> =
+            settings.directories.into_iter().map(|path| Directory { path, direct: true }).collect();
         Self {
+            near: settings.near.min(directories.len()),
+            turns: [0; 2],
             directories,
             capacity_share: settings.capacity_share,
             name: settings.name,
-            next_directory: 0,
             next_name: 0,
             files: FxHashMap::default(),
             jobs: FxHashMap::default(),
@@ -277,9 +284,8 @@ impl Disk {
         let prior = work.failed.take();
         let (mut full, mut why) = (false, String::new());
         while work.tries > 0 {
+            let index = self.take_turn(self.directories.len() - work.tries);
             work.tries -= 1;
-            let index = self.next_directory % self.directories.len();
-            self.next_directory = index + 1;
             let directory = &self.directories[index];
             match self.has_room(&directory.path, work.writer.length_bytes()) {
                 Ok(()) => {
@@ -308,6 +314,25 @@ impl Disk {
         }
         let failure = prior.unwrap_or(WriteFailure { full, why });
         self.outcomes.push(Outcome::Written { file: work.file, result: Err(failure) });
+    }
+
+    /// The directory for the next try of a file that was tried in so many: all that are near come first.
+    fn take_turn(&mut self, tried: usize) -> usize {
+        let (first, count, far) = match tried < self.near {
+            true => (0, self.near, 0),
+            false => (self.near, self.directories.len() - self.near, 1),
+        };
+        let turn = self.turns[far] % count;
+        self.turns[far] = turn + 1;
+        first + turn
+    }
+
+    /// The next try is to be in this directory again.
+    fn give_turn_to(&mut self, directory: usize) {
+        match directory < self.near {
+            true => self.turns[0] = directory,
+            false => self.turns[1] = directory - self.near,
+        }
     }
 
     fn has_room(&self, path: &Path, bytes: u64) -> Result<(), WriteFailure> {
@@ -371,7 +396,7 @@ impl Disk {
                 if refused_direct {
                     self.directories[work.directory].direct = false;
                     work.tries += 1;
-                    self.next_directory = work.directory;
+                    self.give_turn_to(work.directory);
                 }
                 // The kernel may have made the file before it refused.
                 self.unlink(&job.path);
@@ -533,7 +558,7 @@ impl Disk {
                     work.writer.restart();
                     if job.direct && work.again_buffered {
                         work.tries += 1;
-                        self.next_directory = work.directory;
+                        self.give_turn_to(work.directory);
                     }
                     work.failed = Some(failure);
                     self.start_write(work);

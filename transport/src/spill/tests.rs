@@ -41,10 +41,15 @@ fn pattern(seed: u64, len: usize) -> Vec<u8> {
 
 impl Bench {
     fn new(directories: &[&Path]) -> Self {
+        Self::with_near(directories, directories.len())
+    }
+
+    /// Of the directories so many are near the core.
+    fn with_near(directories: &[&Path], near: usize) -> Self {
         let directories = directories.iter().map(|path| path.to_path_buf()).collect();
         Self {
             ring: CoreRing::new(Doorbell::new().unwrap()).unwrap(),
-            disk: Disk::new(DiskSettings { directories, capacity_share: 1.0, name: "test-".to_owned() }),
+            disk: Disk::new(DiskSettings { directories, near, capacity_share: 1.0, name: "test-".to_owned() }),
             arena: Rc::new(PageBuffer::new(24 << 20).unwrap()),
         }
     }
@@ -227,11 +232,41 @@ fn a_full_disk_is_told_and_nothing_is_left_of_the_file() {
     }
     bench.disk = Disk::new(DiskSettings {
         directories: vec![directory.path().to_owned()],
+        near: 1,
         capacity_share: 0.0,
         name: String::new(),
     });
     let failure = bench.write(0, &objects).unwrap_err();
     assert!(failure.full && failure.why.contains("RAY_local_fs_capacity_threshold"), "{failure:?}");
+}
+
+#[test]
+fn near_directories_are_used_in_turn_and_the_others_when_those_take_nothing() {
+    let directories = [(); 4].map(|()| tempfile::tempdir().unwrap());
+    let paths: Vec<&Path> = directories.iter().map(|directory| directory.path()).collect();
+    let mut bench = Bench::with_near(&paths, 2);
+    let objects = bench.objects(&[(200_000, 4)]);
+    let files = || paths.iter().map(|path| std::fs::read_dir(path).unwrap().count()).collect::<Vec<_>>();
+    for file in 0..4 {
+        bench.write(file, &objects).unwrap();
+    }
+    assert_eq!(files(), [2, 2, 0, 0]);
+    // Each near one fails once: the file goes to one that is not.
+    for file in 4..6 {
+        arm_file(FileKind::Allocate, 0, 2, FileFault::Error(Errno::NOSPC.raw_os_error()));
+        bench.write(file, &objects).unwrap();
+    }
+    assert_eq!(files(), [2, 2, 1, 1]);
+    // All fail but the last.
+    arm_file(FileKind::Allocate, 0, 3, FileFault::Error(Errno::NOSPC.raw_os_error()));
+    bench.write(6, &objects).unwrap();
+    arm_file(FileKind::Allocate, 0, 4, FileFault::Error(Errno::NOSPC.raw_os_error()));
+    assert!(bench.write(7, &objects).unwrap_err().full);
+    bench.write(8, &objects).unwrap();
+    let now = files();
+    assert_eq!((now[..2].iter().sum::<usize>(), now[2..].iter().sum::<usize>()), (5, 3));
+    bench.read(0, 0, &objects[0]).unwrap();
+    bench.read(6, 0, &objects[0]).unwrap();
 }
 
 #[test]
