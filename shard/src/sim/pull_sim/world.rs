@@ -552,6 +552,10 @@ impl World {
                 copy.ok_or_else(|| format!("{object} is given up on node {node}, which does not receive it"))?;
                 self.serve(node)?;
             }
+            ReceiveEffect::Accept { object, .. } | ReceiveEffect::Decline { object, .. } => {
+                return Err(format!("{object} was offered to node {node} by nobody"));
+            }
+            ReceiveEffect::Land { ticket, .. } => return Err(format!("chunk {ticket} lands, which was not announced")),
             ReceiveEffect::Progress { object, from } => news.push(PullEvent::Progress { object, from }),
             ReceiveEffect::Lost { object, from } => news.push(PullEvent::Failed { object, from }),
             ReceiveEffect::NoRoom { object } => {
