@@ -155,7 +155,8 @@ impl Control {
     pub(super) fn pull_node_joined(&self, node: NodeId) {
         if let Some(record) = self.node(&node) {
             let address = host_port(&record.address, i32::from(record.object_manager_port));
-            self.pulls.borrow().link.send(ToTransfer::Node { node, address });
+            let bulk_address = record.bulk_port.map(|port| host_port(&record.address, i32::from(port)));
+            self.pulls.borrow().link.send(ToTransfer::Node { node, address, bulk_address });
         }
     }
 

@@ -4,9 +4,11 @@
 //! Towards the object tables it is a client like others: what it receives it creates, writes and seals; what it sends it gets and
 //! releases. What is fetched from where is decided on the control thread ([`crate::ray::control`]), which says [`ToTransfer::Ask`].
 //!
-//! A peer that speaks another language than gRPC would be a second way to carry out `Ask` and `Send`: the state machines
-//! ([`raylet_shard::pull`]) know chunks by number and length only.
+//! Nodes like this one are asked by the bulk port (`bulk`), where bytes go from arena to arena on the cores' own rings; nodes of stock
+//! Ray, and any node where that fails, in Ray's way. The state machines ([`raylet_shard::pull`]) are the same for both.
 
+mod bulk;
+mod greet;
 mod receive;
 mod send;
 mod service;
@@ -32,8 +34,11 @@ use super::rpc::chaos::Chaos;
 use super::rpc::client::{ChannelPool, ClientConfig, ClientContext};
 use super::rpc::tls::Tls;
 use crate::bridge::{shard_of_object, CoreHandle, Requester, ToCore};
+use crate::bulk::{LaneId, LaneNews};
 use crate::spill::SpillShared;
 
+use bulk::Bulk;
+use greet::Greeting;
 use receive::Receiving;
 use send::Sending;
 
@@ -52,6 +57,10 @@ pub struct TransferParts {
     pub cores: Vec<CoreHandle>,
     /// The object manager's port, bound.
     pub listeners: Vec<TcpListener>,
+    /// The bulk port, bound; empty where it is off.
+    pub bulk_listeners: Vec<TcpListener>,
+    /// Lanes to each node that objects are fetched from.
+    pub lanes_per_node: usize,
     /// Who may call, and how calls authenticate.
     pub auth: Auth,
     /// How connections are encrypted, where they are.
@@ -71,6 +80,8 @@ pub struct TransferParts {
 pub enum ToTransfer {
     /// An answer of an object table.
     Store(StoreEffect),
+    /// News of a lane.
+    Lane(LaneId, LaneNews),
     /// Ask a node for an object, and take what it sends.
     Ask {
         /// The object.
@@ -96,6 +107,8 @@ pub enum ToTransfer {
         node: NodeId,
         /// `host:port`.
         address: String,
+        /// Its bulk port as `host:port`, where it has one.
+        bulk_address: Option<String>,
     },
     /// A node is dead.
     NodeGone {
@@ -209,6 +222,9 @@ pub(super) struct Transfer {
     owners: RefCell<FxHashMap<WorkerId, Address>>,
     receiving: RefCell<Receiving>,
     sending: RefCell<Sending>,
+    greeting: Rc<Greeting>,
+    lanes_per_node: usize,
+    bulk: RefCell<Bulk>,
 }
 
 impl Transfer {
@@ -220,7 +236,12 @@ impl Transfer {
         let chaos = Chaos::from_setting(&parts.rpc_failure).map_err(|e| e.to_string())?;
         let client = ClientConfig { auth: parts.auth.clone(), tls: parts.tls.clone(), ..ClientConfig::default() };
         let chunks_max = (parts.in_flight_max_bytes / parts.chunk_bytes.max(1)).max(1) as usize;
+        let key = parts.auth.token().map(|token| token.secret().to_vec()).unwrap_or_default();
+        let is_open = !parts.bulk_listeners.is_empty();
         let transfer = Rc::new(Self {
+            greeting: Rc::new(Greeting::new(parts.node_id, parts.chunk_bytes.max(1), key, is_open)),
+            lanes_per_node: parts.lanes_per_node.max(1),
+            bulk: RefCell::default(),
             node_id: parts.node_id,
             segments: parts.segments,
             files: parts.files,
@@ -237,6 +258,7 @@ impl Transfer {
             receiving: RefCell::new(Receiving::new(parts.chunk_bytes.max(1))),
             sending: RefCell::new(Sending::new(chunks_max)),
         });
+        transfer.serve_bulk(parts.bulk_listeners);
         Ok((transfer, parts.listeners))
     }
 
@@ -264,18 +286,21 @@ impl Transfer {
     fn take(self: &Rc<Self>, message: ToTransfer) -> bool {
         match message {
             ToTransfer::Store(effect) => self.answered(effect),
+            ToTransfer::Lane(lane, news) => self.lane_news(lane, news),
             ToTransfer::Ask { object, owner, from } => self.ask(object, owner, from),
             ToTransfer::Stop { object } => self.stop(object),
             ToTransfer::Release { object } => {
                 self.store(object, StoreEvent::Release { client: receiver(), id: object })
             }
-            ToTransfer::Node { node, address } => {
+            ToTransfer::Node { node, address, bulk_address } => {
+                self.bulk_port(node, bulk_address);
                 self.nodes.borrow_mut().insert(node, address);
             }
             ToTransfer::NodeGone { node } => {
                 if let Some(address) = self.nodes.borrow_mut().remove(&node) {
                     self.peers.forget(&address);
                 }
+                self.bulk_gone(&node);
                 self.push_no_more(node);
             }
             ToTransfer::Owner(owner) => {

@@ -8,7 +8,7 @@
 //!
 //! | message | bytes |
 //! |---|---|
-//! | hello | `RLUBULK1`, version (u16), 6 zero, bytes of a chunk (u64), id of the caller (28), of the node called (28), 32 random |
+//! | hello | `RLUBULK1`, version (u16), 6 zero, bytes of a chunk (u64), id of the caller (28), of the node called (28), 32 random, session (u64) |
 //! | challenge | [`Refusal`] or 0 (u32), 4 zero, 32 random, proof (32) |
 //! | proof | 32 |
 //! | verdict | [`Refusal`] or 0 (u32), 4 zero |
@@ -24,7 +24,7 @@ pub const MAGIC: [u8; 8] = *b"RLUBULK1";
 pub const VERSION: u16 = 1;
 
 /// Length of a [`Hello`].
-pub const HELLO_BYTES: usize = 112;
+pub const HELLO_BYTES: usize = 120;
 /// Length of a [`Challenge`].
 pub const CHALLENGE_BYTES: usize = 72;
 /// Length of a proof.
@@ -87,6 +87,8 @@ pub struct Hello {
     pub to: NodeId,
     /// Random.
     pub nonce: [u8; NONCE_BYTES],
+    /// Which lanes belong together: with another number, those before are of no use any more.
+    pub session: u64,
 }
 
 impl Hello {
@@ -99,6 +101,7 @@ impl Hello {
         bytes[24..52].copy_from_slice(&self.from.0);
         bytes[52..80].copy_from_slice(&self.to.0);
         bytes[80..112].copy_from_slice(&self.nonce);
+        bytes[112..120].copy_from_slice(&self.session.to_le_bytes());
         bytes
     }
 
@@ -113,12 +116,15 @@ impl Hello {
         if bytes[8..10] != VERSION.to_le_bytes() || bytes[10..16].iter().any(|byte| *byte != 0) {
             return Err(Refusal::Version);
         }
-        let (mut chunk, mut from, mut to, mut nonce) = ([0; 8], [0; 28], [0; 28], [0; NONCE_BYTES]);
+        let (mut chunk, mut from, mut to, mut nonce, mut session) =
+            ([0; 8], [0; 28], [0; 28], [0; NONCE_BYTES], [0; 8]);
         chunk.copy_from_slice(&bytes[16..24]);
         from.copy_from_slice(&bytes[24..52]);
         to.copy_from_slice(&bytes[52..80]);
         nonce.copy_from_slice(&bytes[80..112]);
-        Ok(Self { chunk_bytes: u64::from_le_bytes(chunk), from: NodeId(from), to: NodeId(to), nonce })
+        session.copy_from_slice(&bytes[112..120]);
+        let (chunk_bytes, session) = (u64::from_le_bytes(chunk), u64::from_le_bytes(session));
+        Ok(Self { chunk_bytes, from: NodeId(from), to: NodeId(to), nonce, session })
     }
 
     /// Whether the node called is this one, and cuts objects alike.

@@ -166,7 +166,7 @@ fn a_broken_lane_tells_which_chunks_are_not_out() {
 #[test]
 fn only_who_knows_the_token_is_let_in_and_nothing_said_once_is_of_use_again() {
     let (from, to) = (NodeId([1; 28]), NodeId([2; 28]));
-    let hello = Hello { chunk_bytes: 5, from, to, nonce: [3; 32] };
+    let hello = Hello { chunk_bytes: 5, from, to, nonce: [3; 32], session: 8 };
     let said = hello.encode();
     assert_eq!(Hello::decode(&said), Ok(hello));
     assert_eq!(hello.check(&to, 5), Ok(()));
@@ -184,5 +184,5 @@ fn only_who_knows_the_token_is_let_in_and_nothing_said_once_is_of_use_again() {
     let mut old = said;
     old[8] = 9;
     assert_eq!(Hello::decode(&old), Err(Refusal::Version));
-    assert_eq!(Hello::decode(&[b'P'; 112]), Err(Refusal::NoHello));
+    assert_eq!(Hello::decode(&[b'P'; 120]), Err(Refusal::NoHello));
 }
