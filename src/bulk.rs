@@ -215,8 +215,7 @@ impl Lane {
             let news = match self.reader.next()? {
                 Step::Receive(Piece { memory, offset, len }) => {
                     self.receiving = true;
-                    // Into an object as much as was asked for; into the buffer what is there.
-                    let some = !self.reader.is_landing();
+                    let some = !self.reader.is_into_place();
                     let socket = self.socket.clone();
                     let receive = FileOperation::Receive { socket, memory, offset, len, some };
                     core.io.wish(Wish::File(LANE_KEY | id << 1, receive));

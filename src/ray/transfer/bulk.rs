@@ -253,6 +253,7 @@ impl Transfer {
     }
 
     fn tell_lane(&self, lane: LaneId, tell: LaneTell) {
+        tracing::trace!(lane, ?tell, "lane");
         let core = self.bulk.borrow().lanes.get(&lane).map(|lane| lane.core);
         if let Some(core) = core {
             self.cores[core].send(ToCore::Lane(lane, tell));
@@ -268,6 +269,7 @@ impl Transfer {
         let Some((node, is_ours)) = self.bulk.borrow().lanes.get(&id).map(|lane| (lane.node, lane.is_ours)) else {
             return;
         };
+        tracing::trace!(%node, is_ours, ?news, "lane");
         match news {
             LaneNews::Said(frame) if frame.kind.is_of_wanter() != is_ours => self.said(node, &frame),
             LaneNews::Whole(frame, bytes) if is_ours => {

@@ -177,9 +177,10 @@ impl Reader {
         Ok(())
     }
 
-    /// Whether a chunk has a place that it is being received into.
-    pub fn is_landing(&self) -> bool {
-        matches!(&self.reading, Reading::Bytes { place: Some(_), .. } | Reading::Sum { placed: true, .. })
+    /// Whether the receive that was asked for goes to a chunk's place: then all of it is to be waited for, and else what is there is
+    /// enough, because nothing more may come.
+    pub fn is_into_place(&self) -> bool {
+        self.into_place
     }
 
     fn buffered(&self) -> usize {
