@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pages
 import report
-from rows import CHOICES, MEASUREMENTS, ROWS, WIDE_MEASUREMENTS
+from rows import CHOICES, MEASUREMENTS, PROGRAMS, ROWS, WIDE_MEASUREMENTS
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -30,6 +30,7 @@ NODE_STORE_BYTES = 1 * GIB
 NODE_CPUS = 2
 # One for each lease in flight: every request is granted as it comes, so the raylet bounds the rate and not how long a lease is held.
 WIDE_NODE_CPUS = 16
+FIRST_TOUCH_KINDS = ("plain", "warm", "huge")
 FIRST_TOUCH_STORE_BYTES = 3 * GIB
 FIRST_TOUCH_RESERVE_BYTES = 2 * GIB
 RESERVE_VARIABLE = "RAYLET_URING_WARM_RESERVE_BYTES"
@@ -51,6 +52,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--alternations", type=int, default=5, help="how often each raylet has its turn")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each measured burst")
     parser.add_argument("--idle-seconds", type=float, default=20.0, help="length of the idle row")
+    parser.add_argument("--heavy-alternations", type=int, default=3, help="in how many of those objects move and spill")
     parser.add_argument("--rows", default=",".join(CHOICES), help="which rows, of %(default)s")
     parser.add_argument("--quick", action="store_true", help="one alternation of 1 s bursts, 5 s idle")
     parser.add_argument("--raylet", type=Path, default=release / "raylet-uring", help="ours")
@@ -103,13 +105,16 @@ class Bench:
         self.failures: list[dict] = []
         self.raw: list[dict] = []
 
-    def kinds(self, side: str) -> list[tuple[str, list[str], dict]]:
+    def kinds(self, alternation: int, side: str) -> list[tuple[str, list[str], dict]]:
         """The nodes that a side's turn starts: kind, measurements, environment."""
         choice = [row.replace("-", "_") for row in self.chosen.rows]
         wanted = [m for m in MEASUREMENTS if m.partition(":")[0] in choice]
         nodes = [("node", wanted, {})] if wanted else []
         if wide := [m for m in WIDE_MEASUREMENTS if m.partition(":")[0] in choice]:
             nodes.append(("wide", wide, {}))
+        for program, measurements in PROGRAMS.items() if alternation < self.chosen.heavy_alternations else ():
+            if chosen := [m for m in measurements if m.partition(":")[0] in choice]:
+                nodes.append((program, chosen, {}))
         if "first_touch" not in choice:
             return nodes
         if side == "stock":
@@ -122,7 +127,7 @@ class Bench:
         ]
 
     def turn(self, alternation: int, side: str) -> None:
-        for kind, measurements, environment in self.kinds(side):
+        for kind, measurements, environment in self.kinds(alternation, side):
             begin = time.monotonic()
             huge_bytes = FIRST_TOUCH_STORE_BYTES + HUGE_PAGE_SLACK_BYTES if kind == "huge" else 0
             try:
@@ -156,14 +161,15 @@ class Bench:
                 "raylet": str(self.raylets[side]),
                 "rows": measurements,
                 "cpus": WIDE_NODE_CPUS if kind == "wide" else NODE_CPUS,
-                "object_store_bytes": NODE_STORE_BYTES if kind in ("node", "wide") else FIRST_TOUCH_STORE_BYTES,
+                "object_store_bytes": FIRST_TOUCH_STORE_BYTES if kind in FIRST_TOUCH_KINDS else NODE_STORE_BYTES,
                 "reserve_bytes": int(environment.get(RESERVE_VARIABLE, 0)),
                 "seconds": self.chosen.seconds,
                 "idle_s": self.chosen.idle_seconds,
                 "load_generator": str(self.load_generator),
                 "out": str(out),
             }
-            command = [sys.executable, str(Path(__file__).with_name("node.py")), json.dumps(settings)]
+            program = f"{kind}.py" if kind in PROGRAMS else "node.py"
+            command = [sys.executable, str(Path(__file__).with_name(program)), json.dumps(settings)]
             env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **environment}
             log = Path(directory) / "log"
             with log.open("w") as output:

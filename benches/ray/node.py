@@ -46,12 +46,29 @@ RESERVE_SHARE = 0.95
 AFTERMATH_S = 0.3
 
 
+def generated(settings: dict, *arguments: str) -> dict:
+    """What the load generator says."""
+    command = [settings["load_generator"], *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=settings["seconds"] + 60)
+    if ran.returncode != 0:
+        raise RuntimeError(ran.stderr.strip() or f"the load generator ended with {ran.returncode}")
+    return json.loads(ran.stdout)
+
+
 class RayletClock:
     """CPU time of the raylet: all threads that it has or had, no children, to the nanosecond."""
 
     def __init__(self, pid: int):
         # The id of a process's CPU clock, as clock_getcpuclockid(3) makes it.
         self._clock = (~pid << 3) | 2
+        self._pid = pid
+
+    def checked(self, raylet: str) -> str:
+        """The executable that runs; fails where it is not `raylet`."""
+        executable, expected = os.readlink(f"/proc/{self._pid}/exe"), os.path.realpath(raylet)
+        if executable != expected:
+            raise RuntimeError(f"the raylet runs {executable}, expected {expected}")
+        return executable
 
     def seconds(self) -> float:
         return time.clock_gettime_ns(self._clock) / 1e9
@@ -110,11 +127,8 @@ class Node:
         self.init_s = time.perf_counter() - begin
         worker = ray._private.worker.global_worker
         self.pid = worker.node.all_processes["raylet"][0].process.pid
-        self.executable = os.readlink(f"/proc/{self.pid}/exe")
-        expected = os.path.realpath(services.RAYLET_EXECUTABLE)
-        if self.executable != expected:
-            raise RuntimeError(f"the raylet runs {self.executable}, expected {expected}")
         self.clock = RayletClock(self.pid)
+        self.executable = self.clock.checked(services.RAYLET_EXECUTABLE)
         self._lease_runs = 0
 
     def settle(self) -> float:
@@ -184,11 +198,7 @@ class Node:
 
     def measure_floor(self) -> dict:
         """What the least possible answer on a Unix socket costs now, with this node idle: no raylet can be below it."""
-        ran = subprocess.run([self.settings["load_generator"], "floor", f"--seconds={self.settings['seconds']}"],
-                             capture_output=True, text=True, timeout=self.settings["seconds"] + 30)
-        if ran.returncode != 0:
-            raise RuntimeError(ran.stderr.strip() or f"the load generator ended with {ran.returncode}")
-        report = json.loads(ran.stdout)
+        report = generated(self.settings, "floor", f"--seconds={self.settings['seconds']}")
         return {"cpu_us": report["server_cpu_us_per_answer"], "p50_us": report["answer"]["p50_us"]}
 
     def measure_puts(self) -> dict:
@@ -236,8 +246,8 @@ class Node:
         node = next(n for n in ray.nodes() if n["NodeID"] == ray.get_runtime_context().get_node_id())
         # The owner's address is whatever this driver puts on its own objects.
         owner = worker.core_worker.get_owner_address(ray.put(None))
-        command = [
-            self.settings["load_generator"],
+        report = generated(
+            self.settings,
             "lease-load",
             f"--address={node['NodeManagerAddress']}:{node['NodeManagerPort']}",
             f"--owner={owner.hex()}",
@@ -246,12 +256,8 @@ class Node:
             f"--seconds={self.settings['seconds']}",
             f"--first-lease={FIRST_LEASE + self._lease_runs * LEASES_PER_RUN}",
             *arguments,
-        ]
+        )
         self._lease_runs += 1
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=self.settings["seconds"] + 60)
-        if ran.returncode != 0:
-            raise RuntimeError(ran.stderr.strip() or f"the load generator ended with {ran.returncode}")
-        report = json.loads(ran.stdout)
         pair = report["pair"]
         if report["pairs"] == 0:
             raise RuntimeError(f"no lease was granted in the window: {report}")
@@ -266,18 +272,14 @@ class Node:
 
     def plasma_load(self, operation: str) -> dict:
         """Objects of 1 KiB on the store's socket, without a driver around them."""
-        command = [
-            self.settings["load_generator"],
+        report = generated(
+            self.settings,
             "plasma-load",
             f"--socket={ray._private.worker.global_worker.node.plasma_store_socket_name}",
             f"--operation={operation}",
             f"--raylet-pid={self.pid}",
             f"--seconds={self.settings['seconds']}",
-        ]
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=self.settings["seconds"] + 60)
-        if ran.returncode != 0:
-            raise RuntimeError(ran.stderr.strip() or f"the load generator ended with {ran.returncode}")
-        report = json.loads(ran.stdout)
+        )
         return {
             "per_s": report["operations_per_s"],
             "p50_us": report["latency"]["p50_us"],
@@ -296,20 +298,26 @@ class Node:
         return getattr(self, f"measure_{name}")()
 
 
+def measure_all(node, rows: list[str], after=lambda row: None) -> tuple[dict, dict]:
+    """What was measured, and why what could not be was not."""
+    measured, failed = {}, {}
+    for row in rows:
+        try:
+            measured[row] = node.measure(row)
+        except Exception:
+            failed[row] = traceback.format_exc()
+        after(row)
+    return measured, failed
+
+
 def run(settings: dict, directory: str) -> dict:
     """Starts a node, measures the rows asked for, shuts it down."""
     node = Node(settings, directory)
-    measured, failed = {}, {}
     try:
         node.start_workers()
         node.settled_s = node.settle()
-        for row in settings["rows"]:
-            try:
-                measured[row] = node.measure(row)
-            except Exception:
-                failed[row] = traceback.format_exc()
-            if row not in ("init", "idle"):
-                node.settle()
+        rest = lambda row: row in ("init", "idle") or node.settle()  # noqa: E731
+        measured, failed = measure_all(node, settings["rows"], rest)
         return {
             "measured": measured,
             "failed": failed,
@@ -331,7 +339,8 @@ def tell_raylet_logs(directory: str) -> None:
             print(f"end of {log.name}:\n{text[-LOG_END_CHARACTERS:]}\n", file=sys.stderr)
 
 
-def main() -> None:
+def main(run=run) -> None:
+    """Does what the settings on the command line say; `run` is given them and a directory for the node."""
     settings = json.loads(sys.argv[1])
     # The parent ends a node that takes too long this way; ray.shutdown must still run.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))

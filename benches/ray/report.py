@@ -52,6 +52,7 @@ def summarise(samples: Samples, failures: list[dict]) -> list[dict]:
             "improvements": [],
             "target": row.target,
             "limit": row.limit,
+            "least": row.least,
             "reached": None,
         }
         if stock and ours:
@@ -72,6 +73,8 @@ def summarise(samples: Samples, failures: list[dict]) -> list[dict]:
 def _reached(row: Row, entry: dict) -> bool | None:
     if row.limit is not None:
         return entry["ours"]["median"] < row.limit if entry["ours"] else None
+    if row.least is not None:
+        return entry["ours"]["median"] >= row.least if entry["ours"] else None
     if row.target is not None:
         return entry["improvement"] >= row.target if entry["improvement"] is not None else None
     return None
@@ -96,7 +99,8 @@ def _flat_shapes(by_name: dict[str, dict]) -> dict | None:
         "improvement": None,
         "improvements": [],
         "target": None,
-        "limit": least,
+        "limit": None,
+        "least": least,
         "reached": ours["median"] >= least if ours else None,
     }
 
@@ -117,13 +121,14 @@ def _cell(summary: dict | None, unit: str) -> str:
 
 def _goal(entry: dict) -> str:
     if entry["limit"] is not None:
-        sign = "<" if entry["better"] == "lower" else ">="
-        return f"{sign} {entry['limit']:g}"
+        return f"< {entry['limit']:g}"
+    if entry["least"] is not None:
+        return f">= {entry['least']:g}"
     return f"{entry['target']:g}x" if entry["target"] is not None else ""
 
 
 def _verdict(entry: dict) -> str:
-    if entry["target"] is None and entry["limit"] is None:
+    if entry["target"] is None and entry["limit"] is None and entry["least"] is None:
         return ""
     return {True: "yes", False: "NO", None: "not measured"}[entry["reached"]]
 

@@ -17,6 +17,7 @@ class Row:
     lower_is_better: bool = False
     target: float | None = None  # the improvement over stock to reach
     limit: float | None = None  # or: ours to stay below this, whatever stock does
+    least: float | None = None  # or: ours to reach this at least
     kind: str = "node"  # which kind of node of ours it is measured on
 
     @property
@@ -56,6 +57,46 @@ def _first_put(name: str, text: str, kind: str, target: float) -> Row:
     return Row(name, f"first put of 1 GiB, {text}", "first_touch", "gb_per_s", "GB/s", target=target, kind=kind)
 
 
+def _pull(size: str, text: str) -> list[Row]:
+    name, text, of = f"pull{size}", f"pull {text}", f"pull:{size}"
+    return [
+        Row(f"{name}_rate", f"{text}: GB/s", of, "gb_per_s", "GB/s", target=3.0, kind="moving"),
+        Row(f"{name}_share", f"{text}: share of the plain stream", of, "of_stream", "", least=0.8, kind="moving"),
+        _lower(f"{name}_cpu", f"{text}: CPU per GB, both sides", of, "cpu_s_per_gb", "s", target=3.0, kind="moving"),
+    ]
+
+
+# Between nodes on this machine, and to its disk.
+MOVING_ROWS: list[Row] = [
+    Row("stream_rate", "a plain TCP stream, no raylet: GB/s", "pull:stream", "gb_per_s", "GB/s", kind="moving"),
+    _lower("stream_cpu", "a plain TCP stream: CPU per GB", "pull:stream", "cpu_s_per_gb", "s", kind="moving"),
+    _lower("pull1M_p50", "pull 1 MiB: p50", "pull:1M", "p50_ms", "ms", target=3.0, kind="moving"),
+    *_pull("100M", "100 MiB"),
+    *_pull("1G", "1 GiB"),
+    Row("pullbatch_rate", "pull 200 x 1 MiB: GB/s", "pull:batch", "gb_per_s", "GB/s", kind="moving"),
+    Row("pullbatch_share", "pull 200 x 1 MiB: share of the plain stream", "pull:batch", "of_stream", "", kind="moving"),
+    _lower("pullbatch_cpu", "pull 200 x 1 MiB: CPU per GB", "pull:batch", "cpu_s_per_gb", "s", kind="moving"),
+    Row("broadcast_rate", "256 MiB to 4 nodes: GB/s, all together", "broadcast", "gb_per_s", "GB/s", target=3.0, kind="moving"),
+    _lower("broadcast_cpu", "256 MiB to 4 nodes: CPU per GB", "broadcast", "cpu_s_per_gb", "s", kind="moving"),
+]
+
+
+def _disk(name: str, text: str, figure: str) -> list[Row]:
+    return [
+        Row(f"{name}_rate", f"{text}: GB/s", "spill", f"{figure}_gb_per_s", "GB/s", target=2.0, kind="spilling"),
+        Row(f"{name}_share", f"{text}: share of the disk's rate", "spill", f"{figure}_of_disk", "", least=0.8, kind="spilling"),
+        _lower(f"{name}_cpu", f"{text}: CPU per GB, IO workers too", "spill", f"{figure}_cpu_s_per_gb", "s", kind="spilling"),
+    ]
+
+
+SPILLING_ROWS: list[Row] = [
+    Row("disk_write", "the disk, no raylet: O_DIRECT write, GB/s", "spill", "disk_write_gb_per_s", "GB/s", kind="spilling"),
+    Row("disk_read", "the disk, no raylet: O_DIRECT read, GB/s", "spill", "disk_read_gb_per_s", "GB/s", kind="spilling"),
+    *_disk("spill", "put 4 GiB into 1 GiB", "put"),
+    *_disk("restore", "restore while reading it back", "restore"),
+    _lower("io_workers", "Python IO workers started for spilling", "spill", "io_workers", "", limit=1.0, kind="spilling"),
+]
+
 ROWS: list[Row] = [
     _lower("floor_cpu", "an empty answer on a Unix socket, no raylet: CPU", "floor", "cpu_us", "us"),
     _lower("put_cpu", "put 1 KiB: raylet CPU per put", "puts", "raylet_cpu_us", "us", target=6.0),
@@ -79,6 +120,8 @@ ROWS: list[Row] = [
     _lower("idle_cpu", "idle: CPU", "idle", "cpu_percent", "% of a core", target=1.0),
     _lower("idle_rss", "idle: RSS without arenas", "idle", "rss_mib", "MiB", target=1.0),
     _lower("idle_threads", "idle: threads", "idle", "threads", ""),
+    *MOVING_ROWS,
+    *SPILLING_ROWS,
 ]
 
 # The order in which a node is measured: what needs it fresh first.
@@ -86,6 +129,11 @@ MEASUREMENTS = list(dict.fromkeys(["init", "idle", *(r.measurement for r in ROWS
 
 # On the node that has a CPU for each lease in flight.
 WIDE_MEASUREMENTS = list(dict.fromkeys(r.measurement for r in ROWS if r.kind == "wide"))
+
+# With programs of their own, which start what they need.
+PROGRAMS = {
+    kind: list(dict.fromkeys(r.measurement for r in ROWS if r.kind == kind)) for kind in ("moving", "spilling")
+}
 
 CHOICES = list(dict.fromkeys(r.choice.replace("_", "-") for r in ROWS))
 

@@ -8,7 +8,9 @@ import pytest
 
 import report
 from node import Node
-from rows import CHOICES, MEASUREMENTS, ROWS
+from moving import Nodes, PULLS
+from rows import CHOICES, MEASUREMENTS, PROGRAMS, ROWS
+from spilling import SpillingNode
 
 
 def by_name(samples):
@@ -22,10 +24,19 @@ def sides(stock, ours):
 def test_every_row_has_a_measurement():
     names = {"leases", "shapes"} | {name.removeprefix("measure_") for name in vars(Node) if name.startswith("measure_")}
     for row in ROWS:
-        assert row.choice in names, row
-        assert row.measurement in [*MEASUREMENTS, "first_touch"], row
+        if row.kind in PROGRAMS:
+            assert row.measurement in PROGRAMS[row.kind], row
+        else:
+            assert row.choice in names, row
+            assert row.measurement in [*MEASUREMENTS, "first_touch"], row
         assert row.choice.replace("_", "-") in CHOICES, row
     assert len({row.name for row in ROWS}) == len(ROWS)
+
+
+def test_what_moves_and_spills_is_measured_by_programs_of_its_own():
+    pulls = {f"pull:{size}" for size in [*PULLS, "batch", "stream"]}
+    assert set(PROGRAMS["moving"]) == pulls | {"broadcast"} and hasattr(Nodes, "measure_broadcast")
+    assert PROGRAMS["spilling"] == ["spill"] and hasattr(SpillingNode, "measure_spill")
 
 
 def test_less_cpu_is_better_and_a_target_is_a_ratio_of_medians():
@@ -44,6 +55,14 @@ def test_more_per_second_is_better():
 def test_a_limit_holds_for_ours_alone():
     assert by_name({"lease64_starvation": sides([2], [9.9])})["lease64_starvation"]["reached"] is True
     assert by_name({"lease64_starvation": sides([200], [10])})["lease64_starvation"]["reached"] is False
+
+
+def test_a_share_of_the_machines_rate_is_to_be_reached_whatever_stock_does():
+    row = by_name({"pull1G_share": sides([0.9], [0.8, 0.7, 0.85])})["pull1G_share"]
+    assert row["reached"] is True and "| >= 0.8 | yes |" in report.markdown([row])
+    assert by_name({"pull1G_share": sides([0.1], [0.79])})["pull1G_share"]["reached"] is False
+    assert by_name({"io_workers": sides([7], [0])})["io_workers"]["reached"] is True
+    assert by_name({"io_workers": sides([7], [1])})["io_workers"]["reached"] is False
 
 
 def test_many_shapes_are_compared_with_few():

@@ -5,14 +5,17 @@
 //! | [`lease_load`] | `RequestWorkerLease` and `ReturnWorkerLease` over gRPC, a chosen number in flight, one or many resource shapes |
 //! | [`plasma_load`] | create, seal, release, get, contains and delete on the store's socket |
 //! | [`floor`] | the least work that is an answer, on a Unix socket, without a raylet |
+//! | [`stream`] | one plain TCP stream between two processes, without a raylet |
+//! | [`disk`] | blocks written to a file past the page cache and read again, without a raylet |
 //! | [`native`] | the native door of a running node, or of one that it starts |
 //! | [`suite`] | all rows of the native door that are promised |
 //! | [`ring`] | the native door's transport by itself, beside the machine's limits |
 //!
-//! The first three print one JSON object. Where they are told the raylet's process id they also say what CPU it spent
+//! The first five print one JSON object. Where they are told the raylet's process id they also say what CPU it spent
 //! ([`cpu_clock`]).
 
 pub mod cpu_clock;
+pub mod disk;
 pub mod floor;
 pub mod hex;
 pub mod latency;
@@ -24,6 +27,7 @@ pub mod plasma_client;
 pub mod plasma_load;
 pub mod ring;
 mod ring_node;
+pub mod stream;
 pub mod suite;
 
 pub use node_manager::NodeManager;

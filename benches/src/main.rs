@@ -1,12 +1,13 @@
 //! `raylet-bench`: load generators for a raylet. See `benches/README.md`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use prost::Message;
-use raylet_bench::{floor, hex, lease_load, native, plasma_load, ring, suite, LoadError};
+use raylet_bench::{disk, floor, hex, lease_load, native, plasma_load, ring, stream, suite, LoadError};
 use raylet_uring::ray::proto;
 use raylet_uring::ray::rpc::auth::{Auth, Token};
 
@@ -26,6 +27,10 @@ enum Generator {
     PlasmaLoad(PlasmaLoad),
     /// Measures the machine: an empty answer on a Unix socket.
     Floor(Floor),
+    /// Measures the machine: one TCP stream on loopback between two processes.
+    Stream(Stream),
+    /// Measures the machine: blocks written to a file past the page cache, made durable, and read again.
+    Disk(Disk),
     /// Measures the rings, messages and client of the native door against a node that only answers. Needs no node.
     Ring(Ring),
     /// Measures all rows of the native door that SPECIFICATION.md promises, on nodes that it starts.
@@ -106,6 +111,35 @@ struct Floor {
     pause_us: u64,
     #[command(flatten)]
     window: Window,
+}
+
+#[derive(clap::Args)]
+struct Stream {
+    /// How much is sent: bytes, or with a unit like 1G.
+    #[arg(long, default_value = "1G")]
+    size: String,
+    /// With each call.
+    #[arg(long, default_value = "1M")]
+    block: String,
+    /// Sends to this receiver instead of starting one: what the second process is told.
+    #[arg(long, hide = true)]
+    send_to: Option<SocketAddr>,
+}
+
+#[derive(clap::Args)]
+struct Disk {
+    /// Where the file is made, and removed from at the end.
+    #[arg(long)]
+    directory: PathBuf,
+    /// Its length: bytes, or with a unit like 1G.
+    #[arg(long, default_value = "1G")]
+    size: String,
+    /// Length of a block.
+    #[arg(long, default_value = "1M")]
+    block: String,
+    /// Blocks under way at a time.
+    #[arg(long, default_value_t = 8)]
+    depth: usize,
 }
 
 #[derive(clap::Args)]
@@ -269,6 +303,40 @@ fn measure_floor(arguments: &Floor) -> Result<String, LoadError> {
     Ok(json(&floor::run(&settings)?))
 }
 
+fn size_bytes(setting: &'static str, text: &str) -> Result<u64, LoadError> {
+    let expected = raylet_uring::config::size::EXPECTED;
+    let wrong = || LoadError::Setting { setting, expected, got: format!("{text:?}") };
+    raylet_uring::config::size::parse_size_bytes(text).filter(|bytes| *bytes > 0).ok_or_else(wrong)
+}
+
+fn block_bytes<T: TryFrom<u64>>(text: &str) -> Result<T, LoadError> {
+    T::try_from(size_bytes("--block", text)?).map_err(|_| LoadError::Setting {
+        setting: "--block",
+        expected: "less than 4 GiB",
+        got: format!("{text:?}"),
+    })
+}
+
+fn measure_stream(arguments: &Stream) -> Result<String, LoadError> {
+    let (size_bytes, block_bytes) = (size_bytes("--size", &arguments.size)?, block_bytes(&arguments.block)?);
+    let settings = stream::Settings { size_bytes, block_bytes };
+    if let Some(to) = arguments.send_to {
+        return stream::send(to, settings).map(|()| String::new());
+    }
+    let program = std::env::current_exe().map_err(LoadError::io("this program's own path"))?;
+    Ok(json(&stream::run(&program, settings)?))
+}
+
+fn measure_disk(arguments: &Disk) -> Result<String, LoadError> {
+    let settings = disk::Settings {
+        directory: arguments.directory.clone(),
+        size_bytes: size_bytes("--size", &arguments.size)?,
+        block_bytes: block_bytes(&arguments.block)?,
+        depth: arguments.depth,
+    };
+    Ok(json(&disk::run(&settings)?))
+}
+
 fn ring_rows(arguments: &Ring) -> Result<String, LoadError> {
     let settings = ring::Settings { rounds: arguments.rounds.max(1), count: arguments.count };
     Ok(table(&ring::run(&settings)?, arguments.json))
@@ -276,9 +344,8 @@ fn ring_rows(arguments: &Ring) -> Result<String, LoadError> {
 
 fn native_rows(op: native::Op, arguments: &Native) -> Result<String, LoadError> {
     let wrong = |setting, expected, got: &str| LoadError::Setting { setting, expected, got: format!("{got:?}") };
-    let size_bytes = raylet_uring::config::size::parse_size_bytes(&arguments.size)
-        .and_then(|bytes| usize::try_from(bytes).ok())
-        .ok_or_else(|| wrong("--size", raylet_uring::config::size::EXPECTED, &arguments.size))?;
+    let size_bytes = usize::try_from(size_bytes("--size", &arguments.size)?)
+        .map_err(|_| wrong("--size", raylet_uring::config::size::EXPECTED, &arguments.size))?;
     let path = |name: &String| match name.as_str() {
         "ring" => Ok("ring"),
         "socket" => Ok("socket"),
@@ -335,6 +402,8 @@ fn main() -> ExitCode {
         Generator::LeaseLoad(arguments) => lease_load(&arguments),
         Generator::PlasmaLoad(arguments) => plasma_load(&arguments),
         Generator::Floor(arguments) => measure_floor(&arguments),
+        Generator::Stream(arguments) => measure_stream(&arguments),
+        Generator::Disk(arguments) => measure_disk(&arguments),
         Generator::Ring(arguments) => ring_rows(&arguments),
         Generator::Native(arguments) => native_suite(&arguments),
         Generator::Lease(arguments) => native_rows(native::Op::Lease, &arguments),
