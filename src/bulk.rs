@@ -205,14 +205,14 @@ impl Lane {
             return Ok(());
         }
         if !self.sending {
-            if let Some(Piece { memory, offset, len }) = self.writer.next()? {
+            if let Some(Piece { memory, offset, len }) = self.writer.piece()? {
                 self.sending = true;
                 let send = FileOperation::Send { socket: self.socket.clone(), memory, offset, len };
                 core.io.wish(Wish::File(LANE_KEY | id << 1 | 1, send));
             }
         }
         while !self.receiving {
-            let news = match self.reader.next()? {
+            let news = match self.reader.step()? {
                 Step::Receive(Piece { memory, offset, len }) => {
                     self.receiving = true;
                     let some = !self.reader.is_into_place();

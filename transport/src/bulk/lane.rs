@@ -127,7 +127,7 @@ impl Reader {
     ///
     /// # Errors
     /// See [`LaneError`]: the lane is to be closed.
-    pub fn next(&mut self) -> Result<Step, LaneError> {
+    pub fn step(&mut self) -> Result<Step, LaneError> {
         loop {
             match &self.reading {
                 Reading::Placeless(_) => return Ok(Step::Wait),
@@ -360,7 +360,7 @@ impl Writer {
     ///
     /// # Errors
     /// [`LaneError::Outside`].
-    pub fn next(&mut self) -> Result<Option<Piece>, LaneError> {
+    pub fn piece(&mut self) -> Result<Option<Piece>, LaneError> {
         if self.start == self.filled {
             (self.start, self.filled) = (0, 0);
             if let Some(piece) = self.next_of_chunk()? {

@@ -28,7 +28,7 @@ fn carry(
     flip: Option<usize>,
 ) -> Result<Came, LaneError> {
     let mut wire = VecDeque::new();
-    while let Some(next) = writer.next()? {
+    while let Some(next) = writer.piece()? {
         let mut bytes = vec![0; (next.len as usize).min(piece)];
         assert!(next.memory.read(next.offset, &mut bytes), "a piece outside of its memory");
         writer.sent(bytes.len() as u32);
@@ -39,7 +39,7 @@ fn carry(
     }
     let (mut reader, mut came) = (Reader::new(CHUNK_MAX)?, Came::default());
     loop {
-        match reader.next()? {
+        match reader.step()? {
             Step::Receive(_) if wire.is_empty() => return Ok(came),
             Step::Receive(to) => {
                 let now = (to.len as usize).min(piece).min(wire.len());
@@ -155,9 +155,9 @@ fn a_frame_that_makes_no_sense_says_what_was_expected() {
 #[test]
 fn a_broken_lane_tells_which_chunks_are_not_out() {
     let (mut writer, ..) = loaded([600_000, 1, 1]);
-    let first = writer.next().expect("sound").expect("frames");
+    let first = writer.piece().expect("sound").expect("frames");
     assert_eq!(writer.sent(first.len), None);
-    let second = writer.next().expect("sound").expect("the chunk's bytes");
+    let second = writer.piece().expect("sound").expect("the chunk's bytes");
     assert_eq!(writer.sent(second.len), None, "not all of them");
     assert_eq!(writer.unsent(), [1, 2]);
     assert!(writer.unsent().is_empty());
