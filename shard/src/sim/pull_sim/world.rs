@@ -555,6 +555,9 @@ impl World {
             ReceiveEffect::Accept { object, .. } | ReceiveEffect::Decline { object, .. } => {
                 return Err(format!("{object} was offered to node {node} by nobody"));
             }
+            ReceiveEffect::Arrived { object, .. } | ReceiveEffect::Recall { object } => {
+                return Err(format!("{object} was not lent on node {node}"));
+            }
             ReceiveEffect::Land { ticket, .. } => return Err(format!("chunk {ticket} lands, which was not announced")),
             ReceiveEffect::Progress { object, from } => news.push(PullEvent::Progress { object, from }),
             ReceiveEffect::Lost { object, from } => news.push(PullEvent::Failed { object, from }),
