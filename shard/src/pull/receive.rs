@@ -191,18 +191,19 @@ impl Receiver {
     }
 
     fn broken(&mut self, from: NodeId, out: &mut Vec<ReceiveEffect>) {
-        let taken = self.objects.iter_mut().filter(|(_, receiving)| receiving.from == from);
-        let mut lost: Vec<ObjectId> = taken
-            .map(|(object, receiving)| {
-                receiving.offered = None;
-                *object
-            })
-            .collect();
+        let taken = self.objects.iter().filter(|(_, receiving)| receiving.from == from);
+        let mut lost: Vec<ObjectId> = taken.map(|(object, _)| *object).collect();
         lost.sort_unstable();
-        out.extend(lost.into_iter().map(|object| ReceiveEffect::Lost { object, from }));
-        for again in self.closing.values_mut().filter_map(|closing| closing.again.as_mut()) {
-            if again.from == from {
-                (again.offer, again.lost) = (None, true);
+        for object in lost {
+            let offered = self.objects.get_mut(&object).and_then(|receiving| receiving.offered.take());
+            // The node may have heard of it before it offered this.
+            out.extend(offered.map(|_| ReceiveEffect::Decline { object, from }));
+            out.push(ReceiveEffect::Lost { object, from });
+        }
+        for (object, closing) in &mut self.closing {
+            if let Some(again) = closing.again.as_mut().filter(|again| again.from == from) {
+                again.lost = true;
+                out.extend(again.offer.take().map(|_| ReceiveEffect::Decline { object: *object, from }));
             }
         }
     }
@@ -269,9 +270,7 @@ impl Receiver {
             Some(same) if same == push => return true,
             Some(_) if receiving.is_busy() => return false,
             Some(before) => {
-                receiving.left.rotate_right(1);
-                receiving.left[0] = Some(before);
-                receiving.offered = None;
+                receiving.leave(before, push);
                 receiving.begin_anew(chunk_bytes);
             }
             None => {}
@@ -287,6 +286,8 @@ impl Receiver {
         }
     }
 
+    /// An offer is what its node has now, also of a push that was left: one that was overtaken by the next is not made good when it is
+    /// accepted, and the node is asked again.
     fn offered(&mut self, head: &ChunkHead, out: &mut Vec<ReceiveEffect>) {
         let (object, from) = (head.object, head.from);
         let decline = ReceiveEffect::Decline { object, from };
@@ -307,8 +308,6 @@ impl Receiver {
                 self.create(object, Shape::of(head), Vec::new(), out);
             }
             _ if receiving.from != from => out.push(decline),
-            // Overtaken by the offer that followed it: the node has made a new one of it, which must not be declined.
-            _ if receiving.left.contains(&Some(head.push)) => {}
             Phase::Creating { shape, .. } | Phase::Open { shape, .. } if *shape != Shape::of(head) => {
                 self.start_anew(object, Some(*head), out);
             }

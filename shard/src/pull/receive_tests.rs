@@ -173,10 +173,13 @@ fn another_push_of_the_node_is_never_mixed_with_what_lands() {
     landing(&mut receiver, 11, head(A, 1, 0));
     landed(&mut receiver, 11, true);
     assert_eq!(offer(&mut receiver, A, 2), [accept(A, 2)]);
-    assert!(offer(&mut receiver, A, 1).is_empty(), "overtaken; declining it would end the other one");
     let late = landing(&mut receiver, 12, head(A, 1, 1));
     assert_eq!(late, [ReceiveEffect::Drop { ticket: 12, why: Refusal::LatePush }]);
     assert_eq!(landing(&mut receiver, 13, head(A, 2, 0)), [land(13, 0)], "what push 1 brought does not count");
+    landed(&mut receiver, 13, true);
+    assert_eq!(offer(&mut receiver, A, 1), [accept(A, 1)], "the node may have gone back to it");
+    let late = landing(&mut receiver, 14, head(A, 2, 1));
+    assert_eq!(late, [ReceiveEffect::Drop { ticket: 14, why: Refusal::LatePush }]);
 }
 
 #[test]
@@ -200,14 +203,14 @@ fn a_broken_connection_loses_offers_and_is_asked_again() {
     expect(&mut receiver, A);
     offer(&mut receiver, A, 1);
     assert!(receive(&mut receiver, ReceiveEvent::Broken { from: B }).is_empty());
-    assert_eq!(receive(&mut receiver, ReceiveEvent::Broken { from: A }), [lost(A)]);
+    assert_eq!(receive(&mut receiver, ReceiveEvent::Broken { from: A }), [decline(A), lost(A)]);
     assert!(created(&mut receiver, 1).is_empty(), "the offer is gone");
     assert_eq!(offer(&mut receiver, A, 1), [accept(A, 1)]);
     // Also one that waits for memory to be nobody's.
     landing(&mut receiver, 11, head(A, 1, 0));
     expect(&mut receiver, B);
     offer(&mut receiver, B, 5);
-    assert!(receive(&mut receiver, ReceiveEvent::Broken { from: B }).is_empty());
+    assert_eq!(receive(&mut receiver, ReceiveEvent::Broken { from: B }), [decline(B)]);
     assert_eq!(landed(&mut receiver, 11, false), [ABORT, lost(B)]);
 }
 

@@ -136,6 +136,18 @@ impl Receiving {
         Again { owner: self.owner, from: self.from, offer: None, lost: false }
     }
 
+    /// Leaves a push for another one.
+    pub(super) fn leave(&mut self, before: u64, push: u64) {
+        self.offered = None;
+        match self.left.iter_mut().find(|left| **left == Some(push)) {
+            Some(left) => *left = Some(before),
+            None => {
+                self.left.rotate_right(1);
+                self.left[0] = Some(before);
+            }
+        }
+    }
+
     /// Takes from another node or another push from now on: nothing that is here counts.
     pub(super) fn begin_anew(&mut self, chunk_bytes: u64) {
         if let Phase::Open { shape, have, missing, .. } = &mut self.phase {
