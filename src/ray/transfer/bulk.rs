@@ -376,6 +376,7 @@ impl Transfer {
             (lanes, lost)
         };
         self.close(&lanes);
+        self.receive(ReceiveEvent::Broken { from: node });
         lost.into_iter().for_each(|object| self.tell(TransferNews::Failed { object, from: node }));
     }
 

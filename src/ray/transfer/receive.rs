@@ -215,7 +215,8 @@ impl Transfer {
                 self.count_creates();
                 self.tell(TransferNews::NoRoom { object });
             }
-            ReceiveEffect::Write { .. } => {}
+            // `receive` writes, and nothing is lent.
+            ReceiveEffect::Write { .. } | ReceiveEffect::Arrived { .. } | ReceiveEffect::Recall { .. } => {}
         }
     }
 
