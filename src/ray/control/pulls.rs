@@ -15,6 +15,7 @@ use super::objects::address;
 use super::Control;
 use crate::bridge::{core_reports, CoreReport, Requester};
 use crate::config::ray::RayConfig;
+use crate::observe::status::TransferStatus;
 use crate::ray::messages::Owner;
 use crate::ray::proto::WorkerObjectLocationsPubMessage;
 use crate::ray::rpc::core_worker::host_port;
@@ -186,6 +187,12 @@ impl Control {
     /// Figures for reports.
     pub fn pull_stats(&self) -> PullStats {
         self.pulls.borrow().stats()
+    }
+
+    /// What moves between this node and others.
+    pub fn transfer_status(&self) -> TransferStatus {
+        let (pulls, stats) = (self.pulls.borrow(), self.pull_stats());
+        TransferStatus { pulls_wanted: stats.wanted as u64, pulls_asked: stats.asked as u64, ..pulls.link.status() }
     }
 
     /// Tells the pull manager, and does what it wants done.

@@ -7,6 +7,7 @@
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -55,9 +56,17 @@ struct Lane {
     is_ours: bool,
     core: usize,
     /// The chunk that is coming.
-    landing: Option<(u64, ObjectId)>,
+    landing: Option<ChunkOfLane>,
     /// Chunks that are going.
     sends: FxHashMap<u64, oneshot::Sender<()>>,
+}
+
+/// A chunk that is coming on a lane.
+#[derive(Clone, Copy)]
+struct ChunkOfLane {
+    ticket: u64,
+    object: ObjectId,
+    len_bytes: u64,
 }
 
 /// The lanes of the node.
@@ -247,6 +256,7 @@ impl Transfer {
             bulk.lanes.insert(lane, Lane { node, is_ours, core, landing, sends });
             lane
         };
+        self.used.lanes.fetch_add(1, Ordering::Relaxed);
         let chunk_max_bytes = u32::try_from(self.chunk_bytes).unwrap_or(u32::MAX);
         self.tell_lane(lane, LaneTell::Open { socket, chunk_max_bytes });
         lane
@@ -274,6 +284,7 @@ impl Transfer {
             LaneNews::Said(frame) if frame.kind.is_of_wanter() != is_ours => self.said(node, &frame),
             LaneNews::Whole(frame, bytes) if is_ours => {
                 let (transfer, head) = (self.clone(), head(&frame, node));
+                self.used.lane_received_bytes.fetch_add(head.len_bytes, Ordering::Relaxed);
                 tokio::task::spawn_local(async move {
                     if let Err(status) = transfer.chunk(head, Bytes::from(bytes)).await {
                         tracing::debug!(object = %head.object, error = status.message(), "an object was not taken");
@@ -285,7 +296,10 @@ impl Transfer {
                 {
                     let mut bulk = self.bulk.borrow_mut();
                     bulk.landing.insert(ticket, id);
-                    bulk.lanes.get_mut(&id).into_iter().for_each(|lane| lane.landing = Some((ticket, head.object)));
+                    bulk.lanes.get_mut(&id).into_iter().for_each(|lane| {
+                        let (object, len_bytes) = (head.object, head.len_bytes);
+                        lane.landing = Some(ChunkOfLane { ticket, object, len_bytes });
+                    });
                 }
                 self.receive(ReceiveEvent::Landing { ticket, head });
             }
@@ -328,14 +342,15 @@ impl Transfer {
         let landing = {
             let mut bulk = self.bulk.borrow_mut();
             let landing = bulk.lanes.get_mut(&id).and_then(|lane| lane.landing.take());
-            landing.into_iter().for_each(|(ticket, _)| {
-                bulk.landing.remove(&ticket);
-            });
+            if let Some(chunk) = landing {
+                bulk.landing.remove(&chunk.ticket);
+            }
             landing
         };
-        let Some((ticket, object)) = landing else {
+        let Some(ChunkOfLane { ticket, object, len_bytes }) = landing else {
             return;
         };
+        self.used.lane_received_bytes.fetch_add(len_bytes, Ordering::Relaxed);
         if !ok {
             tracing::warn!(%object, "a chunk did not arrive as it was sent, and its object is asked for again");
         }
@@ -347,10 +362,11 @@ impl Transfer {
         let Some(lane) = self.bulk.borrow_mut().lanes.remove(&id) else {
             return;
         };
+        self.used.lanes.fetch_sub(1, Ordering::Relaxed);
         if let Some(error) = error {
             tracing::warn!(node = %lane.node, error, "a lane to another node broke");
         }
-        if let Some((ticket, object)) = lane.landing {
+        if let Some(ChunkOfLane { ticket, object, .. }) = lane.landing {
             self.bulk.borrow_mut().landing.remove(&ticket);
             self.receive(ReceiveEvent::Landed { ticket, object, ok: false });
         }
@@ -434,6 +450,7 @@ impl Transfer {
             return false;
         }
         let frame = Frame { push: here.push(), total_bytes, metadata_bytes, ..about(Kind::Whole, object) };
+        self.used.lane_sent_bytes.fetch_add(total_bytes, Ordering::Relaxed);
         self.tell_lane(lane, LaneTell::SendWhole(frame, bytes));
         true
     }
@@ -466,7 +483,11 @@ impl Transfer {
         };
         let offset = here.place.data_offset + start;
         self.tell_lane(lane, LaneTell::SendChunk { ticket, frame, segment, offset });
-        wait.await.is_ok()
+        let sent = wait.await.is_ok();
+        if sent {
+            self.used.lane_sent_bytes.fetch_add(len, Ordering::Relaxed);
+        }
+        sent
     }
 
     fn say_to_source(&self, node: &NodeId, frame: Frame) {

@@ -12,12 +12,14 @@ mod greet;
 mod receive;
 mod send;
 mod service;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 use std::io;
 use std::net::TcpListener;
 use std::rc::Rc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +37,7 @@ use super::rpc::client::{ChannelPool, ClientConfig, ClientContext};
 use super::rpc::tls::Tls;
 use crate::bridge::{shard_of_object, CoreHandle, Requester, ToCore};
 use crate::bulk::{LaneId, LaneNews};
+use crate::observe::status::TransferStatus;
 use crate::spill::SpillShared;
 
 use bulk::Bulk;
@@ -152,11 +155,24 @@ pub enum TransferNews {
     },
 }
 
+/// How much was moved, and by which way. Written by the thread, read by reports.
+#[derive(Debug, Default)]
+pub struct TransferUse {
+    /// Creates of the thread that wait for room in the store.
+    creating: AtomicUsize,
+    /// Lanes that are open, of either side.
+    lanes: AtomicUsize,
+    lane_received_bytes: AtomicU64,
+    lane_sent_bytes: AtomicU64,
+    call_received_bytes: AtomicU64,
+    call_sent_bytes: AtomicU64,
+}
+
 /// The way to the thread.
 #[derive(Clone, Debug)]
 pub struct TransferLink {
     queue: flume::Sender<ToTransfer>,
-    creating: Arc<AtomicUsize>,
+    used: Arc<TransferUse>,
 }
 
 impl TransferLink {
@@ -168,7 +184,20 @@ impl TransferLink {
 
     /// Creates of the thread that wait for room in the store.
     pub fn creating(&self) -> u64 {
-        self.creating.load(std::sync::atomic::Ordering::Relaxed) as u64
+        self.used.creating.load(Ordering::Relaxed) as u64
+    }
+
+    /// What was moved since the start. What is wanted is told by others.
+    pub fn status(&self) -> TransferStatus {
+        let of = |bytes: &AtomicU64| bytes.load(Ordering::Relaxed);
+        TransferStatus {
+            lanes: self.used.lanes.load(Ordering::Relaxed) as u64,
+            lane_received_bytes: of(&self.used.lane_received_bytes),
+            lane_sent_bytes: of(&self.used.lane_sent_bytes),
+            call_received_bytes: of(&self.used.call_received_bytes),
+            call_sent_bytes: of(&self.used.call_sent_bytes),
+            ..TransferStatus::default()
+        }
     }
 }
 
@@ -179,10 +208,10 @@ impl TransferLink {
 pub fn start(parts: TransferParts) -> io::Result<(TransferLink, flume::Receiver<TransferNews>)> {
     let (queue, messages) = flume::unbounded();
     let (news, heard) = flume::unbounded();
-    let creating = Arc::new(AtomicUsize::new(0));
+    let used = Arc::new(TransferUse::default());
     parts.cores.iter().for_each(|core| core.send(ToCore::OpenTransfer(queue.clone())));
-    let link = TransferLink { queue, creating: creating.clone() };
-    std::thread::Builder::new().name("transfer".to_owned()).spawn(move || run(parts, messages, news, creating))?;
+    let link = TransferLink { queue, used: used.clone() };
+    std::thread::Builder::new().name("transfer".to_owned()).spawn(move || run(parts, messages, news, used))?;
     Ok((link, heard))
 }
 
@@ -190,7 +219,7 @@ fn run(
     parts: TransferParts,
     messages: flume::Receiver<ToTransfer>,
     news: flume::Sender<TransferNews>,
-    creating: Arc<AtomicUsize>,
+    used: Arc<TransferUse>,
 ) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -198,7 +227,7 @@ fn run(
     };
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
-        match Transfer::new(parts, news, creating) {
+        match Transfer::new(parts, news, used) {
             Ok((transfer, listeners)) => transfer.run(messages, listeners).await,
             Err(error) => tracing::error!(error, "no object can be moved between nodes"),
         }
@@ -217,7 +246,7 @@ pub(super) struct Transfer {
     push_timeout: Duration,
     peers: ChannelPool,
     news: flume::Sender<TransferNews>,
-    creating: Arc<AtomicUsize>,
+    used: Arc<TransferUse>,
     nodes: RefCell<FxHashMap<NodeId, String>>,
     owners: RefCell<FxHashMap<WorkerId, Address>>,
     receiving: RefCell<Receiving>,
@@ -231,7 +260,7 @@ impl Transfer {
     fn new(
         parts: TransferParts,
         news: flume::Sender<TransferNews>,
-        creating: Arc<AtomicUsize>,
+        used: Arc<TransferUse>,
     ) -> Result<(Rc<Self>, Vec<TcpListener>), String> {
         let chaos = Chaos::from_setting(&parts.rpc_failure).map_err(|e| e.to_string())?;
         let client = ClientConfig { auth: parts.auth.clone(), tls: parts.tls.clone(), ..ClientConfig::default() };
@@ -252,7 +281,7 @@ impl Transfer {
             push_timeout: parts.push_timeout,
             peers: ChannelPool::new(ClientContext::new(client, chaos)),
             news,
-            creating,
+            used,
             nodes: RefCell::default(),
             owners: RefCell::default(),
             receiving: RefCell::new(Receiving::new(parts.chunk_bytes.max(1))),

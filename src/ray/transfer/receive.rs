@@ -221,7 +221,7 @@ impl Transfer {
     }
 
     fn count_creates(&self) {
-        self.creating.store(self.receiving.borrow().machine.creating(), Ordering::Relaxed);
+        self.used.creating.store(self.receiving.borrow().machine.creating(), Ordering::Relaxed);
     }
 
     fn abort(&self, id: ObjectId) {

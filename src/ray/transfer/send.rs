@@ -1,6 +1,7 @@
 //! Sending: objects that other nodes ask for go out in chunks, straight from the store's memory.
 
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -312,6 +313,11 @@ impl Transfer {
             Ok(frame) => peer.call_frame("/ray.rpc.ObjectManagerService/Push", frame, Some(CHUNK_TIMEOUT)).await,
             Err(status) => Err(status),
         };
+        let start = u64::from(index) * self.chunk_bytes;
+        let len = here.total_bytes().saturating_sub(start).min(self.chunk_bytes);
+        if sent.is_ok() {
+            self.used.call_sent_bytes.fetch_add(len, Ordering::Relaxed);
+        }
         if let Err(status) = &sent {
             tracing::debug!(%node, %object, index, error = status.message(), "a chunk was not taken");
         }

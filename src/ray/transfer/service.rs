@@ -1,6 +1,7 @@
 //! `ray.rpc.ObjectManagerService`: Pull and Push, as Ray 2.60's raylets call them.
 
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use raylet_shard::ids::{NodeId, ObjectId};
 use raylet_shard::pull::ChunkHead;
@@ -52,6 +53,7 @@ impl Transfer {
             metadata_bytes: request.metadata_size,
             len_bytes: request.data.len() as u64,
         };
+        self.used.call_received_bytes.fetch_add(head.len_bytes, Ordering::Relaxed);
         self.chunk(head, request.data).await.map(|()| PushReply {})
     }
 }

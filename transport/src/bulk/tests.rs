@@ -1,4 +1,6 @@
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
 use proptest::prelude::*;
@@ -7,7 +9,7 @@ use super::frame::{Frame, FrameError, Kind, FRAME_BYTES, WHOLE_MAX_BYTES};
 use super::hello::{is_proven, prove, Challenge, Hello, Refusal, Side, Verdict};
 use super::lane::{LaneError, Place, Reader, Step, Writer};
 use crate::ids::{NodeId, ObjectId};
-use crate::uring::{IoMemory, PageBuffer};
+use crate::uring::{Completion, CoreRing, Doorbell, FileOperation, FileResult, IoMemory, PageBuffer};
 
 const CHUNK_MAX: u32 = 2 << 20;
 const OBJECT: ObjectId = ObjectId([7; ObjectId::LEN]);
@@ -185,4 +187,86 @@ fn only_who_knows_the_token_is_let_in_and_nothing_said_once_is_of_use_again() {
     old[8] = 9;
     assert_eq!(Hello::decode(&old), Err(Refusal::Version));
     assert_eq!(Hello::decode(&[b'P'; 120]), Err(Refusal::NoHello));
+}
+
+/// A lane whose two ends are on one ring, until `landed` chunks are there.
+struct Loop {
+    ring: CoreRing,
+    ends: [Rc<OwnedFd>; 2],
+    busy: [bool; 2],
+}
+
+const RECEIVE: u64 = 0;
+const SEND: u64 = 1;
+
+impl Loop {
+    fn begin(&mut self, key: u64, operation: FileOperation) {
+        self.busy[key as usize] = true;
+        self.ring.begin(key, operation);
+    }
+
+    fn done(&mut self) -> Vec<(u64, u32)> {
+        self.ring.wait(None, || false).expect("a wait");
+        let mut done = Vec::new();
+        self.ring.reap(|completion| match completion {
+            Completion::File { key, result: Ok(FileResult::Done(bytes)) } => done.push((key, bytes)),
+            other => panic!("{other:?}"),
+        });
+        done.iter().for_each(|(key, _)| self.busy[*key as usize] = false);
+        done
+    }
+}
+
+/// The last chunk's checksum is the last thing on the wire: who waits for more than is there would wait for ever.
+#[test]
+fn chunks_go_over_a_socket_from_memory_to_memory_and_nothing_has_to_follow_the_last() {
+    let (one, other) = UnixStream::pair().expect("a pair of sockets");
+    let ring = CoreRing::new(Doorbell::new().expect("a doorbell")).expect("a ring");
+    let mut lane = Loop { ring, ends: [one, other].map(|end| Rc::new(end.into())), busy: [false; 2] };
+    let (mut writer, mut reader) = (Writer::new().expect("memory"), Reader::new(CHUNK_MAX).expect("memory"));
+    let sources: Vec<Vec<u8>> = [1_700_000, 3, 900_000].iter().map(|len| bytes(*len, *len as u8)).collect();
+    let targets: Vec<_> = sources.iter().map(|source| memory(&vec![0; source.len()])).collect();
+    for (ticket, source) in sources.iter().enumerate() {
+        let place = Place { memory: memory(source), offset: 0 };
+        writer.send_chunk(ticket as u64, chunk(source.len() as u32), place);
+    }
+    let (mut coming, mut landed, mut sent) = (targets.iter(), 0, Vec::new());
+    while landed < targets.len() {
+        if !lane.busy[SEND as usize] {
+            if let Some(piece) = writer.piece().expect("inside") {
+                let (memory, offset, len) = (piece.memory, piece.offset, piece.len);
+                let socket = lane.ends[0].clone();
+                lane.begin(SEND, FileOperation::Send { socket, memory, offset, len });
+            }
+        }
+        while !lane.busy[RECEIVE as usize] && landed < targets.len() {
+            match reader.step().expect("a sound lane") {
+                Step::Receive(piece) => {
+                    let (memory, offset, len) = (piece.memory, piece.offset, piece.len);
+                    let (socket, some) = (lane.ends[1].clone(), !reader.is_into_place());
+                    lane.begin(RECEIVE, FileOperation::Receive { socket, memory, offset, len, some });
+                }
+                Step::Chunk(_) => {
+                    let memory = coming.next().expect("three chunks").clone();
+                    reader.place(Some(Place { memory, offset: 0 }));
+                }
+                Step::Landed { ok } => landed += usize::from(ok),
+                other => panic!("{other:?}"),
+            }
+        }
+        if landed < targets.len() {
+            for (key, bytes) in lane.done() {
+                match key {
+                    SEND => sent.extend(writer.sent(bytes)),
+                    _ => reader.received(bytes).expect("inside"),
+                }
+            }
+        }
+    }
+    assert_eq!(sent, [0, 1, 2]);
+    for (source, target) in sources.iter().zip(targets) {
+        let mut arrived = vec![0; source.len()];
+        assert!(target.read(0, &mut arrived));
+        assert!(arrived == *source, "other bytes arrived");
+    }
 }
