@@ -142,7 +142,9 @@ impl Door {
         // What is encrypted in Ray's way stays so: the bulk port has no TLS.
         let bulk_port = config.bulk_port.filter(|_| tls.is_none());
         let bulk_listeners = match bulk_port {
-            Some(port) => listen(flags.node_ip_address, port).await?,
+            Some(port) => listen(flags.node_ip_address, port).await.map_err(|error| {
+                NodeError::Ray(format!("bulk_port: {error}: choose another port with RAYLET_URING_BULK_PORT, or `off`"))
+            })?,
             None => Vec::new(),
         };
         let bulk_port = match bulk_listeners.first() {
