@@ -4,6 +4,7 @@
 //! are queues with one reader each. What bounds them is the number of requests let in (see [`MAX_RPCS_IN_FLIGHT`]) and the number
 //! of connections, because every entry answers one of those.
 
+use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -426,6 +427,31 @@ pub async fn core_reports(cores: &[CoreHandle], objects: bool) -> Vec<CoreReport
         }
     }
     reports
+}
+
+/// How often a node that drains looks whether anything is left.
+const DRAIN_POLL: Duration = Duration::from_millis(50);
+
+/// Waits until every core is idle. One that does not report in time is not.
+pub async fn all_idle(cores: &[CoreHandle], is_idle: impl Fn(&CoreReport) -> bool) {
+    while core_reports(cores, false).await.iter().filter(|report| is_idle(report)).count() < cores.len() {
+        tokio::time::sleep(DRAIN_POLL).await;
+    }
+}
+
+/// Lets a node begin to drain, and waits until nothing is leased, at most this long. Nothing at all is done for no time.
+pub async fn drain_within(cores: &[CoreHandle], timeout: Duration, begin: impl Future<Output = ()>) {
+    if timeout.is_zero() {
+        return;
+    }
+    let drained = async {
+        begin.await;
+        all_idle(cores, |report| report.sched.idle_since.is_some()).await;
+    };
+    match tokio::time::timeout(timeout, drained).await {
+        Ok(()) => tracing::info!("drained: no lease is left"),
+        Err(_) => tracing::warn!(?timeout, "leases that did not end in time (drain_timeout_ms) are broken off"),
+    }
 }
 
 /// Leases, workers and resources of a shard.
