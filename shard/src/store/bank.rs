@@ -306,9 +306,9 @@ impl SpanBank {
         })
     }
 
-    /// All creates that come take tickets from here on.
+    /// All creates that come take tickets from here on. A lone shard has no line: its queue is the order.
     fn hold(&mut self, out: &mut Vec<BankEffect>) {
-        if !std::mem::replace(&mut self.held, true) {
+        if self.shards.len() > 1 && !std::mem::replace(&mut self.held, true) {
             self.tell_all(StoreEvent::Hold { on: true }, out);
         }
     }

@@ -154,6 +154,17 @@ fn a_create_that_would_fit_waits_behind_one_of_another_shard() {
     assert_eq!((node.bank.stats().waiting, node.bank.stats().standing), (0, 0));
 }
 
+/// A lone shard has no line, so nobody would ever give it a turn.
+#[test]
+fn a_create_of_a_lone_shard_is_made_however_long_it_has_waited() {
+    let mut node = Node::new(1, 32, |config| config.spans_ahead = 0);
+    assert!(is_made(&node.create(0, 1, 24 * SPAN), 1));
+    assert!(!is_made(&node.create(0, 2, 12 * SPAN), 2));
+    node.wait(500);
+    let said = node.tell(0, StoreEvent::Abort { client: 1, token: 0, id: id(1) });
+    assert!(is_made(&said, 2), "{said:?}");
+}
+
 #[test]
 fn a_client_that_leaves_takes_its_place_in_the_line_along() {
     let mut node = Node::new(2, 32, |config| config.spans_ahead = 0);
