@@ -367,7 +367,10 @@ impl Core {
                 self.run(Work::Sched(event));
             }
             ToCore::OpenTransfer(queue) => *self.transfer.borrow_mut() = Some(queue),
-            ToCore::OpenRpc(settings) => self.rpc.open(&settings),
+            ToCore::OpenRpc(settings) => {
+                self.sightings.open(settings.max_num_generator_returns);
+                self.rpc.open(&settings);
+            }
             ToCore::Answered { call, reply } => self.rpc.answered(call, reply),
             ToCore::Learn(lesson) => self.rpc.desk.borrow_mut().learn(*lesson),
             ToCore::WorkerReady { worker, card } => self.rpc.desk.borrow_mut().worker_ready(worker, *card),
@@ -644,7 +647,7 @@ impl Core {
                 if source != ObjectSource::RestoredFromStorage {
                     native::object_sealed(self, id, size_bytes);
                 }
-                self.sightings.here(self, owner, id);
+                self.sightings.here(self, owner, id, source);
             }
             StoreEffect::ObjectGone { id, owner, data_bytes, metadata_bytes, reason } => {
                 native::object_gone(self, id, data_bytes + metadata_bytes, reason);
@@ -653,7 +656,9 @@ impl Core {
             StoreEffect::SpansWanted { .. }
             | StoreEffect::SpansUnwanted
             | StoreEffect::SpansReturned { .. }
-            | StoreEffect::ReclaimDone { .. } => {
+            | StoreEffect::ReclaimDone { .. }
+            | StoreEffect::CreateQueued { .. }
+            | StoreEffect::TurnOver { .. } => {
                 if let Some(event) = effect.for_bank(self.shard) {
                     self.send_peer(0, PeerMessage::Bank(event));
                 }

@@ -19,8 +19,16 @@ fn no_object_and_no_span_is_lost_or_shared_whatever_clients_do() {
     let rate = report.steps as f64 / began.elapsed().as_secs_f64() / 1e6;
     println!("seed {seed}: {report:?}, {rate:.2} M steps/s");
     // A run that never came near the limits proves nothing.
-    let tried =
-        [report.made, report.adopted, report.evicted, report.refused, report.grants, report.reclaims, report.checks];
+    let tried = [
+        report.made,
+        report.adopted,
+        report.evicted,
+        report.refused,
+        report.grants,
+        report.reclaims,
+        report.checks,
+        report.in_line,
+    ];
     let disk = [report.spilled, report.restored, report.lost];
     assert!(disk.iter().all(|count| *count > steps / 100_000), "{report:?}");
     assert!(tried.iter().all(|count| *count > steps / 10_000), "{report:?}");

@@ -173,7 +173,8 @@ impl Door {
         let router = health.serve_on(routes(&control)).measured(&control.counters.meters);
         let own = OWN_METHODS.iter().map(|path| (*path, true));
         let methods = router.unary_methods().chain(own).collect();
-        let rpc = Arc::new(RpcSettings { auth: auth.clone(), node_id, methods });
+        let max_num_generator_returns = control.ray_config.max_num_generator_returns;
+        let rpc = Arc::new(RpcSettings { auth: auth.clone(), node_id, methods, max_num_generator_returns });
         engine.cores.iter().for_each(|core| core.send(ToCore::OpenRpc(rpc.clone())));
         tokio::task::spawn_local(control.clone().hear_transfers(transferred));
         accept(raylet_socket, Socket::Raylet, engine.cores.clone());

@@ -333,8 +333,18 @@ impl Store {
             self.spill.restoring.add(data_bytes + metadata_bytes);
             let (client, token, source) = (RESTORER, SILENT, ObjectSource::RestoredFromStorage);
             let (mutable, try_immediately) = (false, false);
-            let create =
-                Create { client, token, id, data_bytes, metadata_bytes, owner, source, mutable, try_immediately };
+            let create = Create {
+                client,
+                token,
+                id,
+                data_bytes,
+                metadata_bytes,
+                owner,
+                source,
+                mutable,
+                try_immediately,
+                since: now,
+            };
             self.queue.push_restore(create, data_bytes + metadata_bytes);
             fed = true;
         }

@@ -1,9 +1,8 @@
 //! One world: shards, their bank, the messages between them, and clients who do what the dice say.
 
 mod clients;
+mod post;
 mod spills;
-
-use std::collections::VecDeque;
 
 use super::model::{Create, Memory, Model, FIRST_FILE};
 use super::Rng;
@@ -12,8 +11,17 @@ use crate::store::{
     BankConfig, BankEffect, BankEvent, Layout, NodeMemory, ObjectSource, SegmentSpec, SpanBank, Store, StoreConfig,
     StoreEffect, StoreEvent, MIN_SPAN_BYTES,
 };
+use post::Post;
 
 const MS: u64 = 1_000_000;
+
+/// Rounds of messages after which every shard knows of a ticket: it goes to the bank, and the bank tells them. What they do
+/// in the third is with that in mind.
+const ROUNDS_TO_TELL: u64 = 3;
+
+/// Rounds after which a create that gets nothing is in the line, and all know: an answer of the bank that was due, what is free
+/// asked for and refused, and the ticket.
+const ROUNDS_TO_LINE_UP: u64 = 5 + ROUNDS_TO_TELL;
 
 /// Steps that the end of a world may take.
 const FINISH_LIMIT: u64 = 200_000;
@@ -33,6 +41,8 @@ pub struct Report {
     pub evicted: u64,
     /// Creates that failed.
     pub refused: u64,
+    /// Creates that waited for memory and had it before some of other shards.
+    pub in_line: u64,
     /// Runs of spans granted.
     pub grants: u64,
     /// Requests to give spans back.
@@ -55,6 +65,7 @@ impl Report {
         self.adopted += other.adopted;
         self.evicted += other.evicted;
         self.refused += other.refused;
+        self.in_line += other.in_line;
         self.grants += other.grants;
         self.reclaims += other.reclaims;
         self.spilled += other.spilled;
@@ -64,9 +75,6 @@ impl Report {
     }
 }
 
-/// A message on its way.
-type Late<M> = VecDeque<(NowNs, M)>;
-
 pub(super) struct World {
     rng: Rng,
     now: NowNs,
@@ -74,8 +82,9 @@ pub(super) struct World {
     home: NodeMemory,
     /// Shards 1 and up.
     others: Vec<Store>,
-    to_bank: Vec<Late<BankEvent>>,
-    to_shard: Vec<Late<StoreEvent>>,
+    post: Post,
+    /// Lines are not dissolved, so that creates are served in order.
+    in_order: bool,
     memory: Memory,
     models: Vec<Model>,
     layout: Layout,
@@ -122,6 +131,8 @@ impl World {
         let max_bytes = layout.max_object_bytes();
         let mut bank = BankConfig::new(layout.clone(), homes);
         bank.hold_after_ns = (1 + rng.below(100)) * MS;
+        let in_order = rng.permille(700);
+        bank.easy_turns_max = if in_order { u32::MAX } else { 1 + rng.below(4) as u32 };
         let bank = SpanBank::new(bank).expect("one shard or more");
         let model = |shard| Model::new(shard, config.fallback, config.full_grace_ns, max_bytes);
         // Small worlds are verified after every step, large ones now and then.
@@ -129,8 +140,8 @@ impl World {
         Self {
             home: NodeMemory::new(Store::new(config.clone()), bank, 0),
             others: (1..shards).map(|_| Store::new(config.clone())).collect(),
-            to_bank: vec![VecDeque::new(); usize::from(shards)],
-            to_shard: vec![VecDeque::new(); usize::from(shards)],
+            post: Post::new(shards),
+            in_order,
             memory: Memory::new(&layout),
             models: (0..shards).map(model).collect(),
             layout,
@@ -169,6 +180,7 @@ impl World {
     /// One step: time passes, and a message arrives or a client does something.
     pub(super) fn step(&mut self) -> Result<(), String> {
         self.now += if self.rng.permille(2) { self.rng.below(700 * MS) } else { self.rng.below(MS / 4) };
+        self.post.turn_round();
         let shard = self.rng.below(self.models.len() as u64) as ShardId;
         if self.rng.permille(400) && self.arrive(shard)? {
             return self.sample();
@@ -214,11 +226,11 @@ impl World {
         }
         self.check_disks()?;
         let held: u32 = (0..self.models.len()).map(|s| self.store(s as ShardId).stats().held_spans).sum();
-        let late_grants = self.to_shard.iter().flatten().map(|(_, event)| match event {
+        let late_grants = self.post.for_shards().map(|event| match event {
             StoreEvent::SpansGranted { count, .. } => *count,
             _ => 0,
         });
-        let late_returns = self.to_bank.iter().flatten().map(|(_, event)| match event {
+        let late_returns = self.post.for_bank().map(|event| match event {
             BankEvent::Returned { count, .. } => *count,
             _ => 0,
         });
@@ -232,17 +244,12 @@ impl World {
 
     /// The first message for this shard or from it arrives, if one is due.
     fn arrive(&mut self, shard: ShardId) -> Result<bool, String> {
-        fn due<M>(late: &mut Late<M>, now: NowNs) -> Option<M> {
-            late.front().filter(|(at, _)| *at <= now)?;
-            late.pop_front().map(|(_, message)| message)
-        }
-        let index = usize::from(shard);
         if self.rng.permille(500) {
-            if let Some(event) = due(&mut self.to_shard[index], self.now) {
+            if let Some(event) = self.post.due_at_shard(shard, self.now) {
                 return self.shard_event(shard, event).map(|()| true);
             }
         }
-        match due(&mut self.to_bank[index], self.now) {
+        match self.post.due_at_bank(shard, self.now) {
             Some(event) => self.bank_event(event).map(|()| true),
             None => Ok(false),
         }
@@ -257,6 +264,7 @@ impl World {
     fn shard_event(&mut self, shard: ShardId, event: StoreEvent) -> Result<(), String> {
         if let StoreEvent::SpansGranted { first, count } = event {
             self.memory.granted(shard, first, count)?;
+            self.model(shard).progress = self.post.round();
         }
         let mut effects = std::mem::take(&mut self.effects);
         if shard == 0 {
@@ -283,9 +291,7 @@ impl World {
         act(&mut self.home, self.now, effects, &mut answers);
         for BankEffect { shard, event } in answers.drain(..) {
             let delay = self.rng.below(self.max_delay_ns);
-            let late = &mut self.to_shard[usize::from(shard)];
-            let at = late.back().map_or(0, |(at, _)| *at).max(self.now + delay);
-            late.push_back((at, event));
+            self.post.tell_shard(shard, event, self.now + delay);
         }
         self.answers = answers;
         Ok(())
@@ -298,18 +304,56 @@ impl World {
                 if let StoreEffect::SpansReturned { first, count } = effect {
                     self.memory.returned(shard, first, count)?;
                 }
+                if let StoreEffect::CreateQueued { since } = effect {
+                    let round = self.post.round();
+                    let creates = self.models[usize::from(shard)].creates.values_mut();
+                    creates.filter(|create| create.asked_ns == since).for_each(|create| {
+                        create.lined.get_or_insert(round);
+                    });
+                }
                 let delay = self.rng.below(self.max_delay_ns);
-                let late = &mut self.to_bank[usize::from(shard)];
-                let at = late.back().map_or(0, |(at, _)| *at).max(self.now + delay);
-                late.push_back((at, event));
+                self.post.tell_bank(shard, event, self.now + delay);
             } else if self.expected == Some(effect) {
                 self.expected = None;
             } else {
+                self.check_order(shard, &effect)?;
                 let now = self.now;
                 self.models[usize::from(shard)].follow(&effect, &mut self.memory, self.home.bank(), now)?;
             }
         }
         self.effects = effects;
+        Ok(())
+    }
+
+    /// Memory goes to the creates of the whole node in order: no create has it before one that waits, on whatever shard, and that took its
+    /// place in the line so much earlier that all could know; and whoever waits where nothing moves has its place.
+    fn check_order(&mut self, shard: ShardId, effect: &StoreEffect) -> Result<(), String> {
+        let StoreEffect::Created { token, result: Ok(place), .. } = *effect else {
+            return Ok(());
+        };
+        let made = self.models[usize::from(shard)].creates.get(&token).filter(|made| !made.immediate);
+        let Some(made) = made.filter(|_| self.in_order && place.segment < FIRST_FILE) else {
+            return Ok(());
+        };
+        let mut others_wait = false;
+        for model in &self.models {
+            let has_file = |waiting: &Token| model.files_wanted.iter().any(|(_, token, _)| token == waiting);
+            let waiting = model.creates.iter().filter(|(t, create)| **t != token && !create.immediate && !has_file(t));
+            for (_, waiting) in waiting {
+                let known = match waiting.lined {
+                    Some(lined) => lined + ROUNDS_TO_TELL,
+                    None => waiting.round.max(model.progress) + ROUNDS_TO_LINE_UP,
+                };
+                if known <= made.round {
+                    let round = self.post.round();
+                    return Err(format!("in round {round} {made:?} overtakes {waiting:?} of shard {}", model.shard));
+                }
+                others_wait |= model.shard != shard;
+            }
+        }
+        let has_waited = made.round + ROUNDS_TO_LINE_UP <= self.post.round();
+        self.models[usize::from(shard)].progress = self.post.round();
+        self.report.in_line += u64::from(others_wait && has_waited);
         Ok(())
     }
 }
@@ -365,7 +409,8 @@ impl World {
         self.next_client += 1;
         let data_bytes = self.layout.max_object_bytes();
         let (metadata_bytes, mutable, immediate, asked_ns) = (0, false, false, self.now);
-        let create = Create { client, id, data_bytes, metadata_bytes, mutable, immediate, asked_ns };
+        let (round, lined) = (self.post.round(), None);
+        let create = Create { client, id, data_bytes, metadata_bytes, mutable, immediate, asked_ns, round, lined };
         self.model(shard).creates.insert(token, create);
         let (owner, source) = (WorkerId::NIL, ObjectSource::ReceivedFromRemote);
         let try_immediately = false;
@@ -394,8 +439,7 @@ impl World {
     /// Delivers messages until nobody has anything to say.
     fn settle(&mut self) -> Result<(), String> {
         for _ in 0..FINISH_LIMIT {
-            let late =
-                self.to_bank.iter().any(|late| !late.is_empty()) || self.to_shard.iter().any(|late| !late.is_empty());
+            let late = self.post.is_under_way();
             let waiting = (0..self.models.len()).any(|s| self.store(s as ShardId).stats().queued_creates > 0);
             if !late && !waiting {
                 return Ok(());

@@ -77,8 +77,8 @@ impl World {
     fn create(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
         let (data_bytes, metadata_bytes) = (self.size_bytes(), self.rng.below(200));
         let (mutable, immediate, token) = (self.rng.permille(20), self.rng.permille(100), self.token());
-        let asked_ns = self.now;
-        let create = Create { client, id, data_bytes, metadata_bytes, mutable, immediate, asked_ns };
+        let (asked_ns, round, lined) = (self.now, self.post.round(), None);
+        let create = Create { client, id, data_bytes, metadata_bytes, mutable, immediate, asked_ns, round, lined };
         self.model(shard).creates.insert(token, create);
         let event = StoreEvent::Create {
             client,
