@@ -20,6 +20,7 @@ use smallvec::SmallVec;
 
 use tonic::Status;
 
+use crate::bulk::{LaneId, LaneTell};
 use crate::core_io::RingUse;
 use crate::native::control::{NativeAsk, NativeTell};
 use crate::native::NativePeer;
@@ -206,6 +207,8 @@ pub enum ToCore {
         /// The owner.
         owner: WorkerId,
     },
+    /// For a lane of the bulk port.
+    Lane(LaneId, LaneTell),
     /// The thread that moves objects is there: what the object table answers it goes here.
     OpenTransfer(flume::Sender<ToTransfer>),
     /// Open the node manager's port.

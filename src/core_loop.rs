@@ -22,6 +22,7 @@ use smallvec::SmallVec;
 use crate::bridge::{
     shard_of_object, CoreHandle, CoreReport, Load, PeerMessage, Requester, SchedReport, ToControl, ToCore,
 };
+use crate::bulk::Lanes;
 use crate::core_io::Io;
 use crate::deps::LeaseDeps;
 use crate::native::{self, Natives};
@@ -137,6 +138,8 @@ pub struct Core {
     pub sightings: Sightings,
     /// Files of objects that the memory has no room for.
     pub spills: Spills,
+    /// Connections to other nodes on which objects travel.
+    pub lanes: Lanes,
     /// Clients of the native door.
     pub native: Natives,
     /// Latencies of this core's operations.
@@ -218,6 +221,7 @@ impl Core {
             raylet: RayletClients::default(),
             sightings: Sightings::default(),
             spills: parts.spills,
+            lanes: Lanes::default(),
             native: Natives::default(),
             recorder: RefCell::new(parts.recorder),
             sealed_sizes: Default::default(),
@@ -366,6 +370,7 @@ impl Core {
                 self.tell_desk(&event);
                 self.run(Work::Sched(event));
             }
+            ToCore::Lane(lane, tell) => Lanes::tell(self, lane, tell),
             ToCore::OpenTransfer(queue) => *self.transfer.borrow_mut() = Some(queue),
             ToCore::OpenRpc(settings) => {
                 self.sightings.open(settings.max_num_generator_returns);
@@ -625,7 +630,7 @@ impl Core {
                 Requester::Shard(shard) if shard != self.shard => {
                     self.send_peer(shard, PeerMessage::StoreAnswer(effect));
                 }
-                Requester::Transfer => self.tell_transfer(effect),
+                Requester::Transfer => self.tell_transfer(ToTransfer::Store(effect)),
                 Requester::Control => self.tell_control_of(&effect),
                 _ if native::is_native(token) => native::answer(self, effect),
                 _ => self.plasma.answer(self, effect),
@@ -674,11 +679,11 @@ impl Core {
         }
     }
 
-    /// The thread that moves objects is a client of the store.
-    fn tell_transfer(&self, effect: StoreEffect) {
+    /// Tells the thread that moves objects, which is a client of the store and has lanes on the cores.
+    pub fn tell_transfer(&self, message: ToTransfer) {
         if let Some(transfer) = &*self.transfer.borrow() {
             // It ends with the node.
-            let _ = transfer.send(ToTransfer::Store(effect));
+            let _ = transfer.send(message);
         }
     }
 

@@ -14,7 +14,7 @@ use crate::engine::Engine;
 use crate::observe::histogram::Snapshot;
 use crate::observe::status::{
     ArenaStatus, Door, LeaseCounts, NodeStatus, ObjectCounts, QueueStatus, ResourceStatus, ShardStatus, SocketStatus,
-    WorkerCounts,
+    TransferStatus, WorkerCounts,
 };
 use crate::ray::control::Control;
 use crate::ray::resources::Names;
@@ -60,6 +60,7 @@ pub async fn with_reports(control: &Rc<Control>, facts: &Facts) -> (Vec<CoreRepo
             (name, ResourceStatus { total, available })
         })
         .collect();
+    status.transfer = control.transfer_status();
     status.clients = control.clients();
     status.workers.pinned = control.pinned_workers() as u64;
     status.workers.drivers = control.driver_count() as u64;
@@ -101,6 +102,7 @@ fn assemble(facts: &Facts, reports: &[CoreReport], mut latencies: Snapshot) -> N
         resources: BTreeMap::new(),
         operations: latencies.operations(),
         clients: Vec::new(),
+        transfer: TransferStatus::default(),
         sockets: Vec::new(),
     }
 }
