@@ -34,6 +34,7 @@ use crate::ray::proto;
 use crate::ray::sightings::Sighting;
 use crate::ray::transfer::ToTransfer;
 use crate::ray::wire::frame::{PLASMA_MAX_BODY_BYTES, RAYLET_MAX_BODY_BYTES};
+use crate::spill::external::{SpillAsk, SpillTold};
 use crate::spill::SpillReport;
 
 /// Most gRPC requests that wait for a core at once; one more is answered RESOURCE_EXHAUSTED.
@@ -200,6 +201,8 @@ pub enum ToCore {
         /// Ray's ErrorType in decimal digits, which is how a reader recognises an error.
         metadata: Vec<u8>,
     },
+    /// One of Ray's IO workers has answered.
+    Spilled(SpillTold),
     /// Free every object of an owner that died.
     FreeOwnedBy {
         /// The owner.
@@ -352,6 +355,8 @@ pub enum ToControl {
     },
     /// Objects that came and went on a core.
     Seen(Vec<Sighting>),
+    /// Something for one of Ray's IO workers.
+    Spill(SpillAsk),
     /// The store is full and creates wait: workers should drop references.
     StoreFull,
     /// A message on the raylet socket that is not answered on the core.

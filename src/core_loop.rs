@@ -313,6 +313,11 @@ impl Core {
         self.run(Work::Store(event));
     }
 
+    /// Answers a client of the store, after what is being done.
+    pub fn answer_later(self: &Rc<Self>, answer: StoreEffect) {
+        self.run(Work::StoreAnswer(answer));
+    }
+
     /// Hands an event to this core's own lease queues.
     pub fn sched_here(self: &Rc<Self>, event: SchedEvent) {
         self.run(Work::Sched(event));
@@ -384,6 +389,7 @@ impl Core {
             ToCore::Flush { token } => self.tell_control(ToControl::CaughtUp { token }),
             ToCore::Accepted { socket, stream } => self.io.serve(self, socket, stream),
             ToCore::FreeOwnedBy { owner } => self.free_owned_by(owner),
+            ToCore::Spilled(told) => self.spills.told(self, told),
             ToCore::PutError { id, metadata } => self.plasma.put_error(self, id, metadata),
             ToCore::Send { conn, frame } => self.raylet.send(self, conn, &frame),
             ToCore::Close { conn } => self.raylet.close(conn),
@@ -448,6 +454,7 @@ impl Core {
     fn step(self: &Rc<Self>, work: Work) {
         let now = self.now();
         match work {
+            Work::Store(event) if self.spills.take_over(self, &event) => {}
             Work::Store(event) => self.memory(|memory, out, others| match memory {
                 Memory::Home(memory) => memory.handle(event, now, out, others),
                 Memory::Away(store) => store.handle(event, now, out),
