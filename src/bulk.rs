@@ -102,16 +102,6 @@ pub struct Lanes {
 }
 
 impl Lanes {
-    /// Lanes that are open.
-    pub fn len(&self) -> usize {
-        self.lanes.borrow().len()
-    }
-
-    /// True where none is open.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Does what a lane is told.
     pub fn tell(core: &Core, id: LaneId, tell: LaneTell) {
         if let LaneTell::Open { socket, chunk_max_bytes } = tell {

@@ -104,6 +104,12 @@ fn about(kind: Kind, object: ObjectId) -> Frame {
     Frame::new(kind, wire::ObjectId(object.0))
 }
 
+/// A frame about the copy that is here, or about a piece of it.
+fn about_copy(kind: Kind, object: ObjectId, here: &Here) -> Frame {
+    let (total_bytes, metadata_bytes) = (here.total_bytes(), here.place.metadata_bytes);
+    Frame { push: here.push(), total_bytes, metadata_bytes, ..about(kind, object) }
+}
+
 /// What a frame says of a chunk, or of the object that it offers.
 fn head(frame: &Frame, from: NodeId) -> ChunkHead {
     ChunkHead {
@@ -429,15 +435,13 @@ impl Transfer {
         let Some(lane) = self.lane_to_taker(node, &object) else {
             return false;
         };
-        let (total_bytes, metadata_bytes) = (here.total_bytes(), here.place.metadata_bytes);
-        let frame = Frame { push: here.push(), total_bytes, metadata_bytes, ..about(Kind::Offer, object) };
-        self.tell_lane(lane, LaneTell::Say(frame));
+        self.tell_lane(lane, LaneTell::Say(about_copy(Kind::Offer, object, here)));
         true
     }
 
     /// Sends an object that is small enough at once. False: it is not, or can't be read.
     pub(super) fn send_whole(&self, node: &NodeId, object: ObjectId, here: &Here) -> bool {
-        let (total_bytes, metadata_bytes) = (here.total_bytes(), here.place.metadata_bytes);
+        let total_bytes = here.total_bytes();
         if total_bytes > u64::from(WHOLE_MAX_BYTES).min(self.chunk_bytes) {
             return false;
         }
@@ -449,7 +453,7 @@ impl Transfer {
             tracing::warn!(%object, %error, "an object can't be read");
             return false;
         }
-        let frame = Frame { push: here.push(), total_bytes, metadata_bytes, ..about(Kind::Whole, object) };
+        let frame = about_copy(Kind::Whole, object, here);
         self.used.lane_sent_bytes.fetch_add(total_bytes, Ordering::Relaxed);
         self.tell_lane(lane, LaneTell::SendWhole(frame, bytes));
         true
@@ -457,14 +461,11 @@ impl Transfer {
 
     /// Sends a chunk. False: the node gets no more of the object by these lanes.
     pub(super) async fn send_by_lane(&self, node: NodeId, object: ObjectId, index: u32, here: &Here) -> bool {
-        let start = u64::from(index) * self.chunk_bytes;
-        let (total_bytes, metadata_bytes) = (here.total_bytes(), here.place.metadata_bytes);
-        let len = total_bytes.saturating_sub(start).min(self.chunk_bytes);
+        let (start, len) = here.chunk(index, self.chunk_bytes);
         let (Some(segment), Ok(len_bytes)) = (self.segment(here.place.segment), u32::try_from(len)) else {
             return false;
         };
-        let frame =
-            Frame { push: here.push(), index, total_bytes, metadata_bytes, len_bytes, ..about(Kind::Chunk, object) };
+        let frame = Frame { index, len_bytes, ..about_copy(Kind::Chunk, object, here) };
         let (sent, wait) = oneshot::channel();
         let (lane, ticket) = {
             let mut bulk = self.bulk.borrow_mut();

@@ -83,6 +83,12 @@ impl Here {
         self.place.data_bytes + self.place.metadata_bytes
     }
 
+    /// Where a chunk starts, and how many bytes it has.
+    pub(super) fn chunk(&self, index: u32, chunk_bytes: u64) -> (u64, u64) {
+        let start = u64::from(index) * chunk_bytes;
+        (start, self.total_bytes().saturating_sub(start).min(chunk_bytes))
+    }
+
     /// Number of the push on a lane.
     pub(super) fn push(&self) -> u64 {
         push_number(&self.push_id)
@@ -313,9 +319,8 @@ impl Transfer {
             Ok(frame) => peer.call_frame("/ray.rpc.ObjectManagerService/Push", frame, Some(CHUNK_TIMEOUT)).await,
             Err(status) => Err(status),
         };
-        let start = u64::from(index) * self.chunk_bytes;
-        let len = here.total_bytes().saturating_sub(start).min(self.chunk_bytes);
         if sent.is_ok() {
+            let (_, len) = here.chunk(index, self.chunk_bytes);
             self.used.call_sent_bytes.fetch_add(len, Ordering::Relaxed);
         }
         if let Err(status) = &sent {
@@ -338,16 +343,14 @@ impl Transfer {
     /// A PushRequest as it travels, with the chunk read out of the store into its place: the only copy.
     fn frame(&self, object: ObjectId, index: u32, here: &Here) -> Result<Bytes, Status> {
         let Here { place, owner, push_id } = here;
-        let total = here.total_bytes();
-        let start = u64::from(index) * self.chunk_bytes;
-        let len = total.saturating_sub(start).min(self.chunk_bytes);
+        let (start, len) = here.chunk(index, self.chunk_bytes);
         let head = PushRequest {
             push_id: push_id.clone(),
             object_id: id(object.as_bytes()),
             node_id: id(self.node_id.as_bytes()),
             owner_address: Some(owner.clone()),
             chunk_index: index,
-            data_size: total,
+            data_size: here.total_bytes(),
             metadata_size: place.metadata_bytes,
             data: Bytes::new(),
         };
