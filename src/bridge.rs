@@ -4,6 +4,7 @@
 //! are queues with one reader each. What bounds them is the number of requests let in (see [`MAX_RPCS_IN_FLIGHT`]) and the number
 //! of connections, because every entry answers one of those.
 
+use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use smallvec::SmallVec;
 
 use tonic::Status;
 
+use crate::bulk::{LaneId, LaneTell};
 use crate::core_io::RingUse;
 use crate::native::control::{NativeAsk, NativeTell};
 use crate::native::NativePeer;
@@ -33,6 +35,7 @@ use crate::ray::proto;
 use crate::ray::sightings::Sighting;
 use crate::ray::transfer::ToTransfer;
 use crate::ray::wire::frame::{PLASMA_MAX_BODY_BYTES, RAYLET_MAX_BODY_BYTES};
+use crate::spill::external::{SpillAsk, SpillTold};
 use crate::spill::SpillReport;
 
 /// Most gRPC requests that wait for a core at once; one more is answered RESOURCE_EXHAUSTED.
@@ -201,11 +204,15 @@ pub enum ToCore {
         /// Ray's ErrorType in decimal digits, which is how a reader recognises an error.
         metadata: Vec<u8>,
     },
+    /// One of Ray's IO workers has answered.
+    Spilled(SpillTold),
     /// Free every object of an owner that died.
     FreeOwnedBy {
         /// The owner.
         owner: WorkerId,
     },
+    /// For a lane of the bulk port.
+    Lane(LaneId, LaneTell),
     /// The thread that moves objects is there: what the object table answers it goes here.
     OpenTransfer(flume::Sender<ToTransfer>),
     /// Open the node manager's port.
@@ -351,6 +358,8 @@ pub enum ToControl {
     },
     /// Objects that came and went on a core.
     Seen(Vec<Sighting>),
+    /// Something for one of Ray's IO workers.
+    Spill(SpillAsk),
     /// The store is full and creates wait: workers should drop references.
     StoreFull,
     /// A message on the raylet socket that is not answered on the core.
@@ -428,6 +437,31 @@ pub async fn core_reports(cores: &[CoreHandle], objects: bool) -> Vec<CoreReport
         }
     }
     reports
+}
+
+/// How often a node that drains looks whether anything is left.
+const DRAIN_POLL: Duration = Duration::from_millis(50);
+
+/// Waits until every core is idle. One that does not report in time is not.
+pub async fn all_idle(cores: &[CoreHandle], is_idle: impl Fn(&CoreReport) -> bool) {
+    while core_reports(cores, false).await.iter().filter(|report| is_idle(report)).count() < cores.len() {
+        tokio::time::sleep(DRAIN_POLL).await;
+    }
+}
+
+/// Lets a node begin to drain, and waits until nothing is leased, at most this long. Nothing at all is done for no time.
+pub async fn drain_within(cores: &[CoreHandle], timeout: Duration, begin: impl Future<Output = ()>) {
+    if timeout.is_zero() {
+        return;
+    }
+    let drained = async {
+        begin.await;
+        all_idle(cores, |report| report.sched.idle_since.is_some()).await;
+    };
+    match tokio::time::timeout(timeout, drained).await {
+        Ok(()) => tracing::info!("drained: no lease is left"),
+        Err(_) => tracing::warn!(?timeout, "leases that did not end in time (drain_timeout_ms) are broken off"),
+    }
 }
 
 /// Leases, workers and resources of a shard.

@@ -22,6 +22,7 @@ use raylet_transport::uring::{Completion, CoreRing, FileOperation};
 use rustc_hash::FxHashMap;
 
 use crate::bridge::{Requester, Socket, ToCore};
+use crate::bulk::{Lanes, LANE_KEY};
 use crate::core_loop::Core;
 use crate::native::Natives;
 use crate::near::Near;
@@ -52,7 +53,7 @@ pub enum Wish {
     RingBell(u64, Rc<OwnedFd>),
     /// Have nothing more to do with the bells of this client.
     ForgetBell(u64),
-    /// Do something with a file; what it came to goes to the core's disk, under this key.
+    /// Do something with a file or a lane's socket; what it came to goes to whoever has this key.
     File(u64, FileOperation),
 }
 
@@ -255,6 +256,7 @@ impl Io {
                 self.end(core, key, ended);
             }
             Completion::Bell { key } => Natives::bell(core, key),
+            Completion::File { key, result } if key & LANE_KEY != 0 => Lanes::completed(core, key, result),
             Completion::File { key, result } => core.spills.completed(core, key, result),
             Completion::Writable { key } => {
                 if let Some(connection) = self.connection(key) {

@@ -22,6 +22,7 @@ use smallvec::SmallVec;
 use crate::bridge::{
     shard_of_object, CoreHandle, CoreReport, Load, PeerMessage, Requester, SchedReport, ToControl, ToCore,
 };
+use crate::bulk::Lanes;
 use crate::core_io::Io;
 use crate::deps::LeaseDeps;
 use crate::native::{self, Natives};
@@ -137,6 +138,8 @@ pub struct Core {
     pub sightings: Sightings,
     /// Files of objects that the memory has no room for.
     pub spills: Spills,
+    /// Connections to other nodes on which objects travel.
+    pub lanes: Lanes,
     /// Clients of the native door.
     pub native: Natives,
     /// Latencies of this core's operations.
@@ -218,6 +221,7 @@ impl Core {
             raylet: RayletClients::default(),
             sightings: Sightings::default(),
             spills: parts.spills,
+            lanes: Lanes::default(),
             native: Natives::default(),
             recorder: RefCell::new(parts.recorder),
             sealed_sizes: Default::default(),
@@ -309,6 +313,11 @@ impl Core {
         self.run(Work::Store(event));
     }
 
+    /// Answers a client of the store, after what is being done.
+    pub fn answer_later(self: &Rc<Self>, answer: StoreEffect) {
+        self.run(Work::StoreAnswer(answer));
+    }
+
     /// Hands an event to this core's own lease queues.
     pub fn sched_here(self: &Rc<Self>, event: SchedEvent) {
         self.run(Work::Sched(event));
@@ -361,8 +370,12 @@ impl Core {
                 self.tell_desk(&event);
                 self.run(Work::Sched(event));
             }
+            ToCore::Lane(lane, tell) => Lanes::tell(self, lane, tell),
             ToCore::OpenTransfer(queue) => *self.transfer.borrow_mut() = Some(queue),
-            ToCore::OpenRpc(settings) => self.rpc.open(&settings),
+            ToCore::OpenRpc(settings) => {
+                self.sightings.open(settings.max_num_generator_returns);
+                self.rpc.open(&settings);
+            }
             ToCore::Answered { call, reply } => self.rpc.answered(call, reply),
             ToCore::Learn(lesson) => self.rpc.desk.borrow_mut().learn(*lesson),
             ToCore::WorkerReady { worker, card } => self.rpc.desk.borrow_mut().worker_ready(worker, *card),
@@ -376,6 +389,7 @@ impl Core {
             ToCore::Flush { token } => self.tell_control(ToControl::CaughtUp { token }),
             ToCore::Accepted { socket, stream, near } => self.io.serve(self, socket, stream, near),
             ToCore::FreeOwnedBy { owner } => self.free_owned_by(owner),
+            ToCore::Spilled(told) => self.spills.told(self, told),
             ToCore::PutError { id, metadata } => self.plasma.put_error(self, id, metadata),
             ToCore::Send { conn, frame } => self.raylet.send(self, conn, &frame),
             ToCore::Close { conn } => self.raylet.close(conn),
@@ -440,6 +454,7 @@ impl Core {
     fn step(self: &Rc<Self>, work: Work) {
         let now = self.now();
         match work {
+            Work::Store(event) if self.spills.take_over(self, &event) => {}
             Work::Store(event) => self.memory(|memory, out, others| match memory {
                 Memory::Home(memory) => memory.handle(event, now, out, others),
                 Memory::Away(store) => store.handle(event, now, out),
@@ -616,7 +631,7 @@ impl Core {
                 Requester::Shard(shard) if shard != self.shard => {
                     self.send_peer(shard, PeerMessage::StoreAnswer(effect));
                 }
-                Requester::Transfer => self.tell_transfer(effect),
+                Requester::Transfer => self.tell_transfer(ToTransfer::Store(effect)),
                 Requester::Control => self.tell_control_of(&effect),
                 _ if native::is_native(token) => native::answer(self, effect),
                 _ => self.plasma.answer(self, effect),
@@ -638,7 +653,7 @@ impl Core {
                 if source != ObjectSource::RestoredFromStorage {
                     native::object_sealed(self, id, size_bytes);
                 }
-                self.sightings.here(self, owner, id);
+                self.sightings.here(self, owner, id, source);
             }
             StoreEffect::ObjectGone { id, owner, data_bytes, metadata_bytes, reason } => {
                 native::object_gone(self, id, data_bytes + metadata_bytes, reason);
@@ -647,7 +662,9 @@ impl Core {
             StoreEffect::SpansWanted { .. }
             | StoreEffect::SpansUnwanted
             | StoreEffect::SpansReturned { .. }
-            | StoreEffect::ReclaimDone { .. } => {
+            | StoreEffect::ReclaimDone { .. }
+            | StoreEffect::CreateQueued { .. }
+            | StoreEffect::TurnOver { .. } => {
                 if let Some(event) = effect.for_bank(self.shard) {
                     self.send_peer(0, PeerMessage::Bank(event));
                 }
@@ -663,11 +680,11 @@ impl Core {
         }
     }
 
-    /// The thread that moves objects is a client of the store.
-    fn tell_transfer(&self, effect: StoreEffect) {
+    /// Tells the thread that moves objects, which is a client of the store and has lanes on the cores.
+    pub fn tell_transfer(&self, message: ToTransfer) {
         if let Some(transfer) = &*self.transfer.borrow() {
             // It ends with the node.
-            let _ = transfer.send(ToTransfer::Store(effect));
+            let _ = transfer.send(message);
         }
     }
 

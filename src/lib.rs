@@ -4,6 +4,7 @@
 
 pub mod attach;
 pub mod bridge;
+pub mod bulk;
 pub mod cli;
 pub mod config;
 pub mod core_io;

@@ -58,7 +58,7 @@ impl Cores {
         })
         .expect("cores start");
         let methods = [REQUEST, RETURN, CONFIG].into_iter().chain(OWN_METHODS).map(|path| (path, true)).collect();
-        let settings = Arc::new(RpcSettings { auth, node_id: NODE, methods });
+        let settings = Arc::new(RpcSettings { auth, node_id: NODE, methods, max_num_generator_returns: 0 });
         engine.cores.iter().for_each(|core| core.send(ToCore::OpenRpc(settings.clone())));
         engine.tell_all(&SchedEvent::AddResource { id: CPU, total: Fixed::units(2), kind: ResourceKind::Cpu });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");

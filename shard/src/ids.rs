@@ -91,6 +91,13 @@ impl ObjectId {
         task.copy_from_slice(&self.0[..TaskId::LEN]);
         TaskId(task)
     }
+
+    /// Which of its task's objects it is: the last four bytes, little-endian.
+    pub fn index(&self) -> u32 {
+        let mut index = [0; 4];
+        index.copy_from_slice(&self.0[TaskId::LEN..]);
+        u32::from_le_bytes(index)
+    }
 }
 
 /// Index of a shard on its node: 0 .. number of shards.

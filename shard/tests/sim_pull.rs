@@ -29,6 +29,8 @@ fn what_is_wanted_and_somewhere_arrives_whole_whatever_happens() {
         report.evicted,
         report.remade,
         report.died,
+        report.landed,
+        report.broken,
     ];
     assert!(tried.iter().all(|count| *count > steps / 20_000), "{report:?}");
 }

@@ -29,6 +29,7 @@ fn no_object_and_no_span_is_lost_or_shared_whatever_clients_do() {
         report.grants,
         report.reclaims,
         report.checks,
+        report.in_line,
     ];
     let disk = [report.spilled, report.restored, report.lost];
     assert!(disk.iter().all(|count| *count > steps / 100_000), "{report:?}");

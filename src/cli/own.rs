@@ -59,6 +59,12 @@ pub struct NodeFlags {
     /// Never sleep while a native client has rings: true or false [env: RAYLET_URING_BUSY_POLL].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub busy_poll: Option<String>,
+    /// TCP port on which nodes like this one fetch objects; 0: any; off: only Ray's own way [env: RAYLET_URING_BULK_PORT].
+    #[arg(long, value_name = "PORT")]
+    pub bulk_port: Option<String>,
+    /// Connections to each node that objects are fetched from; 0: one for each core, 2 to 8 [env: RAYLET_URING_BULK_LANES].
+    #[arg(long, value_name = "NUMBER")]
+    pub bulk_lanes: Option<String>,
     /// Directory of the admin sockets, mode 0700 [env: RAYLET_URING_RUNTIME_DIR].
     #[arg(long, value_name = "DIR")]
     pub runtime_dir: Option<String>,
@@ -93,6 +99,8 @@ impl NodeFlags {
             ("worker_command", &self.worker_command),
             ("spin_us", &self.spin_us),
             ("busy_poll", &self.busy_poll),
+            ("bulk_port", &self.bulk_port),
+            ("bulk_lanes", &self.bulk_lanes),
             ("runtime_dir", &self.runtime_dir),
             ("config", &self.config),
             ("log", &self.log_level),

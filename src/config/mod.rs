@@ -28,6 +28,9 @@ pub const WARM_RESERVE_DEFAULT_BYTES: u64 = 256 << 20;
 /// The default of `spin_us`: a few round trips, so that a client that goes on at once finds the core awake.
 pub const SPIN_DEFAULT_US: u64 = 50;
 
+/// Most connections to a node that objects are fetched from.
+pub const BULK_LANES_MAX: usize = 64;
+
 /// The settings of a node, checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -55,6 +58,10 @@ pub struct Config {
     pub spin_us: u64,
     /// Cores never sleep while a native client has rings.
     pub busy_poll: bool,
+    /// TCP port on which nodes like this one fetch objects, 0 for any; `None`: they fetch them in Ray's own way.
+    pub bulk_port: Option<u16>,
+    /// Connections to each node that objects are fetched from; 0: as many as there are cores, from 2 to 8.
+    pub bulk_lanes: usize,
     /// The directory of the admin sockets, by which `raylet-uring status` finds running nodes.
     pub runtime_dir: PathBuf,
     /// The log filter: a level or `tracing` directives ("info,raylet_uring::workers=debug").
@@ -170,6 +177,10 @@ impl Config {
                 .take("spin_us", "a number of microseconds", |text| text.parse().ok())?
                 .unwrap_or(SPIN_DEFAULT_US),
             busy_poll: values.take("busy_poll", switch, parse_switch)?.unwrap_or(false),
+            bulk_port: values.take("bulk_port", "a TCP port, 0 or off", parse_bulk_port)?.unwrap_or(Some(0)),
+            bulk_lanes: values
+                .take("bulk_lanes", "a number from 0 to 64", |text| text.parse().ok().filter(|n| *n <= BULK_LANES_MAX))?
+                .unwrap_or(0),
             runtime_dir: values.take("runtime_dir", "an absolute path", parse_absolute)?.unwrap_or(runtime_dir),
             log: values.take("log", LOG_EXPECTED, parse_log)?.unwrap_or_else(|| "info".to_owned()),
             log_format: values.take("log_format", LogFormat::EXPECTED, LogFormat::parse)?.unwrap_or(LogFormat::Auto),
@@ -219,6 +230,8 @@ impl Config {
                 "worker_command" => self.worker_command.join(" "),
                 "spin_us" => self.spin_us.to_string(),
                 "busy_poll" => self.busy_poll.to_string(),
+                "bulk_port" => self.bulk_port.map_or("off".to_owned(), |port| port.to_string()),
+                "bulk_lanes" => self.bulk_lanes.to_string(),
                 "runtime_dir" => self.runtime_dir.display().to_string(),
                 "log" => self.log.clone(),
                 "log_format" => self.log_format.to_string(),
@@ -274,6 +287,13 @@ fn describe_resources(resources: &BTreeMap<String, f64>) -> String {
     match resources.is_empty() {
         true => "the CPUs of this machine".to_owned(),
         false => resources.iter().map(|(name, amount)| format!("{name}={amount}")).collect::<Vec<_>>().join(","),
+    }
+}
+
+fn parse_bulk_port(text: &str) -> Option<Option<u16>> {
+    match text {
+        "off" => Some(None),
+        text => text.parse().ok().map(Some),
     }
 }
 

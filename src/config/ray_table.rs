@@ -177,6 +177,8 @@ settings! {
     free_objects_batch_size: u64 = 100;
     /// Object locations in one report to an owner.
     max_object_report_batch_size: i64 = 2000;
+    /// Largest index of an object that a task returns; those of puts are above.
+    max_num_generator_returns: u64 = 100_000_000;
     /// Objects in one FreeLocalObjects call.
     max_free_local_objects_batch_size: i64 = 256;
     /// Objects waiting to be freed above which a warning is logged.
@@ -407,7 +409,6 @@ pub const NAMES_OF_OTHERS: &[&str] = &[
     "max_direct_call_object_size",
     "max_error_msg_size_bytes",
     "max_lineage_bytes",
-    "max_num_generator_returns",
     "max_pending_lease_requests_per_scheduling_category",
     "max_placement_group_load_report_size",
     "maximum_actor_previous_incarnations",

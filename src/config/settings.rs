@@ -88,6 +88,18 @@ pub const SETTINGS: &[Setting] = &[
         "microseconds that a core looks at quiet rings of native clients before it sleeps",
     ),
     setting("busy_poll", "RAYLET_URING_BUSY_POLL", "--busy-poll", "never sleep while a native client has rings"),
+    setting(
+        "bulk_port",
+        "RAYLET_URING_BULK_PORT",
+        "--bulk-port",
+        "TCP port on which nodes like this one fetch objects; 0: any; off: only Ray's own way; under Ray only",
+    ),
+    setting(
+        "bulk_lanes",
+        "RAYLET_URING_BULK_LANES",
+        "--bulk-lanes",
+        "connections to each node that objects are fetched from; 0: one for each core, 2 to 8",
+    ),
     setting("runtime_dir", "RAYLET_URING_RUNTIME_DIR", "--runtime-dir", "directory of the admin sockets, mode 0700"),
     setting("log", "RAYLET_URING_LOG", "--log-level", "log level, or directives by module"),
     setting(

@@ -19,14 +19,11 @@ use tokio::task::JoinHandle;
 use super::classes::{Defined, NativeClasses, NATIVE_LANGUAGE};
 use super::processes::Processes;
 use super::{listen, NativeSettings, NativeShared};
-use crate::bridge::{core_reports, CoreHandle, CoreReport, Requester, ToCore};
+use crate::bridge::{core_reports, drain_within, CoreHandle, CoreReport, Requester, ToCore};
 use crate::core_loop::Core;
 use crate::near::Nears;
 use crate::ray::resources::Names;
 use crate::workers::process::{ProcessConfig, ProcessTable};
-
-/// How often a node that drains looks whether it is done.
-const DRAIN_POLL: Duration = Duration::from_millis(50);
 
 /// Objects of one answer to a List.
 const LISTED_MAX: u32 = 16_384;
@@ -333,24 +330,8 @@ impl NativeControl {
 
     /// Takes no new leases, and waits until none is left, at most this long. Nothing at all is done for no time.
     pub async fn drain_within(&self, timeout: Duration) {
-        if timeout.is_zero() {
-            return;
-        }
-        self.set_draining(true, "the node received a signal to end");
-        let drained = async {
-            loop {
-                let reports = core_reports(&self.cores, false).await;
-                let idle = reports.iter().filter(|report| report.sched.idle_since.is_some());
-                if idle.count() == self.cores.len() {
-                    return;
-                }
-                tokio::time::sleep(DRAIN_POLL).await;
-            }
-        };
-        match tokio::time::timeout(timeout, drained).await {
-            Ok(()) => tracing::info!("drained: no lease is left"),
-            Err(_) => tracing::warn!(?timeout, "leases that did not end in time (drain_timeout_ms) are broken off"),
-        }
+        let begin = async { self.set_draining(true, "the node received a signal to end") };
+        drain_within(&self.cores, timeout, begin).await;
     }
 
     fn worker_gone(&self, worker: WorkerId) {

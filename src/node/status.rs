@@ -15,7 +15,7 @@ use crate::engine::Engine;
 use crate::observe::histogram::Snapshot;
 use crate::observe::status::{
     ArenaStatus, Door, LeaseCounts, NodeStatus, ObjectCounts, QueueStatus, ResourceStatus, ShardStatus, SocketStatus,
-    SpillStatus, WorkerCounts,
+    SpillStatus, TransferStatus, WorkerCounts,
 };
 use crate::ray::control::Control;
 use crate::ray::resources::Names;
@@ -85,6 +85,7 @@ pub async fn with_reports(control: &Rc<Control>, facts: &Facts) -> (Vec<CoreRepo
             (name, ResourceStatus { total, available })
         })
         .collect();
+    status.transfer = control.transfer_status();
     status.clients = control.clients();
     status.workers.pinned = control.pinned_workers() as u64;
     status.workers.drivers = control.driver_count() as u64;
@@ -127,6 +128,7 @@ fn assemble(facts: &Facts, reports: &[CoreReport], mut latencies: Snapshot) -> N
         resources: BTreeMap::new(),
         operations: latencies.operations(),
         clients: Vec::new(),
+        transfer: TransferStatus::default(),
         sockets: Vec::new(),
     }
 }

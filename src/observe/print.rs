@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 
 use raylet_tuning::cores::format_list;
 
-use super::status::{ArenaStatus, Door, NodeStatus, SpillStatus};
+use super::status::{ArenaStatus, Door, NodeStatus, SpillStatus, TransferStatus};
 use crate::config::size::format_bytes;
 
 /// Writes the status as `raylet-uring status` shows it.
@@ -114,7 +114,24 @@ fn objects(status: &NodeStatus) -> Rows {
     if o.creates_queued > 0 {
         let _ = write!(text, ", {} creates wait for room", o.creates_queued);
     }
-    vec![vec!["in the store".to_owned(), text]]
+    let mut rows = vec![vec!["in the store".to_owned(), text]];
+    if status.transfer != TransferStatus::default() {
+        rows.push(vec!["between nodes".to_owned(), transfer(&status.transfer)]);
+    }
+    rows
+}
+
+fn transfer(t: &TransferStatus) -> String {
+    let bytes = format_bytes;
+    let mut text =
+        format!("{} received, {} sent by {} lanes", bytes(t.lane_received_bytes), bytes(t.lane_sent_bytes), t.lanes);
+    if t.call_received_bytes + t.call_sent_bytes > 0 {
+        let _ = write!(text, "; {} received, {} sent by calls", bytes(t.call_received_bytes), bytes(t.call_sent_bytes));
+    }
+    if t.pulls_wanted > 0 {
+        let _ = write!(text, "; {} wanted, {} asked for", t.pulls_wanted, t.pulls_asked);
+    }
+    text
 }
 
 fn arenas(arenas: &[ArenaStatus]) -> Rows {
@@ -280,6 +297,14 @@ mod tests {
             ]
             .into(),
             objects: ObjectCounts { count: 3, sealed: 2, pinned: 1, bytes: 2048, creates_queued: 3 },
+            transfer: TransferStatus {
+                lanes: 4,
+                lane_received_bytes: 5 << 20,
+                call_sent_bytes: 1024,
+                pulls_wanted: 3,
+                pulls_asked: 2,
+                ..TransferStatus::default()
+            },
             operations: vec![OperationStatus {
                 name: "plasma.create".into(),
                 count: 1000,
@@ -310,7 +335,8 @@ leases and workers
   drivers  0 connected
 
 objects
-  in the store  3 (2.00 KiB), 2 sealed, 1 pinned, 3 creates wait for room
+  in the store   3 (2.00 KiB), 2 sealed, 1 pinned, 3 creates wait for room
+  between nodes  5.00 MiB received, 0 B sent by 4 lanes; 0 B received, 1.00 KiB sent by calls; 3 wanted, 2 asked for
 
 arenas
   segment      size   touched  used                   NUMA node  pages

@@ -42,8 +42,30 @@ pub struct NodeStatus {
     pub resources: BTreeMap<String, ResourceStatus>,
     /// Latencies by operation since the boot.
     pub operations: Vec<OperationStatus>,
+    /// Objects that move between nodes; a node of its own has none.
+    pub transfer: TransferStatus,
     /// The addresses at which the node listens.
     pub sockets: Vec<SocketStatus>,
+}
+
+/// What was moved between this node and others, in bytes since the boot, and what is wanted now.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TransferStatus {
+    /// Connections of the bulk port, those that this node opened and those to it.
+    pub lanes: u64,
+    /// Received by the bulk port.
+    pub lane_received_bytes: u64,
+    /// Sent by the bulk port.
+    pub lane_sent_bytes: u64,
+    /// Received in Ray's way: Push calls.
+    pub call_received_bytes: u64,
+    /// Sent in Ray's way.
+    pub call_sent_bytes: u64,
+    /// Objects that are wanted from other nodes.
+    pub pulls_wanted: u64,
+    /// Of these, those that a node was asked for.
+    pub pulls_asked: u64,
 }
 
 /// Drivers and workers that a status lists; leased ones are listed first.

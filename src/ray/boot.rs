@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use super::accept::{accept, accept_rpc, listen};
 use super::control::{routes, Control, ControlParts, Pulls};
 use super::core_rpc::{RpcSettings, OWN_METHODS};
+use super::nodes::BULK_PORT_LABEL;
 use super::resources::{kind_of, Names};
 use super::rpc::auth::Auth;
 use super::rpc::chaos::Chaos;
@@ -46,6 +47,10 @@ use crate::workers::command::WorkerCommands;
 use crate::workers::nursery::{Nursery, NurserySettings};
 use crate::workers::pinning::Pins;
 use crate::workers::process::{ProcessConfig, ProcessTable};
+
+/// Lanes to each node that objects are fetched from, where nobody says how many: one for each core, within these bounds.
+const LANES_AUTO_MIN: usize = 2;
+const LANES_AUTO_MAX: usize = 8;
 
 /// Longest wait for the GCS to take note of the node's end. It may be gone itself by then.
 const UNREGISTER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -134,7 +139,25 @@ impl Door {
         let transfers = listen(flags.node_ip_address, flags.object_manager_port).await?;
         let object_manager_port = transfers[0].local_addr().map_err(NodeError::Io)?.port();
         let transfers: Result<_, _> = transfers.into_iter().map(tokio::net::TcpListener::into_std).collect();
+        // What is encrypted in Ray's way stays so: the bulk port has no TLS.
+        let bulk_port = config.bulk_port.filter(|_| tls.is_none());
+        let bulk_listeners = match bulk_port {
+            Some(port) => listen(flags.node_ip_address, port).await.map_err(|error| {
+                NodeError::Ray(format!("bulk_port: {error}: choose another port with RAYLET_URING_BULK_PORT, or `off`"))
+            })?,
+            None => Vec::new(),
+        };
+        let bulk_port = match bulk_listeners.first() {
+            Some(listener) => Some(listener.local_addr().map_err(NodeError::Io)?.port()),
+            None => None,
+        };
+        let bulk_listeners: Result<_, _> = bulk_listeners.into_iter().map(tokio::net::TcpListener::into_std).collect();
         let (transfer, transferred) = transfer::start(TransferParts {
+            bulk_listeners: bulk_listeners.map_err(NodeError::Io)?,
+            lanes_per_node: match config.bulk_lanes {
+                0 => engine.cores.len().clamp(LANES_AUTO_MIN, LANES_AUTO_MAX),
+                lanes => lanes,
+            },
             node_id,
             segments: engine.segments.clone(),
             files: engine.spill_shared.clone(),
@@ -176,7 +199,8 @@ impl Door {
         let router = health.serve_on(routes(&control)).measured(&control.counters.meters);
         let own = OWN_METHODS.iter().map(|path| (*path, true));
         let methods = router.unary_methods().chain(own).collect();
-        let rpc = Arc::new(RpcSettings { auth: auth.clone(), node_id, methods });
+        let max_num_generator_returns = control.ray_config.max_num_generator_returns;
+        let rpc = Arc::new(RpcSettings { auth: auth.clone(), node_id, methods, max_num_generator_returns });
         engine.cores.iter().for_each(|core| core.send(ToCore::OpenRpc(rpc.clone())));
         tokio::task::spawn_local(control.clone().hear_transfers(transferred));
         accept(raylet_socket, Socket::Raylet, engine.cores.clone(), engine.nears.clone());
@@ -202,7 +226,7 @@ impl Door {
         tokio::task::spawn_local(door.control.clone().run(engine.from_cores.clone(), router));
         door.watch_processes(process_exits);
         door.watch_agents(failures);
-        door.register(port, object_manager_port).await?;
+        door.register(port, object_manager_port, bulk_port).await?;
         door.subscribe()?;
         door.control.prestart_at_boot();
         door.keep_house();
@@ -236,12 +260,15 @@ impl Door {
         });
     }
 
-    async fn register(&self, port: u16, object_manager_port: u16) -> Result<(), NodeError> {
+    async fn register(&self, port: u16, object_manager_port: u16, bulk_port: Option<u16>) -> Result<(), NodeError> {
         let flags = self.control.flags();
         let ports = self.agents.ports();
         let environment = |name: &str| std::env::var(name).unwrap_or_default();
         let mut labels: BTreeMap<String, String> = flags.labels.clone();
         labels.insert("ray.io/node-id".to_owned(), self.control.node_id.to_string());
+        if let Some(port) = bulk_port {
+            labels.insert(BULK_PORT_LABEL.to_owned(), port.to_string());
+        }
         let address = flags.node_ip_address.to_string();
         let node = proto::GcsNodeInfo {
             node_id: self.control.node_id.as_bytes().to_vec().into(),

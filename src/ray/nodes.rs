@@ -18,7 +18,12 @@ pub struct NodeRecord {
     pub node_manager_port: u16,
     /// TCP port of its ObjectManagerService.
     pub object_manager_port: u16,
+    /// TCP port of its bulk port; `None` for a node of stock Ray, and one that has none open.
+    pub bulk_port: Option<u16>,
 }
+
+/// Label by which a node tells where its bulk port is.
+pub const BULK_PORT_LABEL: &str = "raylet-uring/bulk-port";
 
 /// What is wrong with the GCS's word on a node.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -76,6 +81,8 @@ impl Nodes {
             address: node.node_manager_address.clone(),
             node_manager_port: port("node_manager_port", node.node_manager_port)?,
             object_manager_port: port("object_manager_port", node.object_manager_port)?,
+            // A label is anybody's to set: one that is no port is none of ours.
+            bulk_port: node.labels.get(BULK_PORT_LABEL).and_then(|text| text.parse().ok()).filter(|port| *port != 0),
         };
         if self.alive.len() >= MAX_NODES && !self.alive.contains_key(&id) {
             return Err(NodeRecordError::TooMany);

@@ -83,7 +83,7 @@ struct Get {
     asked: Option<Vec<ObjectId>>,
     places: Vec<Option<Placement>>,
     since: Instant,
-    /// True once it is known that some objects are not there yet.
+    /// Some objects were not there yet when they were asked for; how long the answer of another shard takes is not meant.
     waited: bool,
 }
 
@@ -221,7 +221,9 @@ impl PlasmaClients {
                 self.reply(client, |e, out| encode_contains_reply(e, out, &id, has));
             }
             StoreEffect::Deleted { client, id, result, .. } => self.deleted(client, id, result),
-            StoreEffect::Got { client, token, id, place, .. } => self.got(core, client, token, id, place),
+            StoreEffect::Got { client, token, id, place, waited, .. } => {
+                self.got(core, client, token, id, place, waited);
+            }
             _ => {}
         }
     }
@@ -424,27 +426,30 @@ impl PlasmaClients {
             let token = Requester::Shard(core.shard).tag(wait.token(position));
             core.store(&id, StoreEvent::Get { client, token, id, wait: timeout_ms != 0 });
         }
-        let waits = match self.state.borrow_mut().gets.context_mut(wait) {
-            Some(get) => {
-                get.waited = true;
-                true
-            }
-            None => false,
-        };
-        if waits && timeout_ms > 0 {
+        let is_open = self.state.borrow_mut().gets.context_mut(wait).is_some();
+        if is_open && timeout_ms > 0 {
             let timeout = Duration::from_millis(timeout_ms as u64);
             core.io.after(timeout, move |core| core.plasma.finish_get(core, wait));
         }
         Ok(())
     }
 
-    fn got(&self, core: &Rc<Core>, client: ClientId, token: Token, id: ObjectId, place: Option<Placement>) {
+    fn got(
+        &self,
+        core: &Rc<Core>,
+        client: ClientId,
+        token: Token,
+        id: ObjectId,
+        place: Option<Placement>,
+        waited: bool,
+    ) {
         let (wait, position) = WaitId::from_token(Requester::local(token));
         let complete = {
             let mut state = self.state.borrow_mut();
             match state.gets.context_mut(wait) {
                 Some(get) => {
                     get.places[position] = place;
+                    get.waited |= waited;
                     Some(state.gets.ready(wait, position))
                 }
                 None => None,
@@ -464,6 +469,8 @@ impl PlasmaClients {
             return;
         };
         let Get { client, since, waited, .. } = finished.context;
+        // What is not there by now has run out of time.
+        let waited = waited || finished.ready.contains(&false);
         let operation = if waited { Operation::PlasmaGetWaited } else { Operation::PlasmaGet };
         core.recorder.borrow_mut().record_since(operation, since);
         for (position, id) in finished.objects.iter().enumerate() {

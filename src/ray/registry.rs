@@ -62,6 +62,11 @@ impl Member {
         self.kind == proto::WorkerType::Driver
     }
 
+    /// True for a worker that spills or restores and does nothing else.
+    pub fn is_io(&self) -> bool {
+        matches!(self.kind, proto::WorkerType::SpillWorker | proto::WorkerType::RestoreWorker)
+    }
+
     /// What it is, in a word.
     pub fn role(&self) -> &'static str {
         match (self.is_driver(), self.lease, self.actor) {

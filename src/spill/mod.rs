@@ -3,6 +3,7 @@
 //! The store names objects, files and places (`shard/src/store/spill.rs`); [`Disk`] turns them into operations on files; here
 //! both meet the core: its segments, its ring, the owners' addresses and the control thread.
 
+pub mod external;
 pub mod files;
 pub mod memory;
 pub mod settings;
@@ -20,11 +21,13 @@ use raylet_transport::uring::{FileResult, IoMemory};
 use raylet_tuning::Segment;
 use rustc_hash::FxHashMap;
 
+use crate::bridge::ToControl;
 use crate::core_io::{Io, Wish};
 use crate::core_loop::Core;
 use crate::ray::messages::Owner;
 use crate::ray::plasma_conn::back_in_background;
 use crate::ray::proto::{self, ErrorType};
+use external::{External, SpillAsk, SpillTold};
 use files::{FileSettings, Files};
 use memory::ArenaMemory;
 use settings::SpillSettings;
@@ -138,6 +141,8 @@ impl Busy {
 
 struct State {
     disk: Disk,
+    /// Instead of the disk.
+    external: Option<External>,
     segments: Vec<Rc<dyn IoMemory>>,
     /// Objects of the file that is being named.
     named: Vec<Source>,
@@ -156,6 +161,7 @@ pub struct Spills {
     state: RefCell<Option<State>>,
     shared: Arc<SpillShared>,
     fallback: Option<FileSettings>,
+    is_external: bool,
 }
 
 impl Spills {
@@ -174,6 +180,7 @@ impl Spills {
                 capacity_share: settings.capacity_share,
                 name: format!("{}-{core}-", settings.name),
             }),
+            external: settings.external.then(External::default),
             segments: segments.into_iter().map(|segment| Rc::new(segment) as Rc<dyn IoMemory>).collect(),
             named: Vec::new(),
             reads: FxHashMap::default(),
@@ -183,7 +190,8 @@ impl Spills {
             last_failure: None,
             told_others: (0, false),
         });
-        Self { state: RefCell::new(state), shared, fallback }
+        let is_external = settings.is_some_and(|settings| settings.external);
+        Self { state: RefCell::new(state), shared, fallback, is_external }
     }
 
     /// Objects in files of their own.
@@ -213,13 +221,89 @@ impl Spills {
 
     /// Where an object is on disk, for its owner.
     pub fn url(&self, file: SpillFile, index: u32) -> Option<String> {
-        self.state.borrow().as_ref()?.disk.url(file, index)
+        let state = self.state.borrow();
+        let state = state.as_ref()?;
+        match &state.external {
+            Some(external) => external.url(file, index),
+            None => state.disk.url(file, index),
+        }
+    }
+
+    /// True where an event was not for the store after all: a worker reads an object back.
+    pub fn take_over(&self, core: &Rc<Core>, event: &StoreEvent) -> bool {
+        // Looked at for every event of the store, and nearly never so.
+        if !self.is_external {
+            return false;
+        }
+        let instead = self.external(|external, _| external.instead(event)).flatten();
+        let Some(instead) = instead else {
+            return false;
+        };
+        if let Some(event) = instead.event {
+            self.external(|_, state| state.reading.ends());
+            core.store_here(event);
+        }
+        if let Some(answer) = instead.answer {
+            core.answer_later(answer);
+        }
+        true
+    }
+
+    fn external<T>(&self, f: impl FnOnce(&mut External, &mut State) -> T) -> Option<T> {
+        let mut borrowed = self.state.borrow_mut();
+        let state = borrowed.as_mut()?;
+        let mut external = state.external.take()?;
+        let result = f(&mut external, state);
+        state.external = Some(external);
+        Some(result)
+    }
+
+    fn ask(core: &Rc<Core>, ask: Option<SpillAsk>) {
+        if let Some(ask) = ask {
+            core.tell_control(ToControl::Spill(ask));
+        }
+    }
+
+    /// An IO worker has answered.
+    pub fn told(&self, core: &Rc<Core>, told: SpillTold) {
+        let event = match told {
+            SpillTold::Written { file, urls } => self.external(|external, state| {
+                state.writing.ends();
+                state.note_failure(urls.as_ref().err());
+                external.written(file, urls)
+            }),
+            SpillTold::Read { ticket, id, why } => self
+                .external(|external, state| {
+                    let event = external.has_read(ticket, id)?;
+                    state.reading.ends();
+                    tracing::warn!(%id, why, "a spilled object can't be read back");
+                    Some(event)
+                })
+                .flatten(),
+        };
+        if let Some(event) = event {
+            core.store_here(event);
+        }
     }
 
     /// Carries out an effect of the store.
     pub fn carry_out(&self, core: &Rc<Core>, effect: StoreEffect) {
         match effect {
+            StoreEffect::SpillObject { file, id, owner, last, .. } if self.is_external => {
+                let owner = self.shared.address_of(&owner);
+                let ask = self.external(|external, state| {
+                    let ask = external.name(core.shard, file, id, &owner, last);
+                    if ask.is_some() {
+                        state.writing.begins();
+                    }
+                    ask
+                });
+                Self::ask(core, ask.flatten());
+            }
             StoreEffect::SpillObject { file, owner, place, last, .. } => self.name(file, &owner, &place, last),
+            StoreEffect::SpillFileUnneeded { file } if self.is_external => {
+                Self::ask(core, self.external(|external, _| external.delete(file)).flatten());
+            }
             StoreEffect::SpillFileUnneeded { file } => {
                 if let Some(state) = &mut *self.state.borrow_mut() {
                     state.disk.delete(file);
@@ -330,20 +414,24 @@ impl State {
         outcomes.into_iter().filter_map(|outcome| self.outcome(outcome)).collect()
     }
 
+    fn note_failure(&mut self, why: Option<&String>) {
+        if let Some(why) = why.filter(|why| self.last_failure.as_ref() != Some(*why)) {
+            tracing::warn!(why, "objects can't be spilled; they stay in memory");
+        }
+        self.last_failure = why.cloned();
+    }
+
     fn outcome(&mut self, outcome: Outcome) -> Option<StoreEvent> {
         match outcome {
             Outcome::Written { file, result } => {
                 self.writing.ends();
                 let result = match result {
                     Ok(_) => {
-                        self.last_failure = None;
+                        self.note_failure(None);
                         Ok(())
                     }
                     Err(failure) => {
-                        if self.last_failure.as_ref() != Some(&failure.why) {
-                            tracing::warn!(why = failure.why, "objects can't be spilled; they stay in memory");
-                            self.last_failure = Some(failure.why);
-                        }
+                        self.note_failure(Some(&failure.why));
                         Err(if failure.full { SpillFailure::DiskFull } else { SpillFailure::Failed })
                     }
                 };
@@ -394,6 +482,16 @@ fn backed_for_restore(
     if let Err(error) = backed {
         tracing::warn!(error, %id, "no memory to read a spilled object back to");
         return core.store_here(StoreEvent::RestoreDone { id, result: Err(RestoreFailure::Again) });
+    }
+    if core.spills.is_external {
+        let ask = core.spills.external(|external, state| {
+            let ask = external.read(core.shard, file, index, id, *place);
+            if ask.is_some() {
+                state.reading.begins();
+            }
+            ask
+        });
+        return Spills::ask(core, ask.flatten());
     }
     core.spills.read(file, index, id, place);
     core.spills.pump(core);

@@ -12,6 +12,8 @@ use crate::config::ray::RayConfig;
 /// How the engine spills.
 #[derive(Clone, Debug)]
 pub struct SpillSettings {
+    /// Ray's own IO workers write and read, because only they can reach the storage.
+    pub external: bool,
     /// Directories, which are there.
     pub directories: Vec<PathBuf>,
     /// So many of them, the first ones, are near the core that has these settings, and used before the others.
@@ -118,12 +120,12 @@ pub fn place(config: &RayConfig) -> Result<Place, SpillError> {
 /// # Errors
 /// See [`SpillError`].
 pub fn prepare(config: &RayConfig, node_id: &str) -> Result<Option<(SpillSettings, Vec<SpillDirectory>)>, SpillError> {
-    let parents = match place(config)? {
-        Place::Directories(parents) => parents,
+    let (external, parents) = match place(config)? {
+        Place::Directories(parents) => (false, parents),
         Place::Nowhere => return Ok(None),
         Place::External(kind) => {
-            tracing::warn!(kind, "this kind of storage is not used for spilling yet: objects stay in memory");
-            return Ok(None);
+            tracing::info!(kind, "Ray's IO workers spill to this kind of storage");
+            (true, Vec::new())
         }
     };
     let mut made = Vec::with_capacity(parents.len());
@@ -136,6 +138,7 @@ pub fn prepare(config: &RayConfig, node_id: &str) -> Result<Option<(SpillSetting
     let positive = |value: i64| u64::try_from(value).ok().filter(|value| *value > 0);
     let settings = SpillSettings {
         near: made.len(),
+        external,
         directories: made.iter().map(|directory| directory.path().to_owned()).collect(),
         capacity_share: config.local_fs_capacity_threshold.clamp(0.0, 1.0),
         name: node_id.get(..12).unwrap_or(node_id).to_owned(),
@@ -168,6 +171,12 @@ mod tests {
         assert_eq!(place(&with("")).unwrap(), Place::Nowhere);
         assert_eq!(place(&with("{}")).unwrap(), Place::Nowhere);
         assert_eq!(place(&with(r#"{"type": "smart_open"}"#)).unwrap(), Place::External("smart_open".to_owned()));
+    }
+
+    #[test]
+    fn other_storage_needs_no_directory_of_this_machine() {
+        let (settings, made) = prepare(&with(r#"{"type": "smart_open"}"#), "0123").unwrap().unwrap();
+        assert!(settings.external && settings.directories.is_empty() && made.is_empty());
     }
 
     #[test]

@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import (
 )
 
 import harness
+from places import meet, where
 
 #: Several nodes and their agents share the machine with whatever else runs.
 pytestmark = pytest.mark.timeout(300)
@@ -48,20 +49,6 @@ def nothing_held(cluster):
         return all(abs(left.get(name, 0) - total[name]) < 1e-6 for name in total if not name.startswith("object_store"))
 
     harness.wait_until(free, "every resource is free again", every_s=0.1)
-
-
-@ray.remote(num_cpus=1)
-def where():
-    """The node that it runs on."""
-    return ray.get_runtime_context().get_node_id()
-
-
-@ray.remote(num_cpus=1)
-def meet(directory, count):
-    """Returns its node once `count` tasks run at the same time."""
-    open(os.path.join(directory, ray.get_runtime_context().get_task_id()), "w").close()
-    harness.wait_until(lambda: len(os.listdir(directory)) >= count, f"{count} tasks run together")
-    return ray.get_runtime_context().get_node_id()
 
 
 @ray.remote(num_cpus=1)

@@ -1,13 +1,12 @@
 """Clusters of Ray's own raylet and ours, in both roles: a cluster can be moved over node by node."""
 
-import os
-
 import pytest
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 import harness
+from places import meet, where
 
 #: Two nodes and their agents share the machine with whatever else runs.
 pytestmark = pytest.mark.timeout(300)
@@ -22,20 +21,6 @@ def cluster(request):
             running.add(kind, resources={name: 2}, labels={"place": name})
         running.connect()
         yield running
-
-
-@ray.remote(num_cpus=1)
-def where():
-    """The node that it runs on."""
-    return ray.get_runtime_context().get_node_id()
-
-
-@ray.remote(num_cpus=1)
-def meet(directory, count):
-    """Returns its node once `count` tasks run at the same time."""
-    open(os.path.join(directory, ray.get_runtime_context().get_task_id()), "w").close()
-    harness.wait_until(lambda: len(os.listdir(directory)) >= count, f"{count} tasks run together")
-    return ray.get_runtime_context().get_node_id()
 
 
 @ray.remote(num_cpus=1)

@@ -214,6 +214,21 @@ def test_results_survive_the_worker_that_made_them():
     assert np.array_equal(get(array_ref), pattern(3 * MIB))
 
 
+def test_the_owner_knows_where_its_objects_are():
+    """What it put itself, and what tasks returned."""
+    def where(ref):
+        return ray.experimental.get_object_locations([ref])[ref]["node_ids"]
+
+    @ray.remote
+    def make():
+        return np.zeros(MIB, dtype=np.uint8)
+
+    here = [ray.get_runtime_context().get_node_id()]
+    put, returned = ray.put(np.zeros(MIB, dtype=np.uint8)), make.remote()
+    assert get(returned).nbytes == MIB
+    wait_until(lambda: where(put) == here and where(returned) == here, "both are known to be here")
+
+
 @ray.remote(num_cpus=0, max_concurrency=2)
 class Putter:
     """Puts one array and keeps it."""

@@ -1,6 +1,8 @@
 """Objects move between the nodes of a cluster: all of ours, and of both raylets in both roles."""
 
 import gc
+import json
+import subprocess
 
 import numpy as np
 import pytest
@@ -163,3 +165,27 @@ def test_arguments_of_many_calls_at_once(running, actors):
     batches = [maker.make.remote(size, seed) for seed in range(12)]
     calls = [reader.check.remote(batches[n % 12], size, n % 12) for n in range(count)]
     assert get(calls, 120) == [True] * count
+
+
+def status_of(node):
+    """What a node of ours says of itself."""
+    out = subprocess.run([harness.our_binary(), "status", "--json"], capture_output=True, text=True, timeout=60)
+    [status] = [status for status in json.loads(out.stdout or "[]") if status["pid"] == node.raylet.pid]
+    return status
+
+
+def test_nodes_of_ours_use_the_bulk_port_and_stock_is_spoken_to_in_its_own_way(running):
+    ours = [node for node in running.nodes if node.kind == "ours"]
+    before = [status_of(node)["transfer"] for node in ours]
+    size = 7 * MIB
+    refs = [ref for peer in running.peers for ref in get(peer.put.remote(size, 77))]
+    for peer in running.peers:
+        assert get(peer.check_refs.remote(refs, size, [77] * len(refs)), 120) == [True] * len(refs)
+    get([peer.drop.remote() for peer in running.peers])
+    for node, old in zip(ours, before):
+        new = status_of(node)["transfer"]
+        moved = {way: new[f"{way}_received_bytes"] - old[f"{way}_received_bytes"] for way in ("lane", "call")}
+        mine, stock = (len(ours) - 1) * size, (len(running.nodes) - len(ours)) * size
+        # One that was asked for again is received again.
+        assert (moved["lane"] >= mine, moved["call"] >= stock) == (True, True), (moved, new)
+        assert (moved["lane"] > 0, moved["call"] > 0) == (mine > 0, stock > 0), (moved, new)

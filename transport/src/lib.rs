@@ -8,6 +8,7 @@
 //! | [`ring`] | a pair of one-way rings in shared memory, and the doorbells that wake who sleeps |
 //! | [`credit`] | private runs of memory: small objects without a round trip |
 //! | [`server`] | the node's side of a connection: state that a synchronous event loop drives, no I/O |
+//! | [`bulk`] | the bulk port: how objects travel between two nodes |
 //! | [`client`] | the blocking client, the async one, and the worker |
 //! | [`fault`] | where a client can be made to die, for tests |
 //! | [`spill`] | files of spilled objects: their layout, writing, reading, checking |
@@ -15,6 +16,7 @@
 //!
 //! Nothing here knows a shard: identifiers are plain bytes, and the node converts.
 
+pub mod bulk;
 pub mod client;
 pub mod credit;
 pub mod fault;

@@ -11,12 +11,18 @@ mod api;
 mod manager;
 mod queues;
 mod receive;
+mod receive_api;
+mod receiving;
 mod send;
 
+#[cfg(test)]
+mod receive_tests;
 #[cfg(test)]
 mod tests;
 
 pub use api::{Kind, PullConfig, PullEffect, PullEvent, WishId};
 pub use manager::{PullManager, PullStats};
-pub use receive::{ChunkHead, ReceiveEffect, ReceiveEvent, Receiver, Refusal};
+pub use receive::Receiver;
+pub use receive_api::{ChunkHead, ReceiveEffect, ReceiveEvent, Refusal};
+pub use receiving::Lent;
 pub use send::{SendEffect, SendEvent, Sender};

@@ -4,208 +4,20 @@
 //! nodes, and one node at two times, may have different bytes under one id where a task ran again. Another node or another push starts the
 //! object anew, and a chunk of a push that was left is late.
 //! Whether a chunk is the first of its number or the tenth makes no difference to the result, and neither does their order.
+//!
+//! Chunks come in two ways. With its bytes ([`ReceiveEvent::Chunk`]): they wait until there is memory, and are copied there. Or its
+//! head first ([`ReceiveEvent::Landing`]), after the object was offered and there is memory: then its bytes go from the wire to their
+//! place, and that memory is nobody else's until they have landed, whatever becomes of the object.
+//!
+//! What is there of an object can be lent while the rest is coming ([`Receiver::lend`]), for other nodes to be sent it. Its memory stays
+//! as it is until it was returned, too.
 
 use rustc_hash::FxHashMap;
 
+use super::receive_api::{ChunkHead, ReceiveEffect, ReceiveEvent, Refusal};
+use super::receiving::{bit_of, Again, Closing, Landing, Lent, Phase, Receiving, Shape, Waiting, LEFT_MAX};
 use crate::ids::{NodeId, ObjectId, WorkerId};
 use crate::store::StoreError;
-
-/// What a chunk says of itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ChunkHead {
-    /// Its object.
-    pub object: ObjectId,
-    /// Who sent it.
-    pub from: NodeId,
-    /// Of which push it is: all chunks of a push are of one copy.
-    pub push: u64,
-    /// Its number, from 0.
-    pub index: u32,
-    /// Size of the whole object: data, and the metadata behind them.
-    pub total_bytes: u64,
-    /// Size of the metadata.
-    pub metadata_bytes: u64,
-    /// How many bytes the chunk brings.
-    pub len_bytes: u64,
-}
-
-/// Why a chunk was not used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Refusal {
-    /// Nobody wants the object, or it is here.
-    NotWanted,
-    /// Its numbers contradict each other, or the chunks before it.
-    Malformed,
-    /// The object is being taken from another node.
-    OtherSender,
-    /// It is of a push that another one of the same node has followed.
-    LatePush,
-    /// It was here already.
-    Repeated,
-    /// The store has no room for the object, or too much waits for room.
-    NoRoom,
-}
-
-/// What happens to the receiver.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReceiveEvent {
-    /// A node is asked for an object: its chunks are welcome.
-    Expect {
-        /// The object.
-        object: ObjectId,
-        /// Who owns it.
-        owner: WorkerId,
-        /// Who was asked.
-        from: NodeId,
-    },
-    /// The object is wanted no longer, or is here.
-    Forget {
-        /// The object.
-        object: ObjectId,
-    },
-    /// A chunk came.
-    Chunk {
-        /// Comes back in [`ReceiveEffect::Write`] or [`ReceiveEffect::Drop`], exactly once.
-        ticket: u64,
-        /// What it says of itself.
-        head: ChunkHead,
-    },
-    /// The store's answer to [`ReceiveEffect::Create`].
-    Created {
-        /// The object.
-        object: ObjectId,
-        /// The token of the request.
-        token: u64,
-        /// Whether there is memory to write to.
-        result: Result<(), StoreError>,
-    },
-}
-
-/// What the receiver wants done, in order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReceiveEffect {
-    /// Make an unsealed object.
-    Create {
-        /// The object.
-        object: ObjectId,
-        /// Comes back with the answer.
-        token: u64,
-        /// Who owns it.
-        owner: WorkerId,
-        /// Size of its data.
-        data_bytes: u64,
-        /// Size of its metadata.
-        metadata_bytes: u64,
-    },
-    /// Forget a create that was not answered.
-    CancelCreate {
-        /// The object.
-        object: ObjectId,
-    },
-    /// Copy the bytes of a chunk into the object.
-    Write {
-        /// The chunk.
-        ticket: u64,
-        /// The object.
-        object: ObjectId,
-        /// Where they go, from the start of its data.
-        offset_bytes: u64,
-    },
-    /// The chunk is not used.
-    Drop {
-        /// The chunk.
-        ticket: u64,
-        /// Why.
-        why: Refusal,
-    },
-    /// All bytes are there: seal the object. Its creator keeps its reference.
-    Seal {
-        /// The object.
-        object: ObjectId,
-    },
-    /// Give the unsealed object up.
-    Abort {
-        /// The object.
-        object: ObjectId,
-    },
-    /// Bytes came from a node, whether they are the first of their kind or not.
-    Progress {
-        /// The object.
-        object: ObjectId,
-        /// Who sent them.
-        from: NodeId,
-    },
-    /// Chunks were lost: the node has to be asked again.
-    Lost {
-        /// The object.
-        object: ObjectId,
-        /// Who sent them.
-        from: NodeId,
-    },
-    /// The store has no room for the object, or has an unsealed one of its name.
-    NoRoom {
-        /// The object.
-        object: ObjectId,
-    },
-}
-
-/// The sizes of an object and its chunks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Shape {
-    total_bytes: u64,
-    metadata_bytes: u64,
-}
-
-impl Shape {
-    fn of(head: &ChunkHead) -> Self {
-        Self { total_bytes: head.total_bytes, metadata_bytes: head.metadata_bytes }
-    }
-}
-
-/// A chunk that waits for its object's memory.
-#[derive(Clone, Copy, Debug)]
-struct Waiting {
-    ticket: u64,
-    head: ChunkHead,
-}
-
-#[derive(Debug)]
-enum Phase {
-    /// Nothing has come yet.
-    Expected,
-    /// The store was asked for memory.
-    Creating { token: u64, shape: Shape, waiting: Vec<Waiting> },
-    /// There is memory; `have` has a bit for each chunk.
-    Open { shape: Shape, have: Vec<u64>, missing: u64 },
-}
-
-/// Pushes of a node that are remembered as left. A later one still can't mix bytes, it only starts the object anew.
-const LEFT_MAX: usize = 4;
-
-#[derive(Debug)]
-struct Receiving {
-    owner: WorkerId,
-    from: NodeId,
-    /// The push that is taken, once a chunk has said.
-    push: Option<u64>,
-    /// Those before it, of the same node.
-    left: [Option<u64>; LEFT_MAX],
-    phase: Phase,
-}
-
-impl Receiving {
-    fn new(owner: WorkerId, from: NodeId) -> Self {
-        Self { owner, from, push: None, left: [None; LEFT_MAX], phase: Phase::Expected }
-    }
-
-    /// Takes from another node or another push from now on: nothing that is here counts.
-    fn begin_anew(&mut self, chunk_bytes: u64) {
-        if let Phase::Open { shape, have, missing } = &mut self.phase {
-            have.fill(0);
-            *missing = shape.total_bytes.div_ceil(chunk_bytes);
-        }
-    }
-}
 
 /// Puts chunks into objects.
 #[derive(Debug)]
@@ -214,6 +26,7 @@ pub struct Receiver {
     waiting_max_bytes: u64,
     waiting_bytes: u64,
     objects: FxHashMap<ObjectId, Receiving>,
+    closing: FxHashMap<ObjectId, Closing>,
     tokens: u64,
 }
 
@@ -225,6 +38,7 @@ impl Receiver {
             waiting_max_bytes,
             waiting_bytes: 0,
             objects: FxHashMap::default(),
+            closing: FxHashMap::default(),
             tokens: 0,
         }
     }
@@ -232,11 +46,31 @@ impl Receiver {
     /// Takes one event and appends what it leads to.
     pub fn handle(&mut self, event: ReceiveEvent, out: &mut Vec<ReceiveEffect>) {
         match event {
-            ReceiveEvent::Expect { object, owner, from } => self.expect(object, owner, from),
+            ReceiveEvent::Expect { object, owner, from } => self.expect(object, owner, from, out),
             ReceiveEvent::Forget { object } => self.forget(object, out),
             ReceiveEvent::Chunk { ticket, head } => self.chunk(Waiting { ticket, head }, out),
+            ReceiveEvent::Offered { head } => self.offered(&head, out),
+            ReceiveEvent::Landing { ticket, head } => self.landing(ticket, &head, out),
+            ReceiveEvent::Landed { ticket, object, ok } => self.landed(ticket, object, ok, out),
+            ReceiveEvent::Broken { from } => self.broken(from, out),
+            ReceiveEvent::Returned { object } => self.returned(object, out),
             ReceiveEvent::Created { object, token, result } => self.created(object, token, result, out),
         }
+    }
+
+    /// Lends what is there of an object, where there is memory for it: from now on each further chunk is told of
+    /// ([`ReceiveEffect::Arrived`]), and none of its memory is given up or written to again before [`ReceiveEvent::Returned`].
+    pub fn lend(&mut self, object: &ObjectId) -> Option<Lent<'_>> {
+        let Phase::Open { shape, have, lent, .. } = &mut self.objects.get_mut(object)?.phase else {
+            return None;
+        };
+        *lent = true;
+        Some(Lent { total_bytes: shape.total_bytes, metadata_bytes: shape.metadata_bytes, have })
+    }
+
+    /// True where an object is expected, or being received.
+    pub fn is_expected(&self, object: &ObjectId) -> bool {
+        self.objects.contains_key(object) || self.closing.get(object).is_some_and(|closing| closing.again.is_some())
     }
 
     /// Objects that are expected.
@@ -259,16 +93,51 @@ impl Receiver {
         self.waiting_bytes
     }
 
-    fn expect(&mut self, object: ObjectId, owner: WorkerId, from: NodeId) {
-        let chunk_bytes = self.chunk_bytes;
-        let receiving = self.objects.entry(object).or_insert_with(|| Receiving::new(owner, from));
-        if receiving.from != from {
-            (receiving.from, receiving.push, receiving.left) = (from, None, [None; LEFT_MAX]);
-            receiving.begin_anew(chunk_bytes);
+    fn expect(&mut self, object: ObjectId, owner: WorkerId, from: NodeId, out: &mut Vec<ReceiveEffect>) {
+        let anew = Again { owner, from, offer: None, lost: false };
+        if let Some(closing) = self.closing.get_mut(&object) {
+            match &mut closing.again {
+                Some(again) if again.from == from => {}
+                other => {
+                    if let Some(Again { from, offer: Some(_), .. }) = other.replace(anew) {
+                        out.push(ReceiveEffect::Decline { object, from });
+                    }
+                }
+            }
+            return;
         }
+        let receiving = self.objects.entry(object).or_insert_with(|| Receiving::new(owner, from));
+        if receiving.from == from {
+            return;
+        }
+        if receiving.offered.take().is_some() {
+            out.push(ReceiveEffect::Decline { object, from: receiving.from });
+        }
+        if receiving.is_busy() {
+            return self.give_up(object, Some(anew), out);
+        }
+        (receiving.from, receiving.push, receiving.left) = (from, None, [None; LEFT_MAX]);
+        receiving.begin_anew(self.chunk_bytes);
     }
 
     fn forget(&mut self, object: ObjectId, out: &mut Vec<ReceiveEffect>) {
+        if let Some(closing) = self.closing.get_mut(&object) {
+            if let Some(Again { from, offer: Some(_), .. }) = closing.again.take() {
+                out.push(ReceiveEffect::Decline { object, from });
+            }
+            return;
+        }
+        let Some(receiving) = self.objects.get_mut(&object) else {
+            return;
+        };
+        if receiving.offered.take().is_some() {
+            out.push(ReceiveEffect::Decline { object, from: receiving.from });
+        }
+        self.give_up(object, None, out);
+    }
+
+    /// Gives up what came of an object, now or as soon as its memory is nobody's. Then, perhaps, it is expected again.
+    fn give_up(&mut self, object: ObjectId, again: Option<Again>, out: &mut Vec<ReceiveEffect>) {
         let Some(receiving) = self.objects.remove(&object) else {
             return;
         };
@@ -278,7 +147,64 @@ impl Receiver {
                 out.push(ReceiveEffect::CancelCreate { object });
                 self.drop_waiting(waiting, Refusal::NotWanted, out);
             }
+            Phase::Open { landing, lent, .. } if lent || !landing.is_empty() => {
+                if lent {
+                    out.push(ReceiveEffect::Recall { object });
+                }
+                self.closing.insert(object, Closing { landing, lent, again });
+                return;
+            }
             Phase::Open { .. } => out.push(ReceiveEffect::Abort { object }),
+        }
+        self.resume(object, again, out);
+    }
+
+    fn resume(&mut self, object: ObjectId, again: Option<Again>, out: &mut Vec<ReceiveEffect>) {
+        let Some(Again { owner, from, offer, lost }) = again else {
+            return;
+        };
+        self.expect(object, owner, from, out);
+        match offer {
+            Some(head) => self.offered(&head, out),
+            None if lost => out.push(ReceiveEffect::Lost { object, from }),
+            None => {}
+        }
+    }
+
+    /// Ends the giving up of an object whose memory is neither written to nor read any more.
+    fn close(&mut self, object: ObjectId, out: &mut Vec<ReceiveEffect>) {
+        let nobodys = self.closing.get(&object).is_some_and(|closing| closing.landing.is_empty() && !closing.lent);
+        if let Some(closing) = nobodys.then(|| self.closing.remove(&object)).flatten() {
+            out.push(ReceiveEffect::Abort { object });
+            self.resume(object, closing.again, out);
+        }
+    }
+
+    fn returned(&mut self, object: ObjectId, out: &mut Vec<ReceiveEffect>) {
+        if let Some(closing) = self.closing.get_mut(&object) {
+            closing.lent = false;
+            return self.close(object, out);
+        }
+        if let Some(Receiving { phase: Phase::Open { lent, .. }, .. }) = self.objects.get_mut(&object) {
+            *lent = false;
+        }
+    }
+
+    fn broken(&mut self, from: NodeId, out: &mut Vec<ReceiveEffect>) {
+        let taken = self.objects.iter().filter(|(_, receiving)| receiving.from == from);
+        let mut lost: Vec<ObjectId> = taken.map(|(object, _)| *object).collect();
+        lost.sort_unstable();
+        for object in lost {
+            let offered = self.objects.get_mut(&object).and_then(|receiving| receiving.offered.take());
+            // The node may have heard of it before it offered this.
+            out.extend(offered.map(|_| ReceiveEffect::Decline { object, from }));
+            out.push(ReceiveEffect::Lost { object, from });
+        }
+        for (object, closing) in &mut self.closing {
+            if let Some(again) = closing.again.as_mut().filter(|again| again.from == from) {
+                again.lost = true;
+                out.extend(again.offer.take().map(|_| ReceiveEffect::Decline { object: *object, from }));
+            }
         }
     }
 
@@ -289,48 +215,31 @@ impl Receiver {
         }
     }
 
-    /// True where the chunk's numbers agree with each other.
-    fn is_sound(&self, head: &ChunkHead) -> bool {
-        let start = u64::from(head.index).checked_mul(self.chunk_bytes);
-        let left = start.and_then(|start| head.total_bytes.checked_sub(start));
-        head.metadata_bytes <= head.total_bytes
-            && left.is_some_and(|left| left > 0 && head.len_bytes == left.min(self.chunk_bytes))
-    }
-
     fn chunk(&mut self, chunk: Waiting, out: &mut Vec<ReceiveEffect>) {
         let Waiting { ticket, head } = chunk;
         let drop = |why| ReceiveEffect::Drop { ticket, why };
-        if !self.is_sound(&head) {
+        if !head.is_sound(self.chunk_bytes) {
             return out.push(drop(Refusal::Malformed));
         }
         let object = head.object;
         let full = self.waiting_bytes + head.len_bytes > self.waiting_max_bytes;
         let Some(receiving) = self.objects.get_mut(&object) else {
+            if let Some(again) = self.closing.get_mut(&object).and_then(|closing| closing.again.as_mut()) {
+                again.lost |= again.from == head.from;
+            }
             return out.push(drop(Refusal::NotWanted));
         };
         match &mut receiving.phase {
             // Whoever sends first will do: an object may come from a node that was asked before.
             Phase::Expected if !full => {
                 (receiving.from, receiving.push) = (head.from, Some(head.push));
-                self.tokens += 1;
-                let (token, shape) = (self.tokens, Shape::of(&head));
-                receiving.phase = Phase::Creating { token, shape, waiting: vec![chunk] };
-                self.waiting_bytes += head.len_bytes;
-                let owner = receiving.owner;
-                let data_bytes = head.total_bytes - head.metadata_bytes;
-                out.push(ReceiveEffect::Create {
-                    object,
-                    token,
-                    owner,
-                    data_bytes,
-                    metadata_bytes: head.metadata_bytes,
-                });
+                self.create(object, Shape::of(&head), vec![chunk], out);
             }
             _ if receiving.from != head.from => out.push(drop(Refusal::OtherSender)),
             _ if receiving.left.contains(&Some(head.push)) => out.push(drop(Refusal::LatePush)),
             Phase::Creating { shape, .. } | Phase::Open { shape, .. } if *shape != Shape::of(&head) => {
                 out.push(drop(Refusal::Malformed));
-                self.start_anew(object, out);
+                self.start_anew(object, None, out);
             }
             Phase::Creating { waiting, .. } if !full => {
                 waiting.push(chunk);
@@ -342,60 +251,190 @@ impl Receiver {
                 out.push(ReceiveEffect::Lost { object, from: head.from });
             }
             Phase::Open { .. } => {
-                self.follow(object, head.push);
-                self.take(chunk, out);
+                if self.follow(object, head.push) {
+                    return self.take(chunk, out);
+                }
+                out.push(drop(Refusal::NotWanted));
+                self.start_anew(object, None, out);
             }
         }
     }
 
-    /// Takes an object from this push of its node, and from no other any more.
-    fn follow(&mut self, object: ObjectId, push: u64) {
+    /// Takes an object from this push of its node, and from no other any more. False: not here, its memory is in use.
+    fn follow(&mut self, object: ObjectId, push: u64) -> bool {
         let chunk_bytes = self.chunk_bytes;
+        let Some(receiving) = self.objects.get_mut(&object) else {
+            return false;
+        };
+        match receiving.push {
+            Some(same) if same == push => return true,
+            Some(_) if receiving.is_busy() => return false,
+            Some(before) => {
+                receiving.leave(before, push);
+                receiving.begin_anew(chunk_bytes);
+            }
+            None => {}
+        }
+        receiving.push = Some(push);
+        true
+    }
+
+    /// What a node sends now is not what it sent before: it is taken from the start, by this offer or by asking again.
+    fn start_anew(&mut self, object: ObjectId, offer: Option<ChunkHead>, out: &mut Vec<ReceiveEffect>) {
+        if let Some(again) = self.objects.get(&object).map(Receiving::again) {
+            self.give_up(object, Some(Again { offer, lost: true, ..again }), out);
+        }
+    }
+
+    /// An offer is what its node has now, also of a push that was left: one that was overtaken by the next is not made good when it is
+    /// accepted, and the node is asked again.
+    fn offered(&mut self, head: &ChunkHead, out: &mut Vec<ReceiveEffect>) {
+        let (object, from) = (head.object, head.from);
+        let decline = ReceiveEffect::Decline { object, from };
+        if head.metadata_bytes > head.total_bytes || head.total_bytes == 0 {
+            return out.push(decline);
+        }
+        let Some(receiving) = self.objects.get_mut(&object) else {
+            match self.closing.get_mut(&object).and_then(|closing| closing.again.as_mut()) {
+                Some(again) if again.from == from => again.offer = Some(*head),
+                _ => out.push(decline),
+            }
+            return;
+        };
+        match &receiving.phase {
+            // As with chunks: whoever comes first will do.
+            Phase::Expected => {
+                (receiving.from, receiving.push, receiving.offered) = (from, Some(head.push), Some(head.push));
+                self.create(object, Shape::of(head), Vec::new(), out);
+            }
+            _ if receiving.from != from => out.push(decline),
+            Phase::Creating { shape, .. } | Phase::Open { shape, .. } if *shape != Shape::of(head) => {
+                self.start_anew(object, Some(*head), out);
+            }
+            Phase::Creating { .. } | Phase::Open { .. } => {
+                if !self.follow(object, head.push) {
+                    return self.start_anew(object, Some(*head), out);
+                }
+                if let Some(receiving) = self.objects.get_mut(&object) {
+                    receiving.offered = Some(head.push);
+                }
+                self.accept(object, out);
+            }
+        }
+    }
+
+    /// Asks the store for an object's memory.
+    fn create(&mut self, object: ObjectId, shape: Shape, waiting: Vec<Waiting>, out: &mut Vec<ReceiveEffect>) {
         let Some(receiving) = self.objects.get_mut(&object) else {
             return;
         };
-        match receiving.push.replace(push) {
-            None => {}
-            Some(same) if same == push => {}
-            Some(before) => {
-                receiving.left.rotate_right(1);
-                receiving.left[0] = Some(before);
-                receiving.begin_anew(chunk_bytes);
-            }
+        self.tokens += 1;
+        let token = self.tokens;
+        self.waiting_bytes += waiting.iter().map(|chunk| chunk.head.len_bytes).sum::<u64>();
+        receiving.phase = Phase::Creating { token, shape, waiting };
+        out.push(ReceiveEffect::Create {
+            object,
+            token,
+            owner: receiving.owner,
+            data_bytes: shape.total_bytes - shape.metadata_bytes,
+            metadata_bytes: shape.metadata_bytes,
+        });
+    }
+
+    /// Takes an offer, once there is memory.
+    fn accept(&self, object: ObjectId, out: &mut Vec<ReceiveEffect>) {
+        if let Some(Receiving { offered: Some(push), from, phase: Phase::Open { .. }, .. }) = self.objects.get(&object)
+        {
+            out.push(ReceiveEffect::Accept { object, from: *from, push: *push });
         }
     }
 
-    /// Two chunks of a node are of objects of different sizes: it can't be said which is right, so the node is asked again.
-    fn start_anew(&mut self, object: ObjectId, out: &mut Vec<ReceiveEffect>) {
-        let Some(Receiving { owner, from, .. }) = self.objects.get(&object) else {
+    fn landing(&mut self, ticket: u64, head: &ChunkHead, out: &mut Vec<ReceiveEffect>) {
+        let (object, from) = (head.object, head.from);
+        let drop = |why| ReceiveEffect::Drop { ticket, why };
+        if !head.is_sound(self.chunk_bytes) {
+            return out.push(drop(Refusal::Malformed));
+        }
+        let Some(receiving) = self.objects.get_mut(&object) else {
+            return out.push(drop(Refusal::NotWanted));
+        };
+        if receiving.from != from {
+            return out.push(drop(Refusal::OtherSender));
+        }
+        if receiving.push != Some(head.push) {
+            return out.push(drop(Refusal::LatePush));
+        }
+        let Phase::Open { shape, have, landing, .. } = &mut receiving.phase else {
+            return out.push(drop(Refusal::NotWanted));
+        };
+        if *shape != Shape::of(head) {
+            out.push(drop(Refusal::Malformed));
+            return self.start_anew(object, None, out);
+        }
+        out.push(ReceiveEffect::Progress { object, from });
+        let (word, bit) = bit_of(head.index);
+        if have[word] & bit != 0 || landing.iter().any(|(_, index)| *index == head.index) {
+            return out.push(drop(Refusal::Repeated));
+        }
+        landing.push((ticket, head.index));
+        out.push(ReceiveEffect::Land { ticket, object, offset_bytes: u64::from(head.index) * self.chunk_bytes });
+    }
+
+    fn landed(&mut self, ticket: u64, object: ObjectId, ok: bool, out: &mut Vec<ReceiveEffect>) {
+        let Some(receiving) = self.objects.get_mut(&object) else {
+            if let Some(closing) = self.closing.get_mut(&object) {
+                closing.landing.retain(|(landing, _)| *landing != ticket);
+                self.close(object, out);
+            }
             return;
         };
-        let (owner, from) = (*owner, *from);
-        self.forget(object, out);
-        self.expect(object, owner, from);
-        out.push(ReceiveEffect::Lost { object, from });
+        let from = receiving.from;
+        let Phase::Open { landing, .. } = &mut receiving.phase else {
+            return;
+        };
+        let Some(at) = landing.iter().position(|(landing, _)| *landing == ticket) else {
+            return;
+        };
+        let (_, index) = landing.swap_remove(at);
+        if !ok {
+            return out.push(ReceiveEffect::Lost { object, from });
+        }
+        out.push(ReceiveEffect::Progress { object, from });
+        self.arrived(object, index, out);
     }
 
     /// A sound chunk from the right node meets its open object.
     fn take(&mut self, chunk: Waiting, out: &mut Vec<ReceiveEffect>) {
         let Waiting { ticket, head } = chunk;
-        let Some(Receiving { phase: Phase::Open { have, missing, .. }, .. }) = self.objects.get_mut(&head.object)
-        else {
+        let object = head.object;
+        let Some(Receiving { phase: Phase::Open { have, landing, .. }, .. }) = self.objects.get_mut(&object) else {
             return out.push(ReceiveEffect::Drop { ticket, why: Refusal::NotWanted });
         };
-        out.push(ReceiveEffect::Progress { object: head.object, from: head.from });
-        let (word, bit) = ((head.index / 64) as usize, 1u64 << (head.index % 64));
-        if have[word] & bit != 0 {
+        out.push(ReceiveEffect::Progress { object, from: head.from });
+        let (word, bit) = bit_of(head.index);
+        if have[word] & bit != 0 || landing.iter().any(|(_, index)| *index == head.index) {
             return out.push(ReceiveEffect::Drop { ticket, why: Refusal::Repeated });
         }
+        out.push(ReceiveEffect::Write { ticket, object, offset_bytes: u64::from(head.index) * self.chunk_bytes });
+        self.arrived(object, head.index, out);
+    }
+
+    /// The bytes of a chunk are in their place.
+    fn arrived(&mut self, object: ObjectId, index: u32, out: &mut Vec<ReceiveEffect>) {
+        let Some(Receiving { phase: Phase::Open { have, missing, lent, .. }, .. }) = self.objects.get_mut(&object)
+        else {
+            return;
+        };
+        let (word, bit) = bit_of(index);
         have[word] |= bit;
         *missing -= 1;
         let done = *missing == 0;
-        let offset_bytes = u64::from(head.index) * self.chunk_bytes;
-        out.push(ReceiveEffect::Write { ticket, object: head.object, offset_bytes });
+        if *lent {
+            out.push(ReceiveEffect::Arrived { object, index });
+        }
         if done {
-            self.objects.remove(&head.object);
-            out.push(ReceiveEffect::Seal { object: head.object });
+            self.objects.remove(&object);
+            out.push(ReceiveEffect::Seal { object });
         }
     }
 
@@ -414,12 +453,15 @@ impl Receiver {
             return;
         };
         if result.is_err() {
+            if receiving.offered.take().is_some() {
+                out.push(ReceiveEffect::Decline { object, from });
+            }
             self.drop_waiting(waiting, Refusal::NoRoom, out);
             return out.push(ReceiveEffect::NoRoom { object });
         }
         let chunks = shape.total_bytes.div_ceil(self.chunk_bytes);
         let have = vec![0; chunks.div_ceil(64) as usize];
-        receiving.phase = Phase::Open { shape, have, missing: chunks };
+        receiving.phase = Phase::Open { shape, have, missing: chunks, landing: Landing::new(), lent: false };
         for chunk in waiting {
             self.waiting_bytes -= chunk.head.len_bytes;
             // Another node may have been asked meanwhile, or another push have begun.
@@ -432,27 +474,24 @@ impl Receiver {
                 self.take(chunk, out);
             }
         }
+        self.accept(object, out);
     }
 
     /// Verifies what the state says twice.
     pub fn check(&self) -> Result<(), String> {
-        let waiting = self.objects.values().map(|receiving| match &receiving.phase {
-            Phase::Creating { waiting, .. } => waiting.iter().map(|chunk| chunk.head.len_bytes).sum(),
-            _ => 0,
-        });
-        let waiting: u64 = waiting.sum();
+        let waiting: u64 = self.objects.values().map(Receiving::waiting_bytes).sum();
         if waiting != self.waiting_bytes {
             return Err(format!("{} bytes wait, counted {waiting}", self.waiting_bytes));
         }
         for (object, receiving) in &self.objects {
-            if let Phase::Open { shape, have, missing } = &receiving.phase {
-                let there: u64 = have.iter().map(|word| u64::from(word.count_ones())).sum();
-                let chunks = shape.total_bytes.div_ceil(self.chunk_bytes);
-                if there + missing != chunks || *missing == 0 {
-                    return Err(format!("{object}: {there} chunks are here, {missing} are missing, of {chunks}"));
-                }
-            }
+            receiving.check(self.chunk_bytes).map_err(|what| format!("{object}: {what}"))?;
         }
-        Ok(())
+        let both = self.closing.iter().find(|(object, closing)| {
+            self.objects.contains_key(object) || (closing.landing.is_empty() && !closing.lent)
+        });
+        match both {
+            Some((object, closing)) => Err(format!("{object} is being received, or is nobody's: {closing:?}")),
+            None => Ok(()),
+        }
     }
 }

@@ -31,6 +31,13 @@ pub enum SendEvent {
         /// False: the node can't be reached, and gets no more of the object.
         ok: bool,
     },
+    /// A node wants no more of an object.
+    Cancel {
+        /// Who asked for it.
+        node: NodeId,
+        /// The object.
+        object: ObjectId,
+    },
     /// A node is dead.
     NodeGone {
         /// The node.
@@ -103,6 +110,7 @@ impl Sender {
         match event {
             SendEvent::Push { node, object, chunks } => self.push(node, object, chunks, out),
             SendEvent::Sent { node, object, ok } => self.sent(node, object, ok, out),
+            SendEvent::Cancel { node, object } => self.cancel(node, object, out),
             SendEvent::NodeGone { node } => self.node_gone(node, out),
         }
         self.send(out);
@@ -158,6 +166,22 @@ impl Sender {
             peer.turns.retain(|turn| *turn != object);
         }
         if push.left == 0 && push.in_flight == 0 {
+            peer.pushes.remove(&object);
+            out.push(SendEffect::Finished { node, object });
+        }
+        self.queue(node);
+    }
+
+    fn cancel(&mut self, node: NodeId, object: ObjectId, out: &mut Vec<SendEffect>) {
+        let Some(peer) = self.peers.get_mut(&node) else {
+            return;
+        };
+        let Some(push) = peer.pushes.get_mut(&object) else {
+            return;
+        };
+        push.left = 0;
+        peer.turns.retain(|turn| *turn != object);
+        if push.in_flight == 0 {
             peer.pushes.remove(&object);
             out.push(SendEffect::Finished { node, object });
         }

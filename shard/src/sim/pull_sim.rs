@@ -7,10 +7,11 @@
 //! that is wanted and somewhere arrives, and nothing stays behind.
 
 mod model;
+mod report;
 mod world;
 
 use super::store_sim::Failure;
-pub use world::Report;
+pub use report::Report;
 use world::World;
 
 /// Steps of one world; then it is brought to rest, checked, and another one begins.

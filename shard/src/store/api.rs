@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::ids::{ClientId, ObjectId, ShardId, Token, WorkerId};
+use crate::ids::{ClientId, NowNs, ObjectId, ShardId, Token, WorkerId};
 
 /// A span's number on the node. Spans of one segment are numbered without gaps; the last span of a segment and the first of
 /// the next are never neighbours (one number between them is left out), so that a run of numbers is always contiguous memory.
@@ -367,8 +367,19 @@ pub enum StoreEvent {
     ReclaimSpans {
         /// How many to evict for; 0: nobody waits any more.
         count: u32,
-        /// Also start no new objects until further notice, because an old request has waited too long.
-        hold: bool,
+    },
+    /// Creates wait somewhere on the node: until further notice, whatever comes waits behind them ([`StoreEffect::CreateQueued`]).
+    Hold {
+        /// False: nobody waits any more, and all tickets are void.
+        on: bool,
+    },
+    /// The create that has waited since then is the first of the node: it may have memory. Answer, when it was made, has failed or is
+    /// there no longer: [`StoreEffect::TurnOver`].
+    Turn {
+        /// Since when it waits.
+        since: NowNs,
+        /// Since when none of the node's creates that found no room has succeeded.
+        full_since: Option<NowNs>,
     },
 }
 
@@ -383,6 +394,8 @@ pub enum Urgency {
     Now,
     /// A create waits and this shard has nothing left: collect from other shards, oldest request first, until granted or withdrawn.
     Standing,
+    /// The same for an object on disk that is wanted: before all creates, for whoever wants it may hold what they wait for.
+    Restore,
 }
 
 /// What a shard wants of the bank: a run of spans.
@@ -457,6 +470,8 @@ pub enum StoreEffect {
         place: Option<Placement>,
         /// Its owner; nil where it is not here, or has none.
         owner: WorkerId,
+        /// It was not sealed yet when it was asked for.
+        waited: bool,
     },
     /// Answer to [`StoreEvent::Delete`].
     Deleted {
@@ -569,6 +584,16 @@ pub enum StoreEffect {
         /// How many spans were given back for it.
         count: u32,
     },
+    /// To the bank: a create waits, and takes its place in the line of the node.
+    CreateQueued {
+        /// Since when it waits.
+        since: NowNs,
+    },
+    /// To the bank: the turn of this shard is over.
+    TurnOver {
+        /// Since when no create has succeeded; `None`: this one has.
+        full_since: Option<NowNs>,
+    },
     /// This object is to be written to a file; all of a file come in a row. Answer, for the file: [`StoreEvent::SpillDone`]. Until then
     /// the object stays at its place, unchanged.
     SpillObject {
@@ -647,6 +672,8 @@ impl StoreEffect {
             Self::SpansUnwanted => BankEvent::Unwanted { shard },
             Self::SpansReturned { first, count } => BankEvent::Returned { shard, first, count },
             Self::ReclaimDone { count } => BankEvent::ReclaimDone { shard, count },
+            Self::CreateQueued { since } => BankEvent::Queued { shard, since },
+            Self::TurnOver { full_since } => BankEvent::TurnOver { shard, full_since },
             _ => return None,
         })
     }
@@ -683,6 +710,20 @@ pub enum BankEvent {
         /// How many spans it gave back.
         count: u32,
     },
+    /// [`StoreEffect::CreateQueued`] of a shard.
+    Queued {
+        /// Which shard.
+        shard: ShardId,
+        /// Since when its create waits.
+        since: NowNs,
+    },
+    /// [`StoreEffect::TurnOver`] of a shard.
+    TurnOver {
+        /// Which shard.
+        shard: ShardId,
+        /// Since when no create has succeeded.
+        full_since: Option<NowNs>,
+    },
     /// Time passes: an old standing request makes the other shards hold back.
     Tick,
 }
@@ -692,6 +733,6 @@ pub enum BankEvent {
 pub struct BankEffect {
     /// To which shard.
     pub shard: ShardId,
-    /// [`StoreEvent::SpansGranted`], [`StoreEvent::SpansRefused`] or [`StoreEvent::ReclaimSpans`].
+    /// [`StoreEvent::SpansGranted`], [`StoreEvent::SpansRefused`], [`StoreEvent::ReclaimSpans`], [`StoreEvent::Hold`] or [`StoreEvent::Turn`].
     pub event: StoreEvent,
 }

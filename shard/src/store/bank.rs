@@ -2,13 +2,17 @@
 //!
 //! Spans are granted from what is free. Where that is not enough, a standing request makes the bank collect: it asks the other
 //! shards for empty spans, which they evict for if they must, and whatever comes back goes to the oldest standing request
-//! first, so a long run is granted as surely as a short one. A request that has stood for [`BankConfig::hold_after_ns`] also makes the other
-//! shards start no new objects, as a request at the head of Ray's one queue does.
+//! first, so a long run is granted as surely as a short one.
+//!
+//! Creates that find no room stand in one [line](super::line) on all shards of the node, as in Ray's one queue: while anybody is in it, every
+//! create takes a ticket, and only the one that has its turn may have memory. When turns have long been easy, the
+//! shortage is over and the line is dissolved, or it would never end where creates keep coming.
 
 use std::collections::VecDeque;
 
 use super::api::{BankEffect, BankEvent, SpanIndex, SpanWish, StoreEvent, Urgency};
 use super::config::Layout;
+use super::line::{Line, Ticket};
 use super::pool::SpanPool;
 use crate::ids::{NowNs, ShardId};
 
@@ -24,12 +28,17 @@ pub struct BankConfig {
     pub shards: ShardId,
     /// How long a standing request waits before the other shards must hold back, in nanoseconds.
     pub hold_after_ns: u64,
+    /// So many turns in a row for which memory had to be collected once at most dissolve the line.
+    pub easy_turns_max: u32,
 }
+
+/// Turns in a row that show that there is memory again.
+const EASY_TURNS_MAX: u32 = 64;
 
 impl BankConfig {
     /// A bank that makes shards hold back after 200 ms, a tenth of the grace period after which a create fails.
     pub fn new(segments: Layout, shards: ShardId) -> Self {
-        Self { segments, shards, hold_after_ns: 200_000_000 }
+        Self { segments, shards, hold_after_ns: 200_000_000, easy_turns_max: EASY_TURNS_MAX }
     }
 }
 
@@ -43,8 +52,8 @@ struct Standing {
     asked: bool,
     /// They gave something back since then.
     collected: bool,
-    /// They hold back on its behalf.
-    holding: bool,
+    /// It has stood for long.
+    late: bool,
     /// The shard knows that nothing could be collected so far.
     told: bool,
 }
@@ -71,6 +80,8 @@ pub struct BankStats {
     pub longest_run: u32,
     /// Shards that wait.
     pub standing: u32,
+    /// Creates in the line.
+    pub waiting: u32,
     /// Runs granted so far.
     pub grants: u64,
     /// Requests refused so far.
@@ -90,6 +101,9 @@ pub struct SpanBank {
     holders: Vec<ShardId>,
     shards: Vec<Shard>,
     standing: VecDeque<Standing>,
+    line: Line,
+    /// The shards know that creates wait.
+    held: bool,
     stats: BankStats,
 }
 
@@ -105,6 +119,8 @@ impl SpanBank {
             holders: vec![FREE; config.segments.index_end() as usize],
             shards: vec![Shard::default(); shards],
             standing: VecDeque::with_capacity(shards),
+            line: Line::default(),
+            held: false,
             stats: BankStats { spans: config.segments.span_count(), ..BankStats::default() },
             config,
         })
@@ -133,18 +149,25 @@ impl SpanBank {
                     Some(s) if s.reclaims_open > 0 => s.reclaims_open -= 1,
                     _ => self.stats.faults += 1,
                 }
-                if let Some(head) = self.standing.front_mut() {
-                    head.collected |= count > 0;
+                if let Some(first) = self.first_standing() {
+                    self.standing[first].collected |= count > 0;
                 }
                 self.serve(out);
             }
+            BankEvent::Queued { shard, since } if usize::from(shard) < self.shards.len() => {
+                self.line.push(Ticket { since, shard });
+                self.hold(out);
+                self.pass_turn(out);
+            }
+            BankEvent::Queued { .. } => self.stats.faults += 1,
+            BankEvent::TurnOver { shard, full_since } => self.turn_over(shard, full_since, out),
             BankEvent::Tick => self.tick(now, out),
         }
     }
 
     /// When a [`BankEvent::Tick`] is of use next.
     pub fn next_deadline(&self) -> Option<NowNs> {
-        let head = self.standing.front().filter(|head| !head.holding)?;
+        let head = self.standing.get(self.first_standing()?).filter(|head| !head.late)?;
         Some(head.since.saturating_add(self.config.hold_after_ns))
     }
 
@@ -156,6 +179,7 @@ impl SpanBank {
             fresh_spans: segments.map(|s| self.pool.fresh(s).1).sum(),
             longest_run: self.pool.longest(),
             standing: self.standing.len() as u32,
+            waiting: self.line.len() as u32,
             ..self.stats
         }
     }
@@ -186,26 +210,28 @@ impl SpanBank {
             self.stats.faults += 1;
             return;
         }
-        if wish.urgency == Urgency::Standing {
+        if wish.urgency >= Urgency::Standing {
             self.stand(shard, wish, now);
             return self.serve(out);
         }
-        // What is free is being collected for those who stand.
-        let is_free = self.standing.iter().all(|s| s.shard == shard);
+        // What is free is being collected for those who stand, or is for the one who has its turn.
+        let in_turn = self.line.turn().is_none_or(|turn| turn == shard);
+        let is_free = in_turn && self.standing.iter().all(|s| s.shard == shard);
         if !is_free || !self.grant_now(shard, wish, out) {
             self.refuse(shard, wish, out);
         }
     }
 
     fn stand(&mut self, shard: ShardId, wish: SpanWish, now: NowNs) {
-        if let Some(same) = self.standing.iter_mut().find(|s| s.shard == shard && s.wish.count == wish.count) {
+        let same = |s: &&mut Standing| s.shard == shard && s.wish.count == wish.count && s.wish.urgency == wish.urgency;
+        if let Some(same) = self.standing.iter_mut().find(same) {
             // The shard does not know of it any more: its answer is still to come.
             (same.told, same.wish) = (false, wish);
             return;
         }
         self.standing.retain(|s| s.shard != shard);
-        let (asked, collected, holding, told) = (false, false, false, false);
-        self.standing.push_back(Standing { shard, wish, since: now, asked, collected, holding, told });
+        let (asked, collected, told, late) = (false, false, false, false);
+        self.standing.push_back(Standing { shard, wish, since: now, asked, collected, told, late });
     }
 
     fn refuse(&mut self, shard: ShardId, wish: SpanWish, out: &mut Vec<BankEffect>) {
@@ -223,7 +249,7 @@ impl SpanBank {
         match wish.urgency {
             Urgency::Ahead => self.grant(shard, SpanWish { count: 1, ..wish }, out),
             Urgency::Near => lone && self.grant_rest_of(wish.near, shard, wish, out),
-            Urgency::Now | Urgency::Standing => lone && self.grant_rest(shard, wish, out),
+            Urgency::Now | Urgency::Standing | Urgency::Restore => lone && self.grant_rest(shard, wish, out),
         }
     }
 
@@ -231,7 +257,7 @@ impl SpanBank {
     fn grant(&mut self, shard: ShardId, wish: SpanWish, out: &mut Vec<BankEffect>) -> bool {
         let first = match wish.urgency {
             Urgency::Near => self.pool.take_in(wish.count, wish.near),
-            Urgency::Ahead | Urgency::Now | Urgency::Standing => self.pool.take(wish.count, wish.near),
+            _ => self.pool.take(wish.count, wish.near),
         };
         first.map(|first| self.hand_over(shard, (first, wish.count), wish.urgency, out)).is_some()
     }
@@ -288,50 +314,105 @@ impl SpanBank {
 
     /// Grants to those who stand, oldest first, and collects for the first who can't be served.
     fn serve(&mut self, out: &mut Vec<BankEffect>) {
-        while let Some(head) = self.standing.front().copied() {
-            if !self.grant(head.shard, head.wish, out) {
-                return self.collect(out);
+        while let Some(first) = self.first_standing() {
+            let Standing { shard, wish, .. } = self.standing[first];
+            if !self.grant(shard, wish, out) {
+                return self.collect(first, out);
             }
-            self.standing.pop_front();
+            self.standing.remove(first);
         }
-        for index in 0..self.shards.len() {
-            self.end_debt(index, out);
+        if self.standing.is_empty() {
+            for index in 0..self.shards.len() {
+                self.end_debt(index, out);
+            }
+            if self.line.len() == 0 {
+                self.release(out);
+            }
         }
+    }
+
+    /// Whose request is served next: restores, then the one that has its turn. `None`: nobody's now.
+    fn first_standing(&self) -> Option<usize> {
+        let restore = self.standing.iter().position(|s| s.wish.urgency == Urgency::Restore);
+        restore.or_else(|| match self.line.turn() {
+            Some(turn) => self.standing.iter().position(|s| s.shard == turn),
+            None => (!self.standing.is_empty()).then_some(0),
+        })
+    }
+
+    /// All creates that come take tickets from here on. A lone shard has no line: its queue is the order.
+    fn hold(&mut self, out: &mut Vec<BankEffect>) {
+        if self.shards.len() > 1 && !std::mem::replace(&mut self.held, true) {
+            self.tell_all(StoreEvent::Hold { on: true }, out);
+        }
+    }
+
+    fn release(&mut self, out: &mut Vec<BankEffect>) {
+        if std::mem::take(&mut self.held) {
+            self.tell_all(StoreEvent::Hold { on: false }, out);
+        }
+    }
+
+    fn tell_all(&self, event: StoreEvent, out: &mut Vec<BankEffect>) {
+        out.extend((0..self.shards.len()).map(|index| BankEffect { shard: index as ShardId, event }));
+    }
+
+    /// The first in line has its turn, if nobody has.
+    fn pass_turn(&mut self, out: &mut Vec<BankEffect>) {
+        if let Some((Ticket { since, shard }, full_since)) = self.line.pass() {
+            out.push(BankEffect { shard, event: StoreEvent::Turn { since, full_since } });
+            self.serve(out);
+        }
+    }
+
+    fn turn_over(&mut self, shard: ShardId, full_since: Option<NowNs>, out: &mut Vec<BankEffect>) {
+        if !self.line.over(shard, full_since) {
+            self.stats.faults += 1;
+            return;
+        }
+        if self.line.easy() >= self.config.easy_turns_max {
+            self.line.clear();
+            self.release(out);
+        }
+        self.pass_turn(out);
+        self.serve(out);
     }
 
     fn end_debt(&mut self, index: usize, out: &mut Vec<BankEffect>) {
         if std::mem::take(&mut self.shards[index].in_debt) {
-            let event = StoreEvent::ReclaimSpans { count: 0, hold: false };
+            let event = StoreEvent::ReclaimSpans { count: 0 };
             out.push(BankEffect { shard: index as ShardId, event });
         }
     }
 
     /// Asks the other shards for the oldest request, again as long as they give something and it is no run yet.
-    fn collect(&mut self, out: &mut Vec<BankEffect>) {
+    fn collect(&mut self, first: usize, out: &mut Vec<BankEffect>) {
         let waiting = self.shards.iter().any(|s| s.reclaims_open > 0);
-        let Some(head) = self.standing.front_mut() else {
-            return;
-        };
-        let Standing { shard, wish, holding, .. } = *head;
+        let head = &mut self.standing[first];
+        let Standing { shard, wish, .. } = *head;
         if !head.asked || (!waiting && head.collected) {
-            head.asked = true;
+            let again = std::mem::replace(&mut head.asked, true);
             head.collected = false;
-            self.ask_others(shard, wish.count, holding, out);
+            if again {
+                self.line.is_hard();
+            }
+            self.ask_others(shard, wish.count, out);
         }
         let waiting = self.shards.iter().any(|s| s.reclaims_open > 0);
-        if let Some(head) = self.standing.front_mut().filter(|head| !waiting && !head.told) {
-            head.told = true;
+        let head = &mut self.standing[first];
+        if !waiting && !std::mem::replace(&mut head.told, true) {
+            self.line.is_hard();
             self.refuse(shard, wish, out);
         }
     }
 
     /// Asks all shards but one to give spans back, for a run of `count`.
-    fn ask_others(&mut self, head: ShardId, count: u32, hold: bool, out: &mut Vec<BankEffect>) {
+    fn ask_others(&mut self, head: ShardId, count: u32, out: &mut Vec<BankEffect>) {
         self.end_debt(usize::from(head), out);
         // What is free may be a part of the run: evict for the rest.
         let count = count.saturating_sub(self.pool.longest()).max(1);
         for index in (0..self.shards.len()).filter(|index| *index != usize::from(head)) {
-            if self.shards[index].held == 0 && !hold {
+            if self.shards[index].held == 0 {
                 self.end_debt(index, out);
                 continue;
             }
@@ -339,19 +420,21 @@ impl SpanBank {
             shard.reclaims_open += 1;
             shard.in_debt = true;
             self.stats.reclaims += 1;
-            let event = StoreEvent::ReclaimSpans { count, hold };
+            let event = StoreEvent::ReclaimSpans { count };
             out.push(BankEffect { shard: index as ShardId, event });
         }
     }
 
     fn tick(&mut self, now: NowNs, out: &mut Vec<BankEffect>) {
         let due = self.next_deadline().is_some_and(|due| now >= due);
-        let Some(head) = self.standing.front_mut().filter(|_| due) else {
+        let Some(first) = self.first_standing().filter(|_| due) else {
             return;
         };
-        head.holding = true;
+        let head = &mut self.standing[first];
+        head.late = true;
         let (shard, count) = (head.shard, head.wish.count);
-        self.ask_others(shard, count, true, out);
+        self.hold(out);
+        self.ask_others(shard, count, out);
     }
 
     /// Verifies that every span is held by one shard or free, once, and that the sums are right.

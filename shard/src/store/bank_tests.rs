@@ -181,6 +181,76 @@ fn those_who_wait_are_served_oldest_first() {
 }
 
 #[test]
+fn a_create_that_would_fit_waits_behind_one_of_another_shard() {
+    let mut node = Node::new(2, 32, |config| config.spans_ahead = 0);
+    assert!(is_made(&node.create(0, 1, 24 * SPAN), 1));
+    assert!(!is_made(&node.create(0, 2, 12 * SPAN), 2), "too large for what is left");
+    node.now += MS;
+    assert!(!is_made(&node.create(1, 3, SPAN), 3), "would fit, and came later");
+    assert_eq!(node.bank.stats().waiting, 2);
+    let said = node.tell(0, StoreEvent::Abort { client: 1, token: 0, id: id(1) });
+    assert!(is_made(&said, 2) && is_made(&said, 3));
+    assert!(is_made(&node.create(1, 4, SPAN), 4), "nobody waits any more");
+    assert_eq!((node.bank.stats().waiting, node.bank.stats().standing), (0, 0));
+}
+
+/// A lone shard has no line, so nobody would ever give it a turn.
+#[test]
+fn a_create_of_a_lone_shard_is_made_however_long_it_has_waited() {
+    let mut node = Node::new(1, 32, |config| config.spans_ahead = 0);
+    assert!(is_made(&node.create(0, 1, 24 * SPAN), 1));
+    assert!(!is_made(&node.create(0, 2, 12 * SPAN), 2));
+    node.wait(500);
+    let said = node.tell(0, StoreEvent::Abort { client: 1, token: 0, id: id(1) });
+    assert!(is_made(&said, 2), "{said:?}");
+}
+
+#[test]
+fn a_client_that_leaves_takes_its_place_in_the_line_along() {
+    let mut node = Node::new(2, 32, |config| config.spans_ahead = 0);
+    assert!(is_made(&node.create(0, 1, 24 * SPAN), 1));
+    assert!(!is_made(&node.create(1, 2, 12 * SPAN), 2));
+    assert!(!is_made(&node.create(0, 3, SPAN), 3));
+    let said = node.tell(1, StoreEvent::CancelCreate { client: 1, id: id(2) });
+    assert!(is_made(&said, 3));
+    assert_eq!(node.bank.stats().waiting, 0);
+}
+
+#[test]
+fn a_line_of_creates_that_all_find_room_is_dissolved() {
+    let mut node = Node::new(2, 64, |_| ());
+    node.bank =
+        SpanBank::new(BankConfig { easy_turns_max: 2, ..BankConfig::new(node.bank.layout().clone(), 2) }).unwrap();
+    assert!(is_made(&node.create(0, 1, 60 * SPAN), 1));
+    assert!(!is_made(&node.create(1, 2, 30 * SPAN), 2));
+    (3..10).for_each(|number| assert!(!is_made(&node.create(1, number, SPAN), number)));
+    let said = node.tell(0, StoreEvent::Abort { client: 1, token: 0, id: id(1) });
+    (2..10).for_each(|number| assert!(is_made(&said, number), "{number}"));
+    assert_eq!(node.bank.stats().waiting, 0);
+}
+
+#[test]
+fn after_one_that_failed_the_next_in_line_does_not_wait_as_long_again() {
+    let mut node = Node::new(2, 16, |config| config.spans_ahead = 0);
+    assert!(is_made(&node.create(0, 1, 10 * SPAN), 1));
+    assert!(!is_made(&node.create(1, 2, 14 * SPAN), 2));
+    node.now += MS;
+    assert!(!is_made(&node.create(0, 3, 13 * SPAN), 3));
+    let failed = |said: &[(ShardId, StoreEffect)], number| {
+        let is_failure =
+            |e: &StoreEffect| matches!(e, StoreEffect::Created { token, result: Err(_), .. } if *token == number);
+        said.iter().any(|(_, effect)| is_failure(effect))
+    };
+    let mut said = Vec::new();
+    while !failed(&said, 2) {
+        said = node.wait(10);
+        assert!(node.now < 3_000 * MS, "never failed");
+    }
+    said.extend((0..10).flat_map(|_| node.wait(10)));
+    assert!(failed(&said, 3));
+}
+
+#[test]
 fn a_long_run_is_granted_while_other_shards_go_on_putting() {
     let mut node = Node::new(3, 32, |config| config.full_grace_ns = 5_000 * MS);
     let mut live: Vec<(ShardId, u64)> = Vec::new();
@@ -203,7 +273,7 @@ fn a_long_run_is_granted_while_other_shards_go_on_putting() {
             said.extend(node.tell(shard, StoreEvent::Abort { client: 1, token: 0, id: id(number) }));
         }
         if is_made(&said, 1) {
-            assert!((300..500).contains(&ms), "made after {ms} ms");
+            assert!((101..500).contains(&ms), "made after {ms} ms");
             return;
         }
         for (shard, effect) in said {
@@ -213,6 +283,32 @@ fn a_long_run_is_granted_while_other_shards_go_on_putting() {
         }
     }
     panic!("the long run was never granted: {:?}", node.bank.stats());
+}
+
+#[test]
+fn spans_that_a_restore_left_empty_go_back_to_the_bank_at_once() {
+    let mut node = Node::new(2, 16, |config| {
+        (config.spans_ahead, config.spans_kept) = (0, 2);
+        config.spill = Some(SpillConfig { threshold_bytes: 0, ..SpillConfig::new(16 * SPAN) });
+    });
+    assert!(is_made(&node.create(1, 1, 7 * SPAN), 1));
+    // On disk, and at the next need no longer in memory.
+    assert!(is_made(&node.create(0, 2, SPAN), 2));
+    for event in [
+        StoreEvent::Seal { client: 1, token: 0, id: id(2) },
+        StoreEvent::Pin { token: 0, id: id(2) },
+        StoreEvent::Release { client: 1, id: id(2) },
+        StoreEvent::SpillDone { file: 0, result: Ok(()) },
+    ] {
+        node.tell(0, event);
+    }
+    assert!(node.put(0, 3, 8 * SPAN), "it can be evicted whole");
+    assert!(is_made(&node.create(0, 4, SPAN), 4));
+    assert!(node.stores[0].place(&id(2)).is_none() && node.bank.stats().free_spans == 0);
+    // The bank had nothing a moment ago, so the restore evicts at once.
+    let said = node.tell(0, StoreEvent::Get { client: 1, token: 9, id: id(2), wait: true });
+    assert!(said.iter().any(|(_, effect)| matches!(effect, StoreEffect::RestoreObject { .. })), "{said:?}");
+    assert_eq!((node.bank.held_by(0), node.bank.stats().free_spans), (4, 5));
 }
 
 #[test]

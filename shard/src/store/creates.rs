@@ -1,10 +1,11 @@
 //! Creates: memory found, evicted, asked for, waited for.
 //!
-//! Creates that find no room wait in one queue, in order, as in Ray's `create_request_queue.cc`. The first of them asks
+//! Creates that find no room wait in one queue, in order, as in Ray's `create_request_queue.cc`. Where shards share the memory, that is
+//! the bank's [line](super::line), and a shard's queue is its part of it. The first of them asks
 //! the bank, evicts what nobody uses, and then waits for others to free memory. It fails when it has seen
 //! no progress for the grace period; those behind it fail at once then, until a create succeeds again.
 
-use super::api::{GoneReason, ObjectSource, StoreEffect, StoreError, Urgency};
+use super::api::{GoneReason, ObjectSource, SpanWish, StoreEffect, StoreError, Urgency};
 use super::arena::Arena;
 use super::machine::Store;
 use super::objects::{Backing, NewObject};
@@ -37,6 +38,7 @@ impl Store {
         if bytes > self.arena.layout().max_object_bytes() {
             return self.file_or_fail(create, bytes, now, out);
         }
+        // Those of other shards wait too, or this shard's own.
         let first = self.queue.is_empty() && !self.link.hold;
         if first || create.try_immediately {
             // Behind others it can't ask the bank.
@@ -57,6 +59,9 @@ impl Store {
             return self.answer(&create, Err(StoreError::QueueFull), out);
         }
         self.queue.push(create, bytes);
+        if self.link.lined {
+            self.to_bank.push_back(StoreEffect::CreateQueued { since: create.since });
+        }
         self.run_queue(now, out);
     }
 
@@ -191,26 +196,31 @@ impl Store {
         self.pay_debt();
         self.freed = false;
         self.link.next_retry_ns = now.saturating_add(self.config.retry_interval_ns);
+        self.look_at_line();
         while let Some((create, bytes)) = self.queue.front() {
-            if self.link.hold && !create.try_immediately {
-                return;
+            if !self.may_serve(&create) {
+                return self.line_up();
             }
             match self.attempt(&create, bytes, now, out) {
                 Attempt::Waits => return,
                 Attempt::Made(slot) => {
                     self.queue.pop();
                     self.made(&create, slot, out);
+                    self.left(&create);
                 }
                 Attempt::Exists => {
                     self.queue.pop();
                     self.refuse(&create, now, out);
+                    self.left(&create);
                 }
                 Attempt::File => {
                     self.queue.pop();
                     self.file_or_fail(create, bytes, now, out);
+                    self.left(&create);
                 }
             }
         }
+        self.link.lined = false;
         self.withdraw();
     }
 
@@ -248,7 +258,10 @@ impl Store {
         } else if self.link.standing_refused(spans) && now.saturating_sub(since) >= self.config.full_grace_ns {
             return Attempt::File;
         }
-        self.stand(spans, create.near);
+        // Creates behind a restore wait as well.
+        self.line_up();
+        let urgency = if create.client == RESTORER { Urgency::Restore } else { Urgency::Standing };
+        self.stand(SpanWish { count: spans, urgency, near: create.near });
         self.spill.pressed = true;
         self.ask_for_gc(now, out);
         Attempt::Waits
@@ -270,7 +283,8 @@ impl Store {
 
     /// When a [`StoreEvent::Tick`](super::StoreEvent::Tick) is of use next; `None`: not before something else happens.
     pub fn next_deadline(&self) -> Option<NowNs> {
-        let queue = (!self.queue.is_empty()).then_some(self.link.next_retry_ns);
+        let first = self.queue.front().filter(|(create, _)| self.may_serve(create));
+        let queue = first.map(|_| self.link.next_retry_ns);
         queue.into_iter().chain(self.spill_deadline()).min()
     }
 }

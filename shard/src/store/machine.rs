@@ -75,22 +75,20 @@ impl Store {
                 near,
             } => {
                 let near = self.near(near);
-                self.create(
-                    Create {
-                        client,
-                        token,
-                        id,
-                        data_bytes,
-                        metadata_bytes,
-                        owner,
-                        source,
-                        mutable,
-                        try_immediately,
-                        near,
-                    },
-                    now,
-                    out,
-                );
+                let create = Create {
+                    client,
+                    token,
+                    id,
+                    data_bytes,
+                    metadata_bytes,
+                    owner,
+                    source,
+                    mutable,
+                    try_immediately,
+                    near,
+                    since: now,
+                };
+                self.create(create, now, out);
             }
             StoreEvent::CancelCreate { client, id } => {
                 self.queue.forget(|create| create.client == client && create.id == id);
@@ -138,7 +136,9 @@ impl Store {
             StoreEvent::FallbackReady { id, token, segment } => self.filed(id, token, segment, now, out),
             StoreEvent::SpansGranted { first, count, urgency } => self.granted((first, count), urgency, now, out),
             StoreEvent::SpansRefused { wish } => self.refused(wish, now, out),
-            StoreEvent::ReclaimSpans { count, hold } => self.reclaim(count, hold, now, out),
+            StoreEvent::ReclaimSpans { count } => self.reclaim(count, now, out),
+            StoreEvent::Hold { on } => self.held(on, now, out),
+            StoreEvent::Turn { since, full_since } => self.turn(since, full_since, now, out),
         }
         self.settle_memory(now, out);
         self.run_spill(now, out);
@@ -168,7 +168,7 @@ impl Store {
         out.push(StoreEffect::ObjectSealed { id, owner, data_bytes, metadata_bytes, source });
         while let Some((who, token)) = self.waiters.pop(&id) {
             match who {
-                Who::Get(client) => self.give(client, token, slot, out),
+                Who::Get(client) => self.give(client, token, slot, true, out),
                 Who::Watch => out.push(StoreEffect::Watched { token, id }),
             }
         }
@@ -208,12 +208,13 @@ impl Store {
 
     fn get(&mut self, client: ClientId, token: Token, id: ObjectId, wait: bool, out: &mut Vec<StoreEffect>) {
         if let Some(slot) = self.sealed_slot(&id) {
-            self.give(client, token, slot, out);
+            self.give(client, token, slot, false, out);
         } else if wait && self.waiters.len() < self.config.max_waiters {
             self.waiters.add(id, Who::Get(client), token);
             self.want_restore(id, true);
         } else {
-            out.push(StoreEffect::Got { client, token, id, place: None, owner: WorkerId::NIL });
+            let (place, owner, waited) = (None, WorkerId::NIL, false);
+            out.push(StoreEffect::Got { client, token, id, place, owner, waited });
         }
     }
 
@@ -231,11 +232,11 @@ impl Store {
     }
 
     /// Answers a get, with a reference.
-    fn give(&mut self, client: ClientId, token: Token, slot: u32, out: &mut Vec<StoreEffect>) {
+    fn give(&mut self, client: ClientId, token: Token, slot: u32, waited: bool, out: &mut Vec<StoreEffect>) {
         self.hold(client, slot);
         let object = self.objects.get(slot);
         let place = Some(object.place(&self.arena));
-        out.push(StoreEffect::Got { client, token, id: object.id, place, owner: object.owner });
+        out.push(StoreEffect::Got { client, token, id: object.id, place, owner: object.owner, waited });
     }
 
     fn release(&mut self, client: ClientId, id: &ObjectId, out: &mut Vec<StoreEffect>) {

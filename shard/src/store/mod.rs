@@ -42,6 +42,7 @@ mod check;
 mod config;
 mod creates;
 mod credit;
+mod line;
 mod machine;
 mod memory;
 mod objects;

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::api::ObjectSource;
 use super::config::MUTABLE_HEADER_BYTES;
 use super::spill::RESTORER;
-use crate::ids::{ClientId, ObjectId, Token, WorkerId};
+use crate::ids::{ClientId, NowNs, ObjectId, Token, WorkerId};
 
 /// One create.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +21,8 @@ pub(super) struct Create {
     pub(super) try_immediately: bool,
     /// The segment that it is to be in, if there is room.
     pub(super) near: u32,
+    /// When it came.
+    pub(super) since: NowNs,
 }
 
 impl Create {
@@ -79,6 +81,16 @@ impl Queue {
 
     pub(super) fn front(&self) -> Option<(Create, u64)> {
         self.restores.front().or(self.waiting.front()).copied()
+    }
+
+    /// The first create, whatever is restored before it.
+    pub(super) fn first_create(&self) -> Option<&Create> {
+        self.waiting.front().map(|(create, _)| create)
+    }
+
+    /// Those who wait for memory, without restores.
+    pub(super) fn creates(&self) -> impl Iterator<Item = &Create> {
+        self.waiting.iter().map(|(create, _)| create)
     }
 
     pub(super) fn pop(&mut self) {

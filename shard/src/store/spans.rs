@@ -2,6 +2,8 @@
 
 use super::api::{SpanIndex, SpanWish, StoreEffect, Urgency};
 use super::machine::Store;
+use super::queue::Create;
+use super::spill::RESTORER;
 use crate::ids::NowNs;
 
 /// What a store knows about its requests to the bank, and about how long it has been full.
@@ -13,8 +15,8 @@ pub(super) struct BankLink {
     near_dry: Vec<(NowNs, u32)>,
     /// The segment that was last short of memory: what is asked for ahead should be of it.
     short: Option<u32>,
-    /// The standing request: how many spans, and of which segment they should be.
-    pub(super) standing: Option<(u32, u32)>,
+    /// The standing request.
+    pub(super) standing: Option<SpanWish>,
     /// The bank has collected for it in vain.
     refused: bool,
     /// The bank had nothing, so it isn't asked before this.
@@ -23,8 +25,12 @@ pub(super) struct BankLink {
     owing: bool,
     /// How much of that is still to be given, in bytes.
     pub(super) owed_bytes: u64,
-    /// Another shard has waited too long: start no new objects.
+    /// Creates wait on the node: those that come wait behind them.
     pub(super) hold: bool,
+    /// The creates that wait here have their tickets.
+    pub(super) lined: bool,
+    /// The create that has waited since then has its turn.
+    pub(super) turn: Option<NowNs>,
     /// Since when no create has succeeded, of those that found no room.
     pub(super) full_since: Option<NowNs>,
     /// When the queue is looked at again.
@@ -39,11 +45,7 @@ impl BankLink {
 
     /// The bank has collected in vain for a standing request of this length.
     pub(super) fn standing_refused(&self, spans: u32) -> bool {
-        self.refused && self.stands_for(spans)
-    }
-
-    fn stands_for(&self, spans: u32) -> bool {
-        self.standing.is_some_and(|(count, _)| count == spans)
+        self.refused && self.standing.is_some_and(|wish| wish.count == spans)
     }
 }
 
@@ -63,7 +65,8 @@ impl Store {
         let spans = self.arena.spans_for(bytes);
         let (until, dry_spans) = self.link.near_dry[near as usize];
         // The bank looks there first for a standing request too.
-        self.link.standing != Some((spans, near)) && (now >= until || spans < dry_spans)
+        let stands = self.link.standing.is_some_and(|wish| (wish.count, wish.near) == (spans, near));
+        !stands && (now >= until || spans < dry_spans)
     }
 
     pub(super) fn want(&mut self, count: u32, urgency: Urgency, near: u32) {
@@ -76,16 +79,78 @@ impl Store {
 
     /// Stands in the bank's queue, if the store does not already. A shard that shares the memory with others first gives back the empty
     /// spans that it has: they may be what the run lacks.
-    pub(super) fn stand(&mut self, count: u32, near: u32) {
-        if self.config.spans_kept < u32::MAX {
+    pub(super) fn stand(&mut self, wish: SpanWish) {
+        if !self.is_alone() {
             self.give_back(u32::MAX);
         }
-        if self.link.standing != Some((count, near)) {
-            self.link.standing = Some((count, near));
+        if self.link.standing != Some(wish) {
+            self.link.standing = Some(wish);
             self.link.refused = false;
-            let wish = SpanWish { count, urgency: Urgency::Standing, near };
             self.to_bank.push_back(StoreEffect::SpansWanted { wish });
         }
+    }
+
+    /// No other shard shares the memory.
+    pub(super) fn is_alone(&self) -> bool {
+        self.config.spans_kept == u32::MAX
+    }
+
+    /// Whether the first in the queue may have memory now.
+    pub(super) fn may_serve(&self, create: &Create) -> bool {
+        let in_line = self.link.hold || self.link.lined;
+        create.client == RESTORER || create.try_immediately || !in_line || self.link.turn.is_some()
+    }
+
+    /// Takes tickets for all creates that wait here, unless they have them.
+    pub(super) fn line_up(&mut self) {
+        if self.is_alone() || std::mem::replace(&mut self.link.lined, true) {
+            return;
+        }
+        for Create { since, .. } in self.queue.creates() {
+            self.to_bank.push_back(StoreEffect::CreateQueued { since: *since });
+        }
+    }
+
+    /// The turn ends, if this shard has it.
+    pub(super) fn end_turn(&mut self) {
+        if self.link.turn.take().is_some() {
+            self.to_bank.push_back(StoreEffect::TurnOver { full_since: self.link.full_since });
+        }
+    }
+
+    /// A create has left the queue: if it was its turn, that is over.
+    pub(super) fn left(&mut self, create: &Create) {
+        if create.client != RESTORER && self.link.turn.is_some_and(|since| create.since >= since) {
+            self.end_turn();
+        }
+    }
+
+    /// What changes in the line when creates have left it: the one that has its turn may be among them.
+    pub(super) fn look_at_line(&mut self) {
+        let first = self.queue.first_create().map(|create| create.since);
+        self.link.lined &= first.is_some();
+        if self.link.turn.is_some_and(|since| first.is_none_or(|first| first > since)) {
+            self.end_turn();
+        }
+    }
+
+    /// Creates wait on the node, or none does any more.
+    pub(super) fn held(&mut self, on: bool, now: NowNs, out: &mut Vec<StoreEffect>) {
+        self.link.hold = on;
+        self.link.lined &= on;
+        if on && self.link.turn.is_none() {
+            // A create that may not be served does not run out of time.
+            self.link.full_since = None;
+        }
+        self.run_queue(now, out);
+        self.serve_credit(now, out);
+    }
+
+    /// The first create here is the first of the node.
+    pub(super) fn turn(&mut self, since: NowNs, full_since: Option<NowNs>, now: NowNs, out: &mut Vec<StoreEffect>) {
+        self.link.turn = Some(since);
+        self.link.full_since = full_since;
+        self.run_queue(now, out);
     }
 
     /// Stands no longer.
@@ -103,9 +168,10 @@ impl Store {
         out: &mut Vec<StoreEffect>,
     ) {
         match urgency {
-            Urgency::Standing if self.link.stands_for(count) => self.link.standing = None,
-            // Withdrawn meanwhile.
-            Urgency::Standing => {}
+            Urgency::Standing | Urgency::Restore => {
+                // Another may stand by now, or none.
+                self.link.standing = self.link.standing.filter(|wish| (wish.count, wish.urgency) != (count, urgency));
+            }
             Urgency::Ahead | Urgency::Near | Urgency::Now => self.link.answer_due = false,
         }
         self.link.dry_until_ns = 0;
@@ -123,21 +189,16 @@ impl Store {
             self.link.dry_until_ns = until;
         }
         match wish.urgency {
-            Urgency::Standing => self.link.refused |= self.link.stands_for(wish.count),
+            Urgency::Standing | Urgency::Restore => self.link.refused |= self.link.standing == Some(wish),
             Urgency::Ahead | Urgency::Near | Urgency::Now => self.link.answer_due = false,
         }
         self.run_queue(now, out);
         self.serve_credit(now, out);
     }
 
-    pub(super) fn reclaim(&mut self, count: u32, hold: bool, now: NowNs, out: &mut Vec<StoreEffect>) {
-        self.link.hold = hold;
+    pub(super) fn reclaim(&mut self, count: u32, now: NowNs, out: &mut Vec<StoreEffect>) {
         self.link.owing = count > 0;
         self.link.owed_bytes = u64::from(count) * self.arena.layout().span_bytes();
-        if hold {
-            // A create that may not be served does not run out of time.
-            self.link.full_since = None;
-        }
         if count > 0 {
             let mut given = self.give_back(u32::MAX);
             while given < count && self.evict_one(out) {

@@ -333,9 +333,19 @@ impl Store {
             self.spill.restoring.add(data_bytes + metadata_bytes);
             let (client, token, source) = (RESTORER, SILENT, ObjectSource::RestoredFromStorage);
             let (mutable, try_immediately) = (false, false);
-            let near = self.near(None);
-            let create =
-                Create { client, token, id, data_bytes, metadata_bytes, owner, source, mutable, try_immediately, near };
+            let create = Create {
+                client,
+                token,
+                id,
+                data_bytes,
+                metadata_bytes,
+                owner,
+                source,
+                mutable,
+                try_immediately,
+                near: self.near(None),
+                since: now,
+            };
             self.queue.push_restore(create, data_bytes + metadata_bytes);
             fed = true;
         }

@@ -159,7 +159,8 @@ fn a_reader_never_sees_an_unsealed_object() {
     assert!(node.tell(StoreEvent::Get { client: 2, token: 5, id: id(1), wait: true }).is_empty());
     let out = node.seal(1, id(1));
     let place = node.memory.store().place(&id(1));
-    assert!(out.contains(&StoreEffect::Got { client: 2, token: 5, id: id(1), place, owner: WorkerId([9; 28]) }));
+    let (owner, waited) = (WorkerId([9; 28]), true);
+    assert!(out.contains(&StoreEffect::Got { client: 2, token: 5, id: id(1), place, owner, waited }));
 }
 
 #[test]

@@ -97,6 +97,9 @@ impl Control {
     }
 
     fn worker(&self, conn: ClientId, register: &Register, kind: WorkerType) -> Result<Member, String> {
+        if let Some(process) = self.io_registers(&register.worker, kind) {
+            return Ok(Member { process: Some(process), ..member(conn, register, kind) });
+        }
         let started = self.starting.borrow_mut().remove(&register.worker);
         let Some(started) = started else {
             return Err(format!(
@@ -128,6 +131,9 @@ impl Control {
         };
         if member.is_driver() {
             return self.announce_driver(member, entrypoint);
+        }
+        if member.is_io() {
+            return self.io_ready(&member);
         }
         let card = Card { address: member.address(self.node_id.as_bytes()), pid: member.pid };
         self.to_cores(|| ToCore::WorkerReady { worker: member.worker, card: Box::new(card.clone()) });

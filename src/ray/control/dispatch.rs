@@ -85,6 +85,7 @@ impl Control {
             }
             ToControl::Contained { token, has } => self.looked(token, has),
             ToControl::Seen(sightings) => self.seen(sightings),
+            ToControl::Spill(ask) => self.spill(ask),
             ToControl::StoreFull => self.collect_garbage_soon(),
             ToControl::Message { conn, message } => self.client_message(conn, message),
             ToControl::Gone { conn, .. } => {

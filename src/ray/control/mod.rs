@@ -10,6 +10,7 @@ mod clients;
 mod cluster;
 mod dispatch;
 mod groups;
+mod io_workers;
 mod jobs;
 mod leases;
 mod locations;
@@ -136,6 +137,8 @@ pub struct Control {
     pub(super) starting: RefCell<FxHashMap<WorkerId, Starting>>,
     /// Workers that are being forked; closed when they are in `starting`, or not coming.
     pub(super) forking: RefCell<FxHashMap<WorkerId, Rc<Semaphore>>>,
+    /// Workers that spill to and restore from storage that only they can reach.
+    io: RefCell<io_workers::IoWorkers>,
     pub(super) objects: RefCell<Objects>,
     pulls: RefCell<Pulls>,
     locations: RefCell<locations::Locations>,
@@ -236,6 +239,7 @@ impl Control {
             leases: RefCell::default(),
             starting: RefCell::default(),
             forking: RefCell::default(),
+            io: RefCell::default(),
             objects: RefCell::default(),
             pulls: RefCell::new(parts.pulls),
             locations: RefCell::default(),

@@ -212,8 +212,11 @@ impl Control {
     }
 
     /// A process of the table ended.
-    pub fn process_ended(&self, exit: &ProcessExit) {
+    pub fn process_ended(self: &Rc<Self>, exit: &ProcessExit) {
         self.runtime_env.process_ended(exit.key);
+        if self.io_start_ended(exit.key) {
+            return tracing::warn!(pid = exit.pid, status = %exit.status, "an IO worker ended before it registered");
+        }
         let unregistered = {
             let mut starting = self.starting.borrow_mut();
             let worker = starting.iter().find(|(_, s)| s.process == exit.key).map(|(worker, _)| *worker);

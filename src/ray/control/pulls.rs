@@ -15,6 +15,7 @@ use super::objects::address;
 use super::Control;
 use crate::bridge::{core_reports, CoreReport, Requester};
 use crate::config::ray::RayConfig;
+use crate::observe::status::TransferStatus;
 use crate::ray::messages::Owner;
 use crate::ray::proto::WorkerObjectLocationsPubMessage;
 use crate::ray::rpc::core_worker::host_port;
@@ -155,7 +156,8 @@ impl Control {
     pub(super) fn pull_node_joined(&self, node: NodeId) {
         if let Some(record) = self.node(&node) {
             let address = host_port(&record.address, i32::from(record.object_manager_port));
-            self.pulls.borrow().link.send(ToTransfer::Node { node, address });
+            let bulk_address = record.bulk_port.map(|port| host_port(&record.address, i32::from(port)));
+            self.pulls.borrow().link.send(ToTransfer::Node { node, address, bulk_address });
         }
     }
 
@@ -185,6 +187,12 @@ impl Control {
     /// Figures for reports.
     pub fn pull_stats(&self) -> PullStats {
         self.pulls.borrow().stats()
+    }
+
+    /// What moves between this node and others.
+    pub fn transfer_status(&self) -> TransferStatus {
+        let (pulls, stats) = (self.pulls.borrow(), self.pull_stats());
+        TransferStatus { pulls_wanted: stats.wanted as u64, pulls_asked: stats.asked as u64, ..pulls.link.status() }
     }
 
     /// Tells the pull manager, and does what it wants done.

@@ -10,14 +10,11 @@ use rustc_hash::FxHashMap;
 use tonic::Status;
 
 use super::Control;
-use crate::bridge::{core_reports, CoreReport};
+use crate::bridge::{all_idle, core_reports, drain_within, CoreReport};
 use crate::ray::proto;
 use crate::ray::proto::node_death_info::Reason;
 use crate::ray::registry::Member;
 use crate::ray::resources::kind_of;
-
-/// How often a node that drains looks whether anything is left.
-const DRAIN_POLL: Duration = Duration::from_millis(50);
 
 /// Longest wait for a worker's account of itself. One that hangs is left out.
 const WORKER_STATS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -359,35 +356,21 @@ impl Control {
         }
         let control = self.clone();
         tokio::task::spawn_local(async move {
-            let busy =
-                |report: &CoreReport| report.sched.idle_since.is_none() || report.store.counters.pinned.bytes > 0;
-            while control.core_reports(false).await.iter().any(busy) {
-                tokio::time::sleep(DRAIN_POLL).await;
-            }
+            let idle =
+                |report: &CoreReport| report.sched.idle_since.is_some() && report.store.counters.pinned.bytes == 0;
+            all_idle(&control.cores, idle).await;
             control.shutdown.ask(reason, &message);
         });
     }
 
     /// Takes no new work, and waits until nothing is leased, at most this long. Nothing at all is done for no time.
     pub async fn drain_within(&self, timeout: Duration) {
-        if timeout.is_zero() {
-            return;
-        }
         let request = proto::DrainRayletRequest {
             reason: proto::autoscaler::DrainNodeReason::Preemption as i32,
             reason_message: "the node received SIGTERM".to_owned(),
             deadline_timestamp_ms: super::unix_ms().saturating_add(timeout.as_millis() as u64) as i64,
         };
-        let drained = async {
-            self.begin_to_drain(request).await;
-            while self.core_reports(false).await.iter().any(|report| report.sched.idle_since.is_none()) {
-                tokio::time::sleep(DRAIN_POLL).await;
-            }
-        };
-        match tokio::time::timeout(timeout, drained).await {
-            Ok(()) => tracing::info!("drained: no lease is left"),
-            Err(_) => tracing::warn!(?timeout, "leases that did not end in time (drain_timeout_ms) are broken off"),
-        }
+        drain_within(&self.cores, timeout, self.begin_to_drain(request)).await;
     }
 
     /// Workers should drop what they no longer need: the store is full.

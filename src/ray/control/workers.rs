@@ -161,6 +161,8 @@ impl Control {
         }
         if member.is_driver() {
             self.finish_driver_job(&member);
+        } else if member.is_io() {
+            self.io_gone(&member);
         } else {
             let worked = member.lease.is_some() || member.broke_in.is_some() || member.actor.is_some();
             if exit.kind == WorkerExitType::SystemError && worked {

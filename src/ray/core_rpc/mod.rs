@@ -54,6 +54,8 @@ pub struct RpcSettings {
     pub node_id: NodeId,
     /// The methods, and whether each wants a token.
     pub methods: Vec<(&'static str, bool)>,
+    /// Ray's setting of this name: the largest index of an object that a task returns.
+    pub max_num_generator_returns: u64,
 }
 
 /// Methods that only the cores answer; each wants a token.

@@ -37,6 +37,7 @@ pub(super) fn add(
 ) -> Told {
     shards(batch, reports);
     arenas(batch, status);
+    transfers(batch, status);
     quantiles(batch, status);
     Told { latencies: histograms(batch, reports, latencies, told), rings: rings(batch, reports, told) }
 }
@@ -161,6 +162,25 @@ fn arenas(batch: &mut Batch, status: &NodeStatus) {
     let values: Vec<_> = values.collect();
     let description = "Bytes of a shared-memory segment under the object store, with the pages that it got";
     batch.gauge("raylet_uring_arena_bytes", description, values.iter().map(|(labels, value)| (&labels[..], *value)));
+}
+
+fn transfers(batch: &mut Batch, status: &NodeStatus) {
+    let transfer = &status.transfer;
+    let moved = [
+        (["bulk", "received"], transfer.lane_received_bytes),
+        (["bulk", "sent"], transfer.lane_sent_bytes),
+        (["call", "received"], transfer.call_received_bytes),
+        (["call", "sent"], transfer.call_sent_bytes),
+    ];
+    let moved = moved.iter().filter(|(_, bytes)| *bytes > 0);
+    let moved: Vec<_> =
+        moved.map(|([way, direction], bytes)| ([("Way", *way), ("Direction", *direction)], *bytes as f64)).collect();
+    let description = "Bytes of objects moved between nodes since the start, by the bulk port and by Ray's calls";
+    batch.gauge("raylet_uring_transfer_bytes", description, moved.iter().map(|(labels, bytes)| (&labels[..], *bytes)));
+    if transfer.lanes > 0 {
+        let description = "Connections of the bulk port";
+        batch.gauge("raylet_uring_transfer_lanes", description, [(&[][..], transfer.lanes as f64)]);
+    }
 }
 
 fn quantiles(batch: &mut Batch, status: &NodeStatus) {

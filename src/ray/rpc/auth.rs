@@ -84,6 +84,12 @@ impl Token {
         self.header.clone()
     }
 
+    /// The bare token, as a key for proofs of knowing it.
+    pub fn secret(&self) -> &[u8] {
+        let header = self.header.as_bytes();
+        header.strip_prefix(BEARER.as_bytes()).unwrap_or(header)
+    }
+
     /// Compares in a time that depends on the length given and on nothing else.
     fn matches(&self, given: &HeaderValue) -> bool {
         let (expected, given) = (self.header.as_bytes(), given.as_bytes());

@@ -95,6 +95,14 @@ methods! {
     /// Tells an owner where copies of its objects are.
     update_object_location_batch(UpdateObjectLocationBatchRequest) -> UpdateObjectLocationBatchReply
         = "/ray.rpc.CoreWorkerService/UpdateObjectLocationBatch";
+    /// Has an IO worker write objects to external storage.
+    spill_objects(SpillObjectsRequest) -> SpillObjectsReply = "/ray.rpc.CoreWorkerService/SpillObjects";
+    /// Has an IO worker read objects back.
+    restore_spilled_objects(RestoreSpilledObjectsRequest) -> RestoreSpilledObjectsReply
+        = "/ray.rpc.CoreWorkerService/RestoreSpilledObjects";
+    /// Has an IO worker delete what was written.
+    delete_spilled_objects(DeleteSpilledObjectsRequest) -> DeleteSpilledObjectsReply
+        = "/ray.rpc.CoreWorkerService/DeleteSpilledObjects";
     /// Sends an owner commands about subscriptions.
     pubsub_command_batch(PubsubCommandBatchRequest) -> PubsubCommandBatchReply
         = "/ray.rpc.CoreWorkerService/PubsubCommandBatch";

@@ -4,18 +4,22 @@
 //! Towards the object tables it is a client like others: what it receives it creates, writes and seals; what it sends it gets and
 //! releases. What is fetched from where is decided on the control thread ([`crate::ray::control`]), which says [`ToTransfer::Ask`].
 //!
-//! A peer that speaks another language than gRPC would be a second way to carry out `Ask` and `Send`: the state machines
-//! ([`raylet_shard::pull`]) know chunks by number and length only.
+//! Nodes like this one are asked by the bulk port (`bulk`), where bytes go from arena to arena on the cores' own rings; nodes of stock
+//! Ray, and any node where that fails, in Ray's way. The state machines ([`raylet_shard::pull`]) are the same for both.
 
+mod bulk;
+mod greet;
 mod receive;
 mod send;
 mod service;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 use std::io;
 use std::net::TcpListener;
 use std::rc::Rc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,8 +36,12 @@ use super::rpc::chaos::Chaos;
 use super::rpc::client::{ChannelPool, ClientConfig, ClientContext};
 use super::rpc::tls::Tls;
 use crate::bridge::{shard_of_object, CoreHandle, Requester, ToCore};
+use crate::bulk::{LaneId, LaneNews};
+use crate::observe::status::TransferStatus;
 use crate::spill::SpillShared;
 
+use bulk::Bulk;
+use greet::Greeting;
 use receive::Receiving;
 use send::Sending;
 
@@ -52,6 +60,10 @@ pub struct TransferParts {
     pub cores: Vec<CoreHandle>,
     /// The object manager's port, bound.
     pub listeners: Vec<TcpListener>,
+    /// The bulk port, bound; empty where it is off.
+    pub bulk_listeners: Vec<TcpListener>,
+    /// Lanes to each node that objects are fetched from.
+    pub lanes_per_node: usize,
     /// Who may call, and how calls authenticate.
     pub auth: Auth,
     /// How connections are encrypted, where they are.
@@ -71,6 +83,8 @@ pub struct TransferParts {
 pub enum ToTransfer {
     /// An answer of an object table.
     Store(StoreEffect),
+    /// News of a lane.
+    Lane(LaneId, LaneNews),
     /// Ask a node for an object, and take what it sends.
     Ask {
         /// The object.
@@ -96,6 +110,8 @@ pub enum ToTransfer {
         node: NodeId,
         /// `host:port`.
         address: String,
+        /// Its bulk port as `host:port`, where it has one.
+        bulk_address: Option<String>,
     },
     /// A node is dead.
     NodeGone {
@@ -139,11 +155,24 @@ pub enum TransferNews {
     },
 }
 
+/// How much was moved, and by which way. Written by the thread, read by reports.
+#[derive(Debug, Default)]
+pub struct TransferUse {
+    /// Creates of the thread that wait for room in the store.
+    creating: AtomicUsize,
+    /// Lanes that are open, of either side.
+    lanes: AtomicUsize,
+    lane_received_bytes: AtomicU64,
+    lane_sent_bytes: AtomicU64,
+    call_received_bytes: AtomicU64,
+    call_sent_bytes: AtomicU64,
+}
+
 /// The way to the thread.
 #[derive(Clone, Debug)]
 pub struct TransferLink {
     queue: flume::Sender<ToTransfer>,
-    creating: Arc<AtomicUsize>,
+    used: Arc<TransferUse>,
 }
 
 impl TransferLink {
@@ -155,7 +184,20 @@ impl TransferLink {
 
     /// Creates of the thread that wait for room in the store.
     pub fn creating(&self) -> u64 {
-        self.creating.load(std::sync::atomic::Ordering::Relaxed) as u64
+        self.used.creating.load(Ordering::Relaxed) as u64
+    }
+
+    /// What was moved since the start. What is wanted is told by others.
+    pub fn status(&self) -> TransferStatus {
+        let of = |bytes: &AtomicU64| bytes.load(Ordering::Relaxed);
+        TransferStatus {
+            lanes: self.used.lanes.load(Ordering::Relaxed) as u64,
+            lane_received_bytes: of(&self.used.lane_received_bytes),
+            lane_sent_bytes: of(&self.used.lane_sent_bytes),
+            call_received_bytes: of(&self.used.call_received_bytes),
+            call_sent_bytes: of(&self.used.call_sent_bytes),
+            ..TransferStatus::default()
+        }
     }
 }
 
@@ -166,10 +208,10 @@ impl TransferLink {
 pub fn start(parts: TransferParts) -> io::Result<(TransferLink, flume::Receiver<TransferNews>)> {
     let (queue, messages) = flume::unbounded();
     let (news, heard) = flume::unbounded();
-    let creating = Arc::new(AtomicUsize::new(0));
+    let used = Arc::new(TransferUse::default());
     parts.cores.iter().for_each(|core| core.send(ToCore::OpenTransfer(queue.clone())));
-    let link = TransferLink { queue, creating: creating.clone() };
-    std::thread::Builder::new().name("transfer".to_owned()).spawn(move || run(parts, messages, news, creating))?;
+    let link = TransferLink { queue, used: used.clone() };
+    std::thread::Builder::new().name("transfer".to_owned()).spawn(move || run(parts, messages, news, used))?;
     Ok((link, heard))
 }
 
@@ -177,7 +219,7 @@ fn run(
     parts: TransferParts,
     messages: flume::Receiver<ToTransfer>,
     news: flume::Sender<TransferNews>,
-    creating: Arc<AtomicUsize>,
+    used: Arc<TransferUse>,
 ) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -185,7 +227,7 @@ fn run(
     };
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
-        match Transfer::new(parts, news, creating) {
+        match Transfer::new(parts, news, used) {
             Ok((transfer, listeners)) => transfer.run(messages, listeners).await,
             Err(error) => tracing::error!(error, "no object can be moved between nodes"),
         }
@@ -204,23 +246,31 @@ pub(super) struct Transfer {
     push_timeout: Duration,
     peers: ChannelPool,
     news: flume::Sender<TransferNews>,
-    creating: Arc<AtomicUsize>,
+    used: Arc<TransferUse>,
     nodes: RefCell<FxHashMap<NodeId, String>>,
     owners: RefCell<FxHashMap<WorkerId, Address>>,
     receiving: RefCell<Receiving>,
     sending: RefCell<Sending>,
+    greeting: Rc<Greeting>,
+    lanes_per_node: usize,
+    bulk: RefCell<Bulk>,
 }
 
 impl Transfer {
     fn new(
         parts: TransferParts,
         news: flume::Sender<TransferNews>,
-        creating: Arc<AtomicUsize>,
+        used: Arc<TransferUse>,
     ) -> Result<(Rc<Self>, Vec<TcpListener>), String> {
         let chaos = Chaos::from_setting(&parts.rpc_failure).map_err(|e| e.to_string())?;
         let client = ClientConfig { auth: parts.auth.clone(), tls: parts.tls.clone(), ..ClientConfig::default() };
         let chunks_max = (parts.in_flight_max_bytes / parts.chunk_bytes.max(1)).max(1) as usize;
+        let key = parts.auth.token().map(|token| token.secret().to_vec()).unwrap_or_default();
+        let is_open = !parts.bulk_listeners.is_empty();
         let transfer = Rc::new(Self {
+            greeting: Rc::new(Greeting::new(parts.node_id, parts.chunk_bytes.max(1), key, is_open)),
+            lanes_per_node: parts.lanes_per_node.max(1),
+            bulk: RefCell::default(),
             node_id: parts.node_id,
             segments: parts.segments,
             files: parts.files,
@@ -231,12 +281,13 @@ impl Transfer {
             push_timeout: parts.push_timeout,
             peers: ChannelPool::new(ClientContext::new(client, chaos)),
             news,
-            creating,
+            used,
             nodes: RefCell::default(),
             owners: RefCell::default(),
             receiving: RefCell::new(Receiving::new(parts.chunk_bytes.max(1))),
             sending: RefCell::new(Sending::new(chunks_max)),
         });
+        transfer.serve_bulk(parts.bulk_listeners);
         Ok((transfer, parts.listeners))
     }
 
@@ -264,18 +315,21 @@ impl Transfer {
     fn take(self: &Rc<Self>, message: ToTransfer) -> bool {
         match message {
             ToTransfer::Store(effect) => self.answered(effect),
+            ToTransfer::Lane(lane, news) => self.lane_news(lane, news),
             ToTransfer::Ask { object, owner, from } => self.ask(object, owner, from),
             ToTransfer::Stop { object } => self.stop(object),
             ToTransfer::Release { object } => {
                 self.store(object, StoreEvent::Release { client: receiver(), id: object })
             }
-            ToTransfer::Node { node, address } => {
+            ToTransfer::Node { node, address, bulk_address } => {
+                self.bulk_port(node, bulk_address);
                 self.nodes.borrow_mut().insert(node, address);
             }
             ToTransfer::NodeGone { node } => {
                 if let Some(address) = self.nodes.borrow_mut().remove(&node) {
                     self.peers.forget(&address);
                 }
+                self.bulk_gone(&node);
                 self.push_no_more(node);
             }
             ToTransfer::Owner(owner) => {

@@ -58,10 +58,18 @@ impl Receiving {
 impl Transfer {
     pub(super) fn ask(self: &Rc<Self>, object: ObjectId, owner: WorkerId, from: NodeId) {
         self.receive(ReceiveEvent::Expect { object, owner, from });
+        if !self.ask_by_lane(from, object) {
+            self.ask_by_call(from, object);
+        }
+    }
+
+    /// Asks a node in Ray's way.
+    pub(super) fn ask_by_call(&self, from: NodeId, object: ObjectId) {
         self.receiving.borrow_mut().asks.entry(from).or_default().push(object);
     }
 
     pub(super) fn stop(self: &Rc<Self>, object: ObjectId) {
+        self.asked_no_more(&object);
         self.receive(ReceiveEvent::Forget { object });
     }
 
@@ -96,16 +104,18 @@ impl Transfer {
         self.peers.get(&address).ok()
     }
 
+    /// A ticket for a chunk.
+    pub(super) fn ticket(&self) -> u64 {
+        let mut receiving = self.receiving.borrow_mut();
+        receiving.tickets += 1;
+        receiving.tickets
+    }
+
     /// Takes a chunk; answers once it is written, or dropped.
     pub(super) async fn chunk(self: &Rc<Self>, head: ChunkHead, data: Bytes) -> Result<(), Status> {
         let (reply, answer) = oneshot::channel();
-        let ticket = {
-            let mut receiving = self.receiving.borrow_mut();
-            receiving.tickets += 1;
-            let ticket = receiving.tickets;
-            receiving.chunks.insert(ticket, Chunk { data, reply });
-            ticket
-        };
+        let ticket = self.ticket();
+        self.receiving.borrow_mut().chunks.insert(ticket, Chunk { data, reply });
         self.receive(ReceiveEvent::Chunk { ticket, head });
         match answer.await {
             // What is here already was taken before.
@@ -138,7 +148,7 @@ impl Transfer {
         }
     }
 
-    fn receive(self: &Rc<Self>, event: ReceiveEvent) {
+    pub(super) fn receive(self: &Rc<Self>, event: ReceiveEvent) {
         let mut effects = Vec::new();
         self.receiving.borrow_mut().machine.handle(event, &mut effects);
         let mut unwritten = None;
@@ -187,7 +197,11 @@ impl Transfer {
                 self.store(id, StoreEvent::CancelCreate { client, id });
                 self.count_creates();
             }
+            ReceiveEffect::Accept { object, from, push } => self.accept(from, object, push),
+            ReceiveEffect::Decline { object, from } => self.decline(from, object),
+            ReceiveEffect::Land { ticket, object, offset_bytes } => self.land(ticket, object, offset_bytes),
             ReceiveEffect::Seal { object: id } => {
+                self.asked_no_more(&id);
                 self.receiving.borrow_mut().places.remove(&id);
                 self.store(id, StoreEvent::Seal { client, token: 0, id });
             }
@@ -202,12 +216,13 @@ impl Transfer {
                 self.count_creates();
                 self.tell(TransferNews::NoRoom { object });
             }
-            ReceiveEffect::Write { .. } => {}
+            // `receive` writes, and nothing is lent.
+            ReceiveEffect::Write { .. } | ReceiveEffect::Arrived { .. } | ReceiveEffect::Recall { .. } => {}
         }
     }
 
     fn count_creates(&self) {
-        self.creating.store(self.receiving.borrow().machine.creating(), Ordering::Relaxed);
+        self.used.creating.store(self.receiving.borrow().machine.creating(), Ordering::Relaxed);
     }
 
     fn abort(&self, id: ObjectId) {
@@ -215,7 +230,31 @@ impl Transfer {
         self.store(id, StoreEvent::Abort { client: receiver(), token: SILENT, id });
     }
 
+    /// Where a chunk of an object goes; `None`: there is no memory for it.
+    fn land(self: &Rc<Self>, ticket: u64, object: ObjectId, offset_bytes: u64) {
+        let place = self.receiving.borrow().places.get(&object).copied();
+        let place = place.and_then(|place| {
+            let (segment, offset) = (self.segment(place.segment)?, place.data_offset + offset_bytes);
+            let end = (offset + self.chunk_bytes).min(place.data_offset + place.data_bytes + place.metadata_bytes);
+            let backed = segment.ensure_backed(offset..end);
+            backed
+                .inspect_err(|error| tracing::warn!(%object, %error, "no memory for an object from another node"))
+                .ok()?;
+            Some((segment, offset))
+        });
+        let has_place = place.is_some();
+        self.place(ticket, place);
+        if !has_place {
+            self.receive(ReceiveEvent::Landed { ticket, object, ok: false });
+            self.receive(ReceiveEvent::Forget { object });
+            self.tell(TransferNews::NoRoom { object });
+        }
+    }
+
     fn reply(&self, ticket: u64, result: Result<(), Refusal>) {
+        if result.is_err() && self.place(ticket, None) {
+            return;
+        }
         let chunk = self.receiving.borrow_mut().chunks.remove(&ticket);
         if let Some(chunk) = chunk {
             // A caller that hung up needs no answer.

@@ -1,6 +1,7 @@
 //! Sending: objects that other nodes ask for go out in chunks, straight from the store's memory.
 
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -52,14 +53,46 @@ struct Served {
     waiting: SmallVec<[NodeId; 2]>,
     /// Nodes that it is under way to.
     pushes: SmallVec<[NodeId; 2]>,
+    /// Nodes that it was offered to by the bulk port.
+    offers: SmallVec<[NodeId; 2]>,
+}
+
+impl Served {
+    fn new(token: u64, node: NodeId) -> Self {
+        let (pushes, offers) = Default::default();
+        Self { token, here: None, waiting: SmallVec::from_slice(&[node]), pushes, offers }
+    }
+
+    /// Nobody gets it any more, so that its reference can go.
+    fn is_over(&self) -> bool {
+        self.here.is_some() && self.waiting.is_empty() && self.pushes.is_empty() && self.offers.is_empty()
+    }
 }
 
 /// An object whose bytes can be read.
 #[derive(Clone)]
-struct Here {
-    place: Placement,
+pub(super) struct Here {
+    pub(super) place: Placement,
     owner: Address,
     push_id: Bytes,
+}
+
+impl Here {
+    /// Size of the data, and of the metadata behind them.
+    pub(super) fn total_bytes(&self) -> u64 {
+        self.place.data_bytes + self.place.metadata_bytes
+    }
+
+    /// Where a chunk starts, and how many bytes it has.
+    pub(super) fn chunk(&self, index: u32, chunk_bytes: u64) -> (u64, u64) {
+        let start = u64::from(index) * chunk_bytes;
+        (start, self.total_bytes().saturating_sub(start).min(chunk_bytes))
+    }
+
+    /// Number of the push on a lane.
+    pub(super) fn push(&self) -> u64 {
+        push_number(&self.push_id)
+    }
 }
 
 impl Sending {
@@ -89,8 +122,7 @@ impl Transfer {
                 let text = format!("{SERVED_MAX} objects are asked for on this node, which is its limit: retry later");
                 return Err(Status::resource_exhausted(text));
             }
-            let waiting = SmallVec::from_slice(&[node]);
-            sending.served.insert(object, Served { token, here: None, waiting, pushes: SmallVec::new() });
+            sending.served.insert(object, Served::new(token, node));
             token
         };
         self.store(object, StoreEvent::Get { client: sender(), token, id: object, wait: true });
@@ -106,9 +138,9 @@ impl Transfer {
     fn give_up_waiting(&self, object: ObjectId, token: u64) {
         let mut sending = self.sending.borrow_mut();
         let waits = sending.served.get(&object).is_some_and(|served| served.here.is_none() && served.token == token);
-        if waits {
-            sending.served.remove(&object);
+        if let Some(served) = waits.then(|| sending.served.remove(&object)).flatten() {
             drop(sending);
+            served.waiting.iter().for_each(|node| self.say_gone(node, object));
             tracing::debug!(%object, "another node waited in vain for an object");
             self.store(object, StoreEvent::CancelGet { client: sender(), token, id: object });
         }
@@ -116,7 +148,7 @@ impl Transfer {
 
     /// The store has the object, or can't say.
     pub(super) fn got(self: &Rc<Self>, object: ObjectId, token: u64, place: Option<Placement>, owner: WorkerId) {
-        let waiting = {
+        {
             let mut sending = self.sending.borrow_mut();
             let unknown = !sending.served.contains_key(&object);
             let served = sending.served.get_mut(&object);
@@ -125,11 +157,12 @@ impl Transfer {
                 (Some(served), Some(place)) => {
                     let push_id = Bytes::copy_from_slice(&rand::random::<[u8; 28]>());
                     served.here = Some(Here { place, owner: self.address_of(owner), push_id });
-                    std::mem::take(&mut served.waiting)
                 }
-                (Some(_), None) => {
+                (Some(served), None) => {
+                    let waiting = std::mem::take(&mut served.waiting);
                     sending.served.remove(&object);
-                    return;
+                    drop(sending);
+                    return waiting.iter().for_each(|node| self.say_gone(node, object));
                 }
                 // It was given up while the answer was on its way.
                 (None, Some(_)) if unknown => {
@@ -138,9 +171,22 @@ impl Transfer {
                 }
                 (None, _) => return,
             }
-        };
-        for node in waiting {
+        }
+        // One that still waits keeps the object here.
+        while let Some(node) = self.next_waiting(&object) {
             self.push_to(node, object);
+            self.strike_waiting(&object, &node);
+        }
+        self.release_if_over(object);
+    }
+
+    fn next_waiting(&self, object: &ObjectId) -> Option<NodeId> {
+        self.sending.borrow().served.get(object).and_then(|served| served.waiting.first().copied())
+    }
+
+    fn strike_waiting(&self, object: &ObjectId, node: &NodeId) {
+        if let Some(served) = self.sending.borrow_mut().served.get_mut(object) {
+            served.waiting.retain(|waiting| waiting != node);
         }
     }
 
@@ -149,7 +195,50 @@ impl Transfer {
         known.unwrap_or_else(|| Address { worker_id: id(owner.as_bytes()), ..Address::default() })
     }
 
+    /// Sends what is here the way that the node has.
     fn push_to(self: &Rc<Self>, node: NodeId, object: ObjectId) {
+        let here = self.sending.borrow().served.get(&object).and_then(|served| served.here.clone());
+        let Some(here) = here.filter(|_| self.has_taker(&node)) else {
+            return self.push_chunks(node, object);
+        };
+        if !self.send_whole(&node, object, &here) && self.offer(&node, object, &here) {
+            let mut sending = self.sending.borrow_mut();
+            let served = sending.served.get_mut(&object).filter(|served| !served.offers.contains(&node));
+            served.into_iter().for_each(|served| served.offers.push(node));
+        }
+        self.release_if_over(object);
+    }
+
+    /// A node has memory for what it was offered.
+    pub(super) fn accepted(self: &Rc<Self>, node: NodeId, object: ObjectId, push: u64) {
+        let is_offered = {
+            let mut sending = self.sending.borrow_mut();
+            let served = sending.served.get_mut(&object);
+            let served = served.filter(|served| served.here.as_ref().is_some_and(|here| here.push() == push));
+            served.is_some_and(|served| {
+                let offers = served.offers.len();
+                served.offers.retain(|offer| *offer != node);
+                served.offers.len() < offers || served.pushes.contains(&node)
+            })
+        };
+        match is_offered {
+            true => self.push_chunks(node, object),
+            // Its offer was taken back meanwhile.
+            false => self.say_gone(&node, object),
+        }
+    }
+
+    /// A node wants no more of an object.
+    pub(super) fn declined(self: &Rc<Self>, node: NodeId, object: ObjectId) {
+        if let Some(served) = self.sending.borrow_mut().served.get_mut(&object) {
+            served.offers.retain(|offer| *offer != node);
+            served.waiting.retain(|waiting| *waiting != node);
+        }
+        self.send(SendEvent::Cancel { node, object });
+        self.release_if_over(object);
+    }
+
+    fn push_chunks(self: &Rc<Self>, node: NodeId, object: ObjectId) {
         let chunks = {
             let mut sending = self.sending.borrow_mut();
             let Some(served) = sending.served.get_mut(&object) else {
@@ -158,7 +247,7 @@ impl Transfer {
             if !served.pushes.contains(&node) {
                 served.pushes.push(node);
             }
-            let bytes = served.here.as_ref().map_or(0, |here| here.place.data_bytes + here.place.metadata_bytes);
+            let bytes = served.here.as_ref().map_or(0, Here::total_bytes);
             u32::try_from(bytes.div_ceil(self.chunk_bytes)).unwrap_or(u32::MAX)
         };
         self.send(SendEvent::Push { node, object, chunks });
@@ -167,9 +256,16 @@ impl Transfer {
     /// A node is dead, and is sent nothing more.
     pub(super) fn push_no_more(self: &Rc<Self>, node: NodeId) {
         self.send(SendEvent::NodeGone { node });
-        for served in self.sending.borrow_mut().served.values_mut() {
+        let mut over = Vec::new();
+        for (object, served) in &mut self.sending.borrow_mut().served {
             served.waiting.retain(|waiting| *waiting != node);
+            let offers = served.offers.len();
+            served.offers.retain(|offer| *offer != node);
+            if served.offers.len() < offers {
+                over.push(*object);
+            }
         }
+        over.into_iter().for_each(|object| self.release_if_over(object));
     }
 
     fn send(self: &Rc<Self>, event: SendEvent) {
@@ -191,11 +287,16 @@ impl Transfer {
 
     fn finished(&self, node: NodeId, object: ObjectId) {
         let mut sending = self.sending.borrow_mut();
-        let Some(served) = sending.served.get_mut(&object) else {
-            return;
-        };
-        served.pushes.retain(|push| *push != node);
-        if served.pushes.is_empty() && served.here.is_some() {
+        if let Some(served) = sending.served.get_mut(&object) {
+            served.pushes.retain(|push| *push != node);
+        }
+        drop(sending);
+        self.release_if_over(object);
+    }
+
+    fn release_if_over(&self, object: ObjectId) {
+        let mut sending = self.sending.borrow_mut();
+        if sending.served.get(&object).is_some_and(Served::is_over) {
             sending.served.remove(&object);
             drop(sending);
             self.store(object, StoreEvent::Release { client: sender(), id: object });
@@ -207,6 +308,9 @@ impl Transfer {
         let Some(here) = self.sending.borrow().served.get(&object).and_then(|served| served.here.clone()) else {
             return false;
         };
+        if self.has_taker(&node) {
+            return self.send_by_lane(node, object, index, &here).await;
+        }
         let Some(peer) = self.known_peer(&node).await else {
             tracing::debug!(%node, %object, "an unknown node asked for an object");
             return false;
@@ -215,6 +319,10 @@ impl Transfer {
             Ok(frame) => peer.call_frame("/ray.rpc.ObjectManagerService/Push", frame, Some(CHUNK_TIMEOUT)).await,
             Err(status) => Err(status),
         };
+        if sent.is_ok() {
+            let (_, len) = here.chunk(index, self.chunk_bytes);
+            self.used.call_sent_bytes.fetch_add(len, Ordering::Relaxed);
+        }
         if let Err(status) = &sent {
             tracing::debug!(%node, %object, index, error = status.message(), "a chunk was not taken");
         }
@@ -235,16 +343,14 @@ impl Transfer {
     /// A PushRequest as it travels, with the chunk read out of the store into its place: the only copy.
     fn frame(&self, object: ObjectId, index: u32, here: &Here) -> Result<Bytes, Status> {
         let Here { place, owner, push_id } = here;
-        let total = place.data_bytes + place.metadata_bytes;
-        let start = u64::from(index) * self.chunk_bytes;
-        let len = total.saturating_sub(start).min(self.chunk_bytes);
+        let (start, len) = here.chunk(index, self.chunk_bytes);
         let head = PushRequest {
             push_id: push_id.clone(),
             object_id: id(object.as_bytes()),
             node_id: id(self.node_id.as_bytes()),
             owner_address: Some(owner.clone()),
             chunk_index: index,
-            data_size: total,
+            data_size: here.total_bytes(),
             metadata_size: place.metadata_bytes,
             data: Bytes::new(),
         };
@@ -262,4 +368,9 @@ impl Transfer {
         read.map_err(|error| Status::internal(error.to_string()))?;
         Ok(frame.freeze())
     }
+}
+
+/// A push id as a number: they are random, so that its first bytes tell the pushes of a node apart.
+pub(super) fn push_number(bytes: &[u8]) -> u64 {
+    bytes.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }

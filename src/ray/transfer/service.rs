@@ -1,11 +1,13 @@
 //! `ray.rpc.ObjectManagerService`: Pull and Push, as Ray 2.60's raylets call them.
 
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use raylet_shard::ids::{NodeId, ObjectId};
 use raylet_shard::pull::ChunkHead;
 use tonic::Status;
 
+use super::send::push_number;
 use super::Transfer;
 use crate::ray::core_rpc::MAX_OBJECTS;
 use crate::ray::proto::{PullReply, PullRequest, PushReply, PushRequest};
@@ -51,13 +53,9 @@ impl Transfer {
             metadata_bytes: request.metadata_size,
             len_bytes: request.data.len() as u64,
         };
+        self.used.call_received_bytes.fetch_add(head.len_bytes, Ordering::Relaxed);
         self.chunk(head, request.data).await.map(|()| PushReply {})
     }
-}
-
-/// A push id as a number: they are random, so that its first bytes tell the pushes of a node apart.
-fn push_number(bytes: &[u8]) -> u64 {
-    bytes.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 fn node_id(bytes: &[u8]) -> Result<NodeId, Status> {

@@ -274,19 +274,10 @@ impl Stage {
     }
 }
 
-/// CRC-32C of a range of memory, continuing `sum`. Others may map the memory, so it is copied out piece by piece.
+/// CRC-32C of a range of memory, continuing `sum`.
 ///
 /// # Errors
 /// Where the range is not inside.
-pub fn checksum(memory: &dyn IoMemory, offset: u64, len: u64, mut sum: u32) -> io::Result<u32> {
-    let mut through = [0; THROUGH_BYTES];
-    let mut done = 0;
-    while done < len {
-        let now = (len - done).min(THROUGH_BYTES as u64);
-        let through = &mut through[..now as usize];
-        inside(memory.read(offset + done, through))?;
-        sum = crc32c::crc32c_append(sum, through);
-        done += now;
-    }
-    Ok(sum)
+pub fn checksum(memory: &dyn IoMemory, offset: u64, len: u64, sum: u32) -> io::Result<u32> {
+    memory.checksum(offset, len, sum).ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }

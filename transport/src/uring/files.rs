@@ -1,4 +1,5 @@
-//! Files on a core's ring: opened, given room, written, read and removed without a thread waiting.
+//! Files on a core's ring: opened, given room, written, read and removed without a thread waiting; and sockets, where bytes go from
+//! memory that is not the caller's into the socket, or the other way, without a copy between.
 //!
 //! Whoever asks hands over what the kernel works on; the ring keeps it until the kernel is done, also where the ring itself ends first.
 
@@ -10,6 +11,7 @@ use std::rc::Rc;
 
 use io_uring::{opcode, squeue, types};
 use rustix::fs::OFlags;
+use rustix::net::{RecvFlags, SendFlags};
 
 use super::CoreRing;
 
@@ -43,7 +45,27 @@ pub unsafe trait IoMemory: std::fmt::Debug {
         unsafe { std::ptr::copy(bytes.as_ptr(), to.as_ptr(), bytes.len()) };
         true
     }
+
+    /// CRC-32C of a range, continuing `sum`; `None` where it is not inside. Others may map the memory, so it is copied out piece by
+    /// piece.
+    fn checksum(&self, offset: u64, len: u64, mut sum: u32) -> Option<u32> {
+        let mut through = [0; THROUGH_BYTES];
+        let mut done = 0;
+        while done < len {
+            let now = (len - done).min(THROUGH_BYTES as u64);
+            let through = &mut through[..now as usize];
+            if !self.read(offset.checked_add(done)?, through) {
+                return None;
+            }
+            sum = crc32c::crc32c_append(sum, through);
+            done += now;
+        }
+        Some(sum)
+    }
 }
+
+/// Bytes that are copied out of memory at a time, for their checksum.
+const THROUGH_BYTES: usize = 16 << 10;
 
 /// Memory of our own that O_DIRECT takes: it starts on a page and is whole pages long. Zero at the beginning.
 #[derive(Debug)]
@@ -125,7 +147,35 @@ pub enum FileOperation {
         /// Which.
         path: CString,
     },
+    /// Sends a range of memory, all of it unless the connection breaks. Result: how much was sent.
+    Send {
+        /// Over which connected socket, one that blocks.
+        socket: Rc<OwnedFd>,
+        /// From which memory.
+        memory: Rc<dyn IoMemory>,
+        /// From which byte of it on.
+        offset: u64,
+        /// How many bytes.
+        len: u32,
+    },
+    /// Receives into a range of memory. Result: how much came, which is less than the range only where the connection ends, or
+    /// where `some` will do; 0 at its end.
+    Receive {
+        /// From which connected socket, one that blocks.
+        socket: Rc<OwnedFd>,
+        /// To which memory.
+        memory: Rc<dyn IoMemory>,
+        /// From which byte of it on.
+        offset: u64,
+        /// How many bytes.
+        len: u32,
+        /// What is there is enough.
+        some: bool,
+    },
 }
+
+/// Goes on until all bytes are moved: io_uring heeds the flag of `recv` for `send` too.
+const WAIT_FOR_ALL: u32 = RecvFlags::WAITALL.bits();
 
 /// What an operation came to.
 #[derive(Debug)]
@@ -192,6 +242,16 @@ fn entry_of(operation: &FileOperation) -> Option<squeue::Entry> {
         FileOperation::Read { file, at, memory, offset, len } => {
             let to = memory.address(*offset, *len as usize)?;
             opcode::Read::new(types::Fd(file.as_raw_fd()), to.as_ptr(), *len).offset(*at).build()
+        }
+        FileOperation::Send { socket, memory, offset, len } => {
+            let from = memory.address(*offset, *len as usize)?;
+            let send = opcode::Send::new(types::Fd(socket.as_raw_fd()), from.as_ptr(), *len);
+            send.flags((SendFlags::NOSIGNAL.bits() | WAIT_FOR_ALL) as i32).build()
+        }
+        FileOperation::Receive { socket, memory, offset, len, some } => {
+            let to = memory.address(*offset, *len as usize)?;
+            let receive = opcode::Recv::new(types::Fd(socket.as_raw_fd()), to.as_ptr(), *len);
+            receive.flags(if *some { 0 } else { WAIT_FOR_ALL as i32 }).build()
         }
         FileOperation::Unlink { path } => {
             opcode::UnlinkAt::new(types::Fd(rustix::fs::CWD.as_raw_fd()), path.as_ptr()).build()

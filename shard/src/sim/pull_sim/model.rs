@@ -28,10 +28,20 @@ pub(super) struct Copy {
     /// References of clients, and of the sender.
     pub(super) users: u32,
     used_at: u64,
+    /// Its memory: one that is given up and made again is another.
+    pub(super) place: u64,
     chunks: Vec<Option<Written>>,
 }
 
 impl Copy {
+    /// What is there of a chunk.
+    pub(super) fn chunk(&self, index: u32) -> Option<Written> {
+        match self.sealed {
+            true => Some((self.version, index)),
+            false => self.chunks.get(index as usize).copied().flatten(),
+        }
+    }
+
     fn is_evictable(&self) -> bool {
         self.sealed && !self.pinned && !self.received && self.users == 0
     }
@@ -128,14 +138,23 @@ impl Store {
             received: false,
             users: 0,
             used_at: self.clock,
+            place: self.clock,
             chunks: if local { Vec::new() } else { vec![None; chunks] },
         };
         self.copies.insert(create.object, copy);
         Some(Ok(()))
     }
 
-    pub(super) fn write(&mut self, object: &ObjectId, offset: u64, len: u64, bytes: Written) -> Result<(), String> {
-        let copy = self.copies.get_mut(object).filter(|copy| !copy.sealed);
+    /// Writes a chunk, if `place` is given only to that memory.
+    pub(super) fn write(
+        &mut self,
+        object: &ObjectId,
+        place: Option<u64>,
+        offset: u64,
+        len: u64,
+        bytes: Written,
+    ) -> Result<(), String> {
+        let copy = self.copies.get_mut(object).filter(|copy| !copy.sealed && place.is_none_or(|p| p == copy.place));
         let copy = copy.ok_or_else(|| format!("a write to {object}, which is not being received"))?;
         if !offset.is_multiple_of(CHUNK) || offset + len > copy.size {
             return Err(format!("a write to {object} of {} bytes, at {offset}, {len} bytes", copy.size));

@@ -76,8 +76,8 @@ impl Disk {
         let &(written, data_bytes, metadata_bytes) =
             from.objects.get(index as usize).ok_or("a restore past the end")?;
         expect(written == id && from.reading.insert(id), || format!("{id} is restored from the place of {written}"))?;
-        let (client, mutable, immediate, near, asked_ns) = (RESTORER, false, false, 0, 0);
-        Ok(Create { client, id, data_bytes, metadata_bytes, mutable, immediate, near, asked_ns })
+        let (client, mutable, immediate, near, asked_ns, round, lined) = (RESTORER, false, false, 0, 0, 0, None);
+        Ok(Create { client, id, data_bytes, metadata_bytes, mutable, immediate, near, asked_ns, round, lined })
     }
 
     /// Every file has a reason to be.

@@ -169,6 +169,10 @@ pub(super) struct Create {
     /// The segment that it is to be in, if there is room.
     pub(super) near: u32,
     pub(super) asked_ns: NowNs,
+    /// The round of messages in which it was asked for.
+    pub(super) round: u64,
+    /// The round in which it took its place in the line of the node.
+    pub(super) lined: Option<u64>,
 }
 
 /// One shard's objects and requests.
@@ -186,6 +190,8 @@ pub(super) struct Model {
     /// Files that the store asked for: create -> size.
     pub(super) files_wanted: Vec<(ObjectId, Token, u64)>,
     pub(super) files: Vec<u32>,
+    /// The last round in which the shard got memory or made an object.
+    pub(super) progress: u64,
     pub(super) disk: Disk,
     pub(super) fallback: bool,
     pub(super) grace_ns: u64,
@@ -217,6 +223,7 @@ impl Model {
             runs: Vec::new(),
             files_wanted: Vec::new(),
             files: Vec::new(),
+            progress: 0,
             disk: Disk::default(),
             fallback,
             grace_ns,

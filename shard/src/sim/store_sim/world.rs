@@ -2,9 +2,8 @@
 
 mod clients;
 mod nearness;
+mod post;
 mod spills;
-
-use std::collections::VecDeque;
 
 use self::nearness::Shortness;
 use super::model::{Create, Memory, Model, FIRST_FILE};
@@ -14,8 +13,17 @@ use crate::store::{
     BankConfig, BankEffect, BankEvent, Layout, NodeMemory, ObjectSource, SegmentSpec, SpanBank, Store, StoreConfig,
     StoreEffect, StoreEvent, MIN_SPAN_BYTES,
 };
+use post::Post;
 
 const MS: u64 = 1_000_000;
+
+/// Rounds of messages after which every shard knows of a ticket: it goes to the bank, and the bank tells them. What they do
+/// in the third is with that in mind.
+const ROUNDS_TO_TELL: u64 = 3;
+
+/// Rounds after which a create that gets nothing is in the line, and all know: an answer of the bank that was due, what is free
+/// asked for and refused, and the ticket.
+const ROUNDS_TO_LINE_UP: u64 = 5 + ROUNDS_TO_TELL;
 
 /// Steps that the end of a world may take.
 const FINISH_LIMIT: u64 = 200_000;
@@ -39,6 +47,8 @@ pub struct Report {
     pub evicted: u64,
     /// Creates that failed.
     pub refused: u64,
+    /// Creates that waited for memory and had it before some of other shards.
+    pub in_line: u64,
     /// Runs of spans granted.
     pub grants: u64,
     /// Requests to give spans back.
@@ -63,6 +73,7 @@ impl Report {
         self.far += other.far;
         self.evicted += other.evicted;
         self.refused += other.refused;
+        self.in_line += other.in_line;
         self.grants += other.grants;
         self.reclaims += other.reclaims;
         self.spilled += other.spilled;
@@ -72,9 +83,6 @@ impl Report {
     }
 }
 
-/// A message on its way.
-type Late<M> = VecDeque<(NowNs, M)>;
-
 pub(super) struct World {
     rng: Rng,
     now: NowNs,
@@ -82,8 +90,9 @@ pub(super) struct World {
     home: NodeMemory,
     /// Shards 1 and up.
     others: Vec<Store>,
-    to_bank: Vec<Late<BankEvent>>,
-    to_shard: Vec<Late<StoreEvent>>,
+    post: Post,
+    /// Lines are not dissolved, so that creates are served in order.
+    in_order: bool,
     memory: Memory,
     models: Vec<Model>,
     layout: Layout,
@@ -136,6 +145,8 @@ impl World {
         let max_bytes = layout.max_object_bytes();
         let mut bank = BankConfig::new(layout.clone(), shards);
         bank.hold_after_ns = (1 + rng.below(100)) * MS;
+        let in_order = rng.permille(700);
+        bank.easy_turns_max = if in_order { u32::MAX } else { 1 + rng.below(4) as u32 };
         let bank = SpanBank::new(bank).expect("one shard or more");
         let model = |shard| Model::new(shard, config.fallback, config.full_grace_ns, max_bytes);
         // Small worlds are verified after every step, large ones now and then.
@@ -147,8 +158,8 @@ impl World {
             shortness: Shortness::new(layout.segments().iter().map(|segment| segment.count)),
             retry_interval_ns: config.retry_interval_ns,
             homes,
-            to_bank: vec![VecDeque::new(); usize::from(shards)],
-            to_shard: vec![VecDeque::new(); usize::from(shards)],
+            post: Post::new(shards),
+            in_order,
             memory: Memory::new(&layout),
             models: (0..shards).map(model).collect(),
             layout,
@@ -189,6 +200,7 @@ impl World {
     pub(super) fn step(&mut self) -> Result<(), String> {
         let pause = if self.rng.permille(2) { self.rng.below(700 * MS) } else { self.rng.below(MS / 4) };
         self.pass(pause)?;
+        self.post.turn_round();
         let shard = self.rng.below(self.models.len() as u64) as ShardId;
         if self.rng.permille(400) && self.arrive(shard)? {
             return self.sample();
@@ -234,11 +246,11 @@ impl World {
         }
         self.check_disks()?;
         let held: u32 = (0..self.models.len()).map(|s| self.store(s as ShardId).stats().held_spans).sum();
-        let late_grants = self.to_shard.iter().flatten().map(|(_, event)| match event {
+        let late_grants = self.post.for_shards().map(|event| match event {
             StoreEvent::SpansGranted { count, .. } => *count,
             _ => 0,
         });
-        let late_returns = self.to_bank.iter().flatten().map(|(_, event)| match event {
+        let late_returns = self.post.for_bank().map(|event| match event {
             BankEvent::Returned { count, .. } => *count,
             _ => 0,
         });
@@ -253,21 +265,14 @@ impl World {
     /// Time passes, and, where messages are prompt, what is due meanwhile arrives at its time.
     fn pass(&mut self, pause_ns: u64) -> Result<(), String> {
         let end = self.now + pause_ns;
-        while self.prompt {
-            let to_shards =
-                self.to_shard.iter().enumerate().map(|(index, late)| (late.front().map(|m| m.0), index, true));
-            let to_bank =
-                self.to_bank.iter().enumerate().map(|(index, late)| (late.front().map(|m| m.0), index, false));
-            let due = to_shards.chain(to_bank).filter_map(|(at, index, down)| Some((at?, index, down))).min();
-            let Some((at, index, down)) = due.filter(|(at, ..)| *at <= end) else {
-                break;
-            };
+        while let Some((at, shard, down)) = self.post.next().filter(|(at, ..)| self.prompt && *at <= end) {
             self.now = self.now.max(at);
+            self.post.turn_round();
             if down {
-                if let Some((_, event)) = self.to_shard[index].pop_front() {
-                    self.shard_event(index as ShardId, event)?;
+                if let Some(event) = self.post.due_at_shard(shard, self.now) {
+                    self.shard_event(shard, event)?;
                 }
-            } else if let Some((_, event)) = self.to_bank[index].pop_front() {
+            } else if let Some(event) = self.post.due_at_bank(shard, self.now) {
                 self.bank_event(event)?;
             }
         }
@@ -277,17 +282,12 @@ impl World {
 
     /// The first message for this shard or from it arrives, if one is due.
     fn arrive(&mut self, shard: ShardId) -> Result<bool, String> {
-        fn due<M>(late: &mut Late<M>, now: NowNs) -> Option<M> {
-            late.front().filter(|(at, _)| *at <= now)?;
-            late.pop_front().map(|(_, message)| message)
-        }
-        let index = usize::from(shard);
         if self.rng.permille(500) {
-            if let Some(event) = due(&mut self.to_shard[index], self.now) {
+            if let Some(event) = self.post.due_at_shard(shard, self.now) {
                 return self.shard_event(shard, event).map(|()| true);
             }
         }
-        match due(&mut self.to_bank[index], self.now) {
+        match self.post.due_at_bank(shard, self.now) {
             Some(event) => self.bank_event(event).map(|()| true),
             None => Ok(false),
         }
@@ -302,6 +302,7 @@ impl World {
     fn shard_event(&mut self, shard: ShardId, event: StoreEvent) -> Result<(), String> {
         if let StoreEvent::SpansGranted { first, count, .. } = event {
             self.memory.granted(shard, first, count)?;
+            self.model(shard).progress = self.post.round();
         }
         self.note_shortness();
         let mut effects = std::mem::take(&mut self.effects);
@@ -330,9 +331,7 @@ impl World {
         act(&mut self.home, self.now, effects, &mut answers);
         for BankEffect { shard, event } in answers.drain(..) {
             let delay = self.rng.below(self.max_delay_ns);
-            let late = &mut self.to_shard[usize::from(shard)];
-            let at = late.back().map_or(0, |(at, _)| *at).max(self.now + delay);
-            late.push_back((at, event));
+            self.post.tell_shard(shard, event, self.now + delay);
         }
         self.answers = answers;
         Ok(())
@@ -347,18 +346,56 @@ impl World {
                 if let StoreEffect::SpansReturned { first, count } = effect {
                     self.memory.returned(shard, first, count)?;
                 }
+                if let StoreEffect::CreateQueued { since } = effect {
+                    let round = self.post.round();
+                    let creates = self.models[usize::from(shard)].creates.values_mut();
+                    creates.filter(|create| create.asked_ns == since).for_each(|create| {
+                        create.lined.get_or_insert(round);
+                    });
+                }
                 let delay = self.rng.below(self.max_delay_ns);
-                let late = &mut self.to_bank[usize::from(shard)];
-                let at = late.back().map_or(0, |(at, _)| *at).max(self.now + delay);
-                late.push_back((at, event));
+                self.post.tell_bank(shard, event, self.now + delay);
             } else if self.expected == Some(effect) {
                 self.expected = None;
             } else {
+                self.check_order(shard, &effect)?;
                 let now = self.now;
                 self.models[usize::from(shard)].follow(&effect, &mut self.memory, self.home.bank(), now)?;
             }
         }
         self.effects = effects;
+        Ok(())
+    }
+
+    /// Memory goes to the creates of the whole node in order: no create has it before one that waits, on whatever shard, and that took its
+    /// place in the line so much earlier that all could know; and whoever waits where nothing moves has its place.
+    fn check_order(&mut self, shard: ShardId, effect: &StoreEffect) -> Result<(), String> {
+        let StoreEffect::Created { token, result: Ok(place), .. } = *effect else {
+            return Ok(());
+        };
+        let made = self.models[usize::from(shard)].creates.get(&token).filter(|made| !made.immediate);
+        let Some(made) = made.filter(|_| self.in_order && place.segment < FIRST_FILE) else {
+            return Ok(());
+        };
+        let mut others_wait = false;
+        for model in &self.models {
+            let has_file = |waiting: &Token| model.files_wanted.iter().any(|(_, token, _)| token == waiting);
+            let waiting = model.creates.iter().filter(|(t, create)| **t != token && !create.immediate && !has_file(t));
+            for (_, waiting) in waiting {
+                let known = match waiting.lined {
+                    Some(lined) => lined + ROUNDS_TO_TELL,
+                    None => waiting.round.max(model.progress) + ROUNDS_TO_LINE_UP,
+                };
+                if known <= made.round {
+                    let round = self.post.round();
+                    return Err(format!("in round {round} {made:?} overtakes {waiting:?} of shard {}", model.shard));
+                }
+                others_wait |= model.shard != shard;
+            }
+        }
+        let has_waited = made.round + ROUNDS_TO_LINE_UP <= self.post.round();
+        self.models[usize::from(shard)].progress = self.post.round();
+        self.report.in_line += u64::from(others_wait && has_waited);
         Ok(())
     }
 }
@@ -413,9 +450,10 @@ impl World {
         let (client, id, token) = (self.next_client, object_id(shard, self.ids), self.token());
         self.next_client += 1;
         let data_bytes = self.layout.max_object_bytes();
-        let (metadata_bytes, mutable, immediate, near, asked_ns) =
-            (0, false, false, self.homes[usize::from(shard)], self.now);
-        let create = Create { client, id, data_bytes, metadata_bytes, mutable, immediate, near, asked_ns };
+        let (metadata_bytes, mutable, immediate, asked_ns) = (0, false, false, self.now);
+        let (near, round, lined) = (self.homes[usize::from(shard)], self.post.round(), None);
+        let create =
+            Create { client, id, data_bytes, metadata_bytes, mutable, immediate, near, asked_ns, round, lined };
         self.model(shard).creates.insert(token, create);
         let (owner, source) = (WorkerId::NIL, ObjectSource::ReceivedFromRemote);
         let try_immediately = false;
@@ -445,8 +483,7 @@ impl World {
     /// Delivers messages until nobody has anything to say.
     fn settle(&mut self) -> Result<(), String> {
         for _ in 0..FINISH_LIMIT {
-            let late =
-                self.to_bank.iter().any(|late| !late.is_empty()) || self.to_shard.iter().any(|late| !late.is_empty());
+            let late = self.post.is_under_way();
             let waiting = (0..self.models.len()).any(|s| self.store(s as ShardId).stats().queued_creates > 0);
             if !late && !waiting {
                 return Ok(());

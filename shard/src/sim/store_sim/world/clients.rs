@@ -83,9 +83,10 @@ impl World {
     fn create(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
         let (data_bytes, metadata_bytes) = (self.size_bytes(), self.rng.below(200));
         let (mutable, immediate, token) = (self.rng.permille(20), self.rng.permille(100), self.token());
-        let (asked_ns, hint) = (self.now, self.hint());
+        let (asked_ns, round, lined, hint) = (self.now, self.post.round(), None, self.hint());
         let near = hint.unwrap_or(self.homes[usize::from(shard)]);
-        let create = Create { client, id, data_bytes, metadata_bytes, mutable, immediate, near, asked_ns };
+        let create =
+            Create { client, id, data_bytes, metadata_bytes, mutable, immediate, near, asked_ns, round, lined };
         self.model(shard).creates.insert(token, create);
         let event = StoreEvent::Create {
             client,

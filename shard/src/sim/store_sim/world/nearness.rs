@@ -20,9 +20,10 @@ impl Shortness {
     }
 
     fn note(&mut self, bank: &SpanBank, now: NowNs) {
-        let standing = bank.stats().standing > 0;
+        let stats = bank.stats();
+        let others_first = stats.standing > 0 || stats.waiting > 0;
         for (segment, at) in self.at.iter_mut().enumerate() {
-            let longest = if standing { 0 } else { bank.longest_run_in(segment as u32) as usize };
+            let longest = if others_first { 0 } else { bank.longest_run_in(segment as u32) as usize };
             at[longest + 1..].fill(Some(now));
         }
     }

@@ -1,0 +1,65 @@
+//! What a run tried.
+
+/// What was tried.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Steps taken.
+    pub steps: u64,
+    /// Worlds.
+    pub worlds: u64,
+    /// Objects received whole.
+    pub received: u64,
+    /// Wishes fulfilled.
+    pub fulfilled: u64,
+    /// Chunks lost, repeated or spoilt.
+    pub harmed: u64,
+    /// Chunks that were not used.
+    pub dropped: u64,
+    /// Creates without room.
+    pub no_room: u64,
+    /// Fetches given up for something else, or because nobody wanted them.
+    pub stopped: u64,
+    /// Copies evicted.
+    pub evicted: u64,
+    /// Objects made again after their node had died.
+    pub remade: u64,
+    /// Nodes that died.
+    pub died: u64,
+    /// Chunks that landed in place.
+    pub landed: u64,
+    /// Lanes that broke.
+    pub broken: u64,
+}
+
+impl Report {
+    pub(super) fn add(&mut self, other: &Self) {
+        let Report {
+            steps,
+            worlds,
+            received,
+            fulfilled,
+            harmed,
+            dropped,
+            no_room,
+            stopped,
+            evicted,
+            remade,
+            died,
+            landed,
+            broken,
+        } = other;
+        self.steps += steps;
+        self.worlds += worlds;
+        self.received += received;
+        self.fulfilled += fulfilled;
+        self.harmed += harmed;
+        self.dropped += dropped;
+        self.no_room += no_room;
+        self.stopped += stopped;
+        self.evicted += evicted;
+        self.remade += remade;
+        self.died += died;
+        self.landed += landed;
+        self.broken += broken;
+    }
+}

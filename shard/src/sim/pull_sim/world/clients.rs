@@ -1,0 +1,165 @@
+//! Who makes objects, wants them, uses them and lets them go.
+
+use super::*;
+
+impl World {
+    // --- the owner
+
+    /// A new object, at home on this node once there is room for it.
+    pub(super) fn make(&mut self, node: usize) -> Result<(), String> {
+        let capacity = self.nodes[node].store.capacity;
+        let size = 1 + self.rng.below(capacity / 4);
+        let queued: u64 = self.nodes[node].store.queue.iter().filter(|c| c.token.is_none()).map(|c| c.size).sum();
+        if self.objects.len() as u64 >= OBJECTS || self.nodes[node].store.pinned() + queued + size > capacity / 2 {
+            return Ok(());
+        }
+        let number = self.number();
+        let mut bytes = [0; 28];
+        bytes[..8].copy_from_slice(&number.to_le_bytes());
+        let object = ObjectId(bytes);
+        self.objects.insert(object, Known { size, version: 1, home: None, locations: BTreeSet::new() });
+        self.make_on(node, object)
+    }
+
+    pub(super) fn make_on(&mut self, node: usize, object: ObjectId) -> Result<(), String> {
+        let Some(known) = self.objects.get(&object) else {
+            return Ok(());
+        };
+        let create = Create { object, size: known.size, token: None, version: known.version };
+        self.nodes[node].store.queue.push_back(create);
+        self.serve(node)
+    }
+
+    /// Nothing refers to an object any more.
+    pub(super) fn free_one(&mut self) -> Result<(), String> {
+        let Some(object) = self.some_object() else {
+            return Ok(());
+        };
+        let in_use = |node: &Node| {
+            node.wishes.values().any(|wish| wish.objects.contains_key(&object))
+                || node.store.copies.get(&object).is_some_and(|copy| copy.users > 0 || copy.received || !copy.sealed)
+                || node.store.queue.iter().any(|create| create.object == object)
+        };
+        if self.nodes.iter().any(in_use) {
+            return Ok(());
+        }
+        self.objects.remove(&object);
+        for node in 0..self.nodes.len() {
+            if self.nodes[node].store.copies.remove(&object).is_some() {
+                self.tell(node, PullEvent::Gone { object })?;
+                self.serve(node)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn publish(&mut self, object: ObjectId) {
+        for (node, down) in self.nodes.iter().zip(&mut self.down) {
+            if node.alive && node.subscribed.contains(&object) {
+                down.push_back(News::Located { object });
+            }
+        }
+    }
+
+    /// Objects of which no copy is left are made again, with other bytes.
+    pub(super) fn make_again(&mut self) -> Result<(), String> {
+        let lost = self.objects.iter().filter(|(_, known)| known.home.is_none() && known.locations.is_empty());
+        let lost: Vec<ObjectId> = lost.map(|(object, _)| *object).collect();
+        for object in lost {
+            if self
+                .nodes
+                .iter()
+                .any(|node| node.alive && node.store.queue.iter().any(|c| c.object == object && c.token.is_none()))
+            {
+                continue;
+            }
+            let node = self.alive();
+            let size = self.objects[&object].size;
+            let store = &self.nodes[node].store;
+            if store.copies.contains_key(&object) || store.pinned() + size > store.capacity / 2 {
+                continue;
+            }
+            if let Some(known) = self.objects.get_mut(&object) {
+                known.version += 1;
+            }
+            self.report.remade += 1;
+            self.make_on(node, object)?;
+        }
+        Ok(())
+    }
+
+    // --- clients
+
+    pub(super) fn wish(&mut self, node: usize) -> Result<(), String> {
+        let kind = [Kind::Get, Kind::Wait, Kind::Arguments][self.rng.below(3) as usize];
+        let half = self.nodes[node].store.capacity / 2;
+        let (mut objects, mut bytes) = (BTreeMap::new(), 0);
+        for _ in 0..1 + self.rng.below(4) {
+            if let Some(object) = self.some_object() {
+                bytes += self.objects[&object].size;
+                if bytes <= half {
+                    objects.insert(object, self.nodes[node].store.has(&object));
+                }
+            }
+        }
+        if objects.is_empty() || self.nodes[node].wishes.len() > 6 {
+            return Ok(());
+        }
+        let wish = self.number();
+        let wanted = objects.iter().map(|(object, here)| (*object, *here)).collect();
+        self.nodes[node].wishes.insert(wish, Wanted { kind, objects });
+        self.tell(node, PullEvent::Want { wish, kind, objects: wanted })?;
+        self.fulfil(node)
+    }
+
+    pub(super) fn end_a_wish(&mut self, node: usize) -> Result<(), String> {
+        let at = self.rng.below(self.nodes[node].wishes.len().max(1) as u64) as usize;
+        let Some(wish) = self.nodes[node].wishes.keys().nth(at).copied() else {
+            return Ok(());
+        };
+        self.nodes[node].wishes.remove(&wish);
+        self.tell(node, PullEvent::Unwant { wish })
+    }
+
+    /// Ends the wishes that have what they want: arguments all at once, others one after the other.
+    pub(super) fn fulfil(&mut self, node: usize) -> Result<(), String> {
+        let Node { wishes, store, .. } = &mut self.nodes[node];
+        let mut done = Vec::new();
+        for (id, wish) in wishes {
+            for (object, seen) in &mut wish.objects {
+                *seen = store.has(object) || (*seen && wish.kind != Kind::Arguments);
+            }
+            if wish.objects.values().all(|seen| *seen) {
+                done.push(*id);
+            }
+        }
+        for wish in done {
+            self.nodes[node].wishes.remove(&wish);
+            self.report.fulfilled += 1;
+            self.tell(node, PullEvent::Unwant { wish })?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn use_one(&mut self, node: usize) {
+        let Some(object) = self.some_object() else {
+            return;
+        };
+        let Node { store, pushes, .. } = &mut self.nodes[node];
+        let used: u64 = store.copies.values().filter(|copy| copy.users > 0).map(|copy| copy.size).sum();
+        let capacity = store.capacity;
+        if let Some(copy) = store.copies.get_mut(&object).filter(|copy| copy.sealed && copy.users == 0) {
+            if used + copy.size <= capacity / 4 && !pushes.contains_key(&object) {
+                copy.users += 1;
+            }
+        }
+    }
+
+    pub(super) fn let_go(&mut self, node: usize) -> Result<(), String> {
+        let Node { store, pushes, .. } = &mut self.nodes[node];
+        for (object, copy) in &mut store.copies {
+            copy.users = u32::from(pushes.contains_key(object));
+        }
+        self.serve(node)
+    }
+}

@@ -1,0 +1,314 @@
+//! Pairs of nodes that speak over lanes: an offer first, then chunks whose bytes go to their place while others come.
+//!
+//! A lane keeps what is on it in order; between lanes there is none. It breaks at random: all that is on it is lost, the two ends hear of
+//! it at different times, and what it was writing or reading goes on for a while.
+
+use super::*;
+
+/// Lanes of a pair, in each direction of asking.
+const LANES: u64 = 3;
+
+/// From who asks.
+#[derive(Clone, Debug)]
+pub(super) enum Up {
+    Want { object: ObjectId },
+    Stop { object: ObjectId },
+    Accept { object: ObjectId, push: u64 },
+}
+
+/// From who has the object.
+#[derive(Clone, Debug)]
+pub(super) enum Down {
+    Offer {
+        head: ChunkHead,
+    },
+    Chunk {
+        head: ChunkHead,
+        version: u32,
+    },
+    /// Nothing more comes of it: ask again.
+    Withdrawn {
+        object: ObjectId,
+    },
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Lane {
+    up: VecDeque<Up>,
+    down: VecDeque<Down>,
+    /// The chunk that is landing: nothing else is read before it has.
+    landing: Option<u64>,
+}
+
+/// Who asks, who has, and which of their lanes.
+pub(super) type LaneId = (usize, usize, u64);
+
+/// A chunk on its way from a lane into the store.
+#[derive(Debug)]
+pub(super) struct Landing {
+    node: usize,
+    object: ObjectId,
+    place: u64,
+    offset: u64,
+    len: u64,
+    bytes: Written,
+    written: bool,
+    /// Its lane has broken.
+    broken: bool,
+}
+
+/// A chunk on its way from the store to a lane.
+#[derive(Debug)]
+pub(super) struct Reading {
+    lane: LaneId,
+    head: ChunkHead,
+    place: u64,
+    version: u32,
+    broken: bool,
+}
+
+impl World {
+    pub(super) fn is_bulk(&self, one: usize, other: usize) -> bool {
+        self.bulk.contains(&(one.min(other), one.max(other)))
+    }
+
+    fn lane(&mut self, asker: usize, holder: usize) -> &mut Lane {
+        let id = (asker, holder, self.rng.below(LANES));
+        self.lanes.entry(id).or_default()
+    }
+
+    pub(super) fn say(&mut self, asker: usize, holder: usize, up: Up) {
+        if self.nodes[holder].alive {
+            self.lane(asker, holder).up.push_back(up);
+        }
+    }
+
+    fn reply(&mut self, asker: usize, holder: usize, down: Down) {
+        if self.nodes[asker].alive {
+            self.lane(asker, holder).down.push_back(down);
+        }
+    }
+
+    pub(super) fn lanes_are_quiet(&self) -> bool {
+        self.lanes.is_empty() && self.landings.is_empty() && self.readings.is_empty()
+    }
+
+    /// Something happens on a lane, or to a chunk between a lane and a store.
+    pub(super) fn move_lanes(&mut self) -> Result<(), String> {
+        match self.rng.below(3) {
+            0 if !self.readings.is_empty() => self.read_one(),
+            1 if !self.landings.is_empty() => self.land_one(),
+            _ => self.deliver_on_a_lane(),
+        }
+    }
+
+    fn deliver_on_a_lane(&mut self) -> Result<(), String> {
+        let at = self.rng.below(self.lanes.len().max(1) as u64) as usize;
+        let Some(id) = self.lanes.keys().nth(at).copied() else {
+            return Ok(());
+        };
+        if !self.resting && self.rng.permille(10) {
+            self.break_lane(id);
+            return Ok(());
+        }
+        let upwards = self.rng.permille(500);
+        let Some(lane) = self.lanes.get_mut(&id) else {
+            return Ok(());
+        };
+        let (up, down) = match (upwards, lane.landing) {
+            (true, _) => (lane.up.pop_front(), None),
+            (false, None) => (None, lane.down.pop_front()),
+            (false, Some(_)) => (None, None),
+        };
+        if lane.up.is_empty() && lane.down.is_empty() && lane.landing.is_none() && down.is_none() {
+            self.lanes.remove(&id);
+        }
+        if let Some(up) = up {
+            self.hear_asker(id, up)?;
+        }
+        if let Some(down) = down {
+            self.hear_holder(id, down)?;
+        }
+        Ok(())
+    }
+
+    fn hear_asker(&mut self, (asker, holder, _): LaneId, up: Up) -> Result<(), String> {
+        match up {
+            Up::Want { object } => self.wanted(holder, asker, object),
+            Up::Stop { object } => {
+                self.nodes[holder].deferred.retain(|(deferred, by, _)| (*deferred, *by) != (object, asker));
+                self.cancel(holder, asker, object)
+            }
+            Up::Accept { object, push } => {
+                let node = &mut self.nodes[holder];
+                let is_offered = node.offered.contains(&(object, asker));
+                let is_sent = node.sending.get(&object).is_some_and(|nodes| nodes.contains(&asker));
+                if !(is_offered || is_sent) || node.pushes.get(&object) != Some(&push) {
+                    // An offer that was overtaken by another one, or ended meanwhile: who asked believes in neither any more.
+                    self.reply(asker, holder, Down::Withdrawn { object });
+                    return self.cancel(holder, asker, object);
+                }
+                node.offered.remove(&(object, asker));
+                self.push(holder, asker, object)
+            }
+        }
+    }
+
+    pub(super) fn offer(&mut self, holder: usize, asker: usize, object: ObjectId) -> Result<(), String> {
+        if !self.hold(holder, object) {
+            return Ok(());
+        }
+        let node = &mut self.nodes[holder];
+        node.offered.insert((object, asker));
+        let (push, total_bytes) = (node.pushes[&object], node.store.copies[&object].size);
+        let from = node_id(holder);
+        let head = ChunkHead { object, from, push, index: 0, total_bytes, metadata_bytes: 1, len_bytes: 0 };
+        self.reply(asker, holder, Down::Offer { head });
+        Ok(())
+    }
+
+    /// Ends an offer or a push.
+    pub(super) fn cancel(&mut self, holder: usize, asker: usize, object: ObjectId) -> Result<(), String> {
+        self.nodes[holder].offered.remove(&(object, asker));
+        self.send(holder, SendEvent::Cancel { node: node_id(asker), object })?;
+        self.let_hold_go(holder, object)
+    }
+
+    /// A holder hears that a lane broke: it goes on with nothing for who asked.
+    pub(super) fn holder_lost_lane(&mut self, holder: usize, asker: usize) -> Result<(), String> {
+        let node = &mut self.nodes[holder];
+        node.deferred.retain(|(_, by, _)| *by != asker);
+        let sent = node.sending.iter().filter(|(_, nodes)| nodes.contains(&asker)).map(|(object, _)| *object);
+        let offered = node.offered.iter().filter(|(_, by)| *by == asker).map(|(object, _)| *object);
+        let objects: BTreeSet<ObjectId> = sent.chain(offered).collect();
+        objects.into_iter().try_for_each(|object| self.cancel(holder, asker, object))
+    }
+
+    fn hear_holder(&mut self, id: LaneId, down: Down) -> Result<(), String> {
+        let (asker, holder, _) = id;
+        match down {
+            Down::Offer { head } => self.receive(asker, ReceiveEvent::Offered { head }),
+            Down::Withdrawn { object } => self.tell(asker, PullEvent::Failed { object, from: node_id(holder) }),
+            Down::Chunk { head, version } => {
+                let ticket = self.number();
+                self.tickets.insert(ticket, (NOBODY, asker, head, version, head.index));
+                self.receive(asker, ReceiveEvent::Landing { ticket, head })?;
+                if self.landings.contains_key(&ticket) {
+                    self.lanes.entry(id).or_default().landing = Some(ticket);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The receiver says where a chunk goes.
+    pub(super) fn land(&mut self, node: usize, ticket: u64, object: ObjectId, offset: u64) -> Result<(), String> {
+        let Some((_, _, head, version, index)) = self.tickets.remove(&ticket) else {
+            return Err(format!("chunk {ticket} lands twice"));
+        };
+        let copy = self.nodes[node].store.copies.get(&object).filter(|copy| !copy.sealed);
+        let place = copy.ok_or_else(|| format!("chunk {ticket} lands in {object}, which is not being received"))?.place;
+        let bytes = (version, index);
+        let len = head.len_bytes;
+        let landing = Landing { node, object, place, offset, len, bytes, written: false, broken: false };
+        self.landings.insert(ticket, landing);
+        Ok(())
+    }
+
+    /// Bytes of a chunk come, or it has landed.
+    fn land_one(&mut self) -> Result<(), String> {
+        let at = self.rng.below(self.landings.len() as u64) as usize;
+        let Some(ticket) = self.landings.keys().nth(at).copied() else {
+            return Ok(());
+        };
+        let (goes_on, spoilt) = (self.rng.permille(500), !self.resting && self.rng.permille(20));
+        let Some(landing) = self.landings.get_mut(&ticket) else {
+            return Ok(());
+        };
+        let Landing { node, object, place, offset, len, bytes, broken, .. } = *landing;
+        let ok = !broken && !spoilt;
+        // Bytes that are not as they were sent are of no version.
+        let bytes = if ok { bytes } else { (0, bytes.1) };
+        if goes_on || (ok && !landing.written) {
+            landing.written |= ok;
+            return self.nodes[node].store.write(&object, Some(place), offset, len, bytes);
+        }
+        self.landings.remove(&ticket);
+        self.lanes.values_mut().filter(|lane| lane.landing == Some(ticket)).for_each(|lane| lane.landing = None);
+        self.lanes.retain(|_, lane| !(lane.up.is_empty() && lane.down.is_empty() && lane.landing.is_none()));
+        if ok {
+            self.report.landed += 1;
+            // Whatever came before, the last bytes are right.
+            self.nodes[node].store.write(&object, Some(place), offset, len, bytes)?;
+        } else {
+            self.report.harmed += 1;
+        }
+        self.receive(node, ReceiveEvent::Landed { ticket, object, ok })
+    }
+
+    /// The sender wants a chunk to go out.
+    pub(super) fn begin_reading(&mut self, holder: usize, asker: usize, head: ChunkHead) -> Result<(), String> {
+        let copy = self.nodes[holder].store.copies.get(&head.object);
+        let Copy { place, version, .. } = copy.ok_or_else(|| format!("node {holder} sends {}", head.object))?;
+        let (place, version) = (*place, *version);
+        let lane = (asker, holder, self.rng.below(LANES));
+        self.readings.push(Reading { lane, head, place, version, broken: false });
+        Ok(())
+    }
+
+    /// The bytes of a chunk are on their lane, or will never be.
+    fn read_one(&mut self) -> Result<(), String> {
+        let at = self.rng.below(self.readings.len() as u64) as usize;
+        let Reading { lane, head, place, version, broken } = self.readings.swap_remove(at);
+        let (asker, holder, _) = lane;
+        let object = head.object;
+        let copy = self.nodes[holder].store.copies.get(&object).filter(|copy| copy.place == place);
+        let copy = copy.ok_or_else(|| format!("node {holder} reads {object} for {asker}, which it has given up"))?;
+        if copy.chunk(head.index) != Some((version, head.index)) {
+            return Err(format!("node {holder} reads chunk {} of {object} for {asker}: {copy:?}", head.index));
+        }
+        if !broken {
+            self.lanes.entry(lane).or_default().down.push_back(Down::Chunk { head, version });
+        }
+        self.send(holder, SendEvent::Sent { node: node_id(asker), object, ok: !broken })
+    }
+
+    fn break_lane(&mut self, id: LaneId) {
+        let (asker, holder, _) = id;
+        self.report.broken += 1;
+        self.strand(id);
+        self.letters.push(Letter { from: asker, to: holder, message: Message::AskerLost });
+        self.letters.push(Letter { from: holder, to: asker, message: Message::HolderLost });
+    }
+
+    /// What was on a lane is lost; what it wrote and read goes on for a while.
+    fn strand(&mut self, id: LaneId) {
+        if let Some(ticket) = self.lanes.remove(&id).and_then(|lane| lane.landing) {
+            if let Some(landing) = self.landings.get_mut(&ticket) {
+                landing.broken = true;
+            }
+        }
+        self.readings.iter_mut().filter(|reading| reading.lane == id).for_each(|reading| reading.broken = true);
+    }
+
+    /// A node is dead, and its ends of lanes with it.
+    pub(super) fn lanes_died(&mut self, dead: usize) -> Result<(), String> {
+        self.landings.retain(|_, landing| landing.node != dead);
+        self.readings.retain(|reading| reading.lane.0 != dead && reading.lane.1 != dead);
+        let ids = self.lanes.keys().filter(|(asker, holder, _)| *asker == dead || *holder == dead);
+        for id in ids.copied().collect::<Vec<_>>() {
+            self.strand(id);
+        }
+        for node in (0..self.nodes.len()).filter(|n| self.nodes[*n].alive).collect::<Vec<_>>() {
+            let offered = self.nodes[node].offered.iter().filter(|(_, asker)| *asker == dead);
+            for object in offered.map(|(object, _)| *object).collect::<Vec<_>>() {
+                self.nodes[node].offered.remove(&(object, dead));
+                self.let_hold_go(node, object)?;
+            }
+            if self.is_bulk(node, dead) {
+                self.letters.push(Letter { from: dead, to: node, message: Message::HolderLost });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,224 @@
+//! What the state machines of a node want done.
+
+use std::collections::btree_map::Entry;
+
+use super::*;
+
+impl World {
+    pub(super) fn receive(&mut self, node: usize, event: ReceiveEvent) -> Result<(), String> {
+        let mut effects = Vec::new();
+        self.nodes[node].receiver.handle(event, &mut effects);
+        // The manager hears afterwards, as on a thread of its own.
+        let mut news = Vec::new();
+        for effect in effects {
+            self.carry_out_receive(node, effect, &mut news)?;
+        }
+        for event in news {
+            let received = match &event {
+                PullEvent::Here { object, .. } => Some(*object),
+                _ => None,
+            };
+            self.tell(node, event)?;
+            if let Some(object) = received {
+                self.came(node, object)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn carry_out_receive(
+        &mut self,
+        node: usize,
+        effect: ReceiveEffect,
+        news: &mut Vec<PullEvent>,
+    ) -> Result<(), String> {
+        match effect {
+            ReceiveEffect::Create { object, token, data_bytes, metadata_bytes, .. } => {
+                let create = Create { object, size: data_bytes + metadata_bytes, token: Some(token), version: 0 };
+                self.nodes[node].store.queue.push_back(create);
+                self.serve(node)?;
+            }
+            ReceiveEffect::CancelCreate { object } => {
+                self.nodes[node].store.queue.retain(|create| create.object != object || create.token.is_none());
+                self.serve(node)?;
+            }
+            ReceiveEffect::Write { ticket, object, offset_bytes } => {
+                let Some((from, _, head, version, index)) = self.tickets.remove(&ticket) else {
+                    return Err(format!("chunk {ticket} is used twice"));
+                };
+                self.nodes[node].store.write(&object, None, offset_bytes, head.len_bytes, (version, index))?;
+                self.answer(node, from, Message::Taken { object, ok: true });
+            }
+            ReceiveEffect::Drop { ticket, why } => {
+                let Some((from, _, head, ..)) = self.tickets.remove(&ticket) else {
+                    return Err(format!("chunk {ticket} is dropped twice"));
+                };
+                self.report.dropped += 1;
+                let ok = why == crate::pull::Refusal::Repeated;
+                self.answer(node, from, Message::Taken { object: head.object, ok });
+            }
+            ReceiveEffect::Seal { object } => {
+                self.nodes[node].store.seal(&object)?;
+                self.report.received += 1;
+                news.push(PullEvent::Here { object, held: true });
+            }
+            ReceiveEffect::Abort { object } => {
+                let copy = self.nodes[node].store.copies.remove(&object).filter(|copy| !copy.sealed);
+                copy.ok_or_else(|| format!("{object} is given up on node {node}, which does not receive it"))?;
+                self.serve(node)?;
+            }
+            ReceiveEffect::Accept { object, from, push } => self.say(node, node_of(from), Up::Accept { object, push }),
+            ReceiveEffect::Decline { object, from } => self.say(node, node_of(from), Up::Stop { object }),
+            ReceiveEffect::Arrived { object, .. } | ReceiveEffect::Recall { object } => {
+                return Err(format!("{object} was not lent on node {node}"));
+            }
+            ReceiveEffect::Land { ticket, object, offset_bytes } => self.land(node, ticket, object, offset_bytes)?,
+            ReceiveEffect::Progress { object, from } => news.push(PullEvent::Progress { object, from }),
+            ReceiveEffect::Lost { object, from } => news.push(PullEvent::Failed { object, from }),
+            ReceiveEffect::NoRoom { object } => {
+                self.report.no_room += 1;
+                news.push(PullEvent::NoRoom { object });
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn answer(&mut self, from: usize, to: usize, message: Message) {
+        if self.nodes.get(to).is_some_and(|node| node.alive) {
+            self.letters.push(Letter { from, to, message });
+        }
+    }
+
+    /// A sealed object is here: the owner is told, and who waits for it.
+    pub(super) fn came(&mut self, node: usize, object: ObjectId) -> Result<(), String> {
+        self.up[node].push_back(News::Copy { object, here: true });
+        self.fulfil(node)?;
+        let deferred = std::mem::take(&mut self.nodes[node].deferred);
+        let (now, later): (Vec<_>, Vec<_>) = deferred.into_iter().partition(|(wanted, ..)| *wanted == object);
+        self.nodes[node].deferred = later;
+        for (_, asker, _) in now {
+            self.wanted(node, asker, object)?;
+        }
+        Ok(())
+    }
+
+    /// Serves creates that wait for room on a node.
+    pub(super) fn serve(&mut self, node: usize) -> Result<(), String> {
+        let (answered, evicted) = self.nodes[node].store.serve(self.now);
+        for object in evicted {
+            self.report.evicted += 1;
+            self.up[node].push_back(News::Copy { object, here: false });
+            self.tell(node, PullEvent::Gone { object })?;
+        }
+        for (create, result) in answered {
+            let object = create.object;
+            match (create.token, result) {
+                (Some(token), result) => self.receive(node, ReceiveEvent::Created { object, token, result })?,
+                (None, Ok(())) => {
+                    if let Some(known) = self.objects.get_mut(&object) {
+                        known.home = Some(node);
+                        known.locations.insert(node);
+                    }
+                    self.publish(object);
+                    self.tell(node, PullEvent::Here { object, held: false })?;
+                    self.came(node, object)?;
+                }
+                (None, Err(StoreError::OutOfMemory)) => {}
+                (None, Err(error)) => return Err(format!("node {node} can't make {object}: {error}")),
+            }
+        }
+        Ok(())
+    }
+
+    /// A node wants an object.
+    pub(super) fn wanted(&mut self, node: usize, by: usize, object: ObjectId) -> Result<(), String> {
+        if !self.nodes[node].store.has(&object) {
+            let until = self.now + DEFER;
+            self.nodes[node].deferred.push((object, by, until));
+            return Ok(());
+        }
+        if self.is_bulk(node, by) {
+            return self.offer(node, by, object);
+        }
+        if self.hold(node, object) {
+            self.push(node, by, object)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the sender's reference on an object, if it is here and there is none yet. False: it is not here.
+    pub(super) fn hold(&mut self, node: usize, object: ObjectId) -> bool {
+        let number = self.number();
+        let Node { store, pushes, .. } = &mut self.nodes[node];
+        let Some(copy) = store.copies.get_mut(&object).filter(|copy| copy.sealed) else {
+            return false;
+        };
+        if let Entry::Vacant(push) = pushes.entry(object) {
+            push.insert(number);
+            copy.users += 1;
+        }
+        true
+    }
+
+    /// Gives the sender's reference back, if the object is neither sent nor offered any more.
+    pub(super) fn let_hold_go(&mut self, node: usize, object: ObjectId) -> Result<(), String> {
+        let Node { store, sending, offered, pushes, .. } = &mut self.nodes[node];
+        if sending.contains_key(&object) || offered.range((object, 0)..=(object, usize::MAX)).next().is_some() {
+            return Ok(());
+        }
+        if pushes.remove(&object).is_some() {
+            if let Some(copy) = store.copies.get_mut(&object) {
+                copy.users -= 1;
+            }
+            self.serve(node)?;
+        }
+        Ok(())
+    }
+
+    /// Sends an object that is held.
+    pub(super) fn push(&mut self, node: usize, to: usize, object: ObjectId) -> Result<(), String> {
+        let Node { store, sending, .. } = &mut self.nodes[node];
+        let Some(copy) = store.copies.get(&object) else {
+            return Err(format!("{object} is held on node {node}, and is not there"));
+        };
+        sending.entry(object).or_default().insert(to);
+        let chunks = copy.size.div_ceil(CHUNK) as u32;
+        self.send(node, SendEvent::Push { node: node_id(to), object, chunks })
+    }
+
+    pub(super) fn send(&mut self, node: usize, event: SendEvent) -> Result<(), String> {
+        let mut effects = Vec::new();
+        self.nodes[node].sender.handle(event, &mut effects);
+        effects.into_iter().try_for_each(|effect| self.carry_out_send(node, effect))
+    }
+
+    fn carry_out_send(&mut self, node: usize, effect: SendEffect) -> Result<(), String> {
+        match effect {
+            SendEffect::Send { node: to, object, index } => {
+                let to = node_of(to);
+                let copy = self.nodes[node].store.copies.get(&object).filter(|copy| copy.sealed);
+                let copy = copy.ok_or_else(|| format!("node {node} sends {object}, which it has not"))?;
+                let len_bytes = (copy.size - u64::from(index) * CHUNK).min(CHUNK);
+                let (total_bytes, from) = (copy.size, node_id(node));
+                let push = self.nodes[node].pushes[&object];
+                let head = ChunkHead { object, from, push, index, total_bytes, metadata_bytes: 1, len_bytes };
+                if self.is_bulk(node, to) {
+                    return self.begin_reading(node, to, head);
+                }
+                let message = Message::Chunk { head, version: copy.version, index };
+                self.letters.push(Letter { from: node, to, message });
+                Ok(())
+            }
+            SendEffect::Finished { node: to, object } => {
+                let Some(nodes) = self.nodes[node].sending.get_mut(&object) else {
+                    return Err(format!("node {node} finished {object}, which it did not send"));
+                };
+                nodes.remove(&node_of(to));
+                if nodes.is_empty() {
+                    self.nodes[node].sending.remove(&object);
+                }
+                self.let_hold_go(node, object)
+            }
+        }
+    }
+}
