@@ -95,14 +95,17 @@ impl Peers {
             number
         };
         let used = LinkUse::default();
-        let end = link::run(stream, &used, outgoing, |message| match message {
-            PeerMessage::Want { objects } => Ok(self.caller_wants(number, objects)),
-            PeerMessage::Unwant { objects } => Ok(self.caller_wants_no_more(number, &objects)),
-            PeerMessage::Alive => Ok(()),
-            PeerMessage::Welcome { .. }
-            | PeerMessage::Has { .. }
-            | PeerMessage::Later { .. }
-            | PeerMessage::View { .. } => Err(LinkEnd::OutOfTurn),
+        let end = link::run(stream, &used, outgoing, |message| {
+            match message {
+                PeerMessage::Want { objects } => self.caller_wants(number, objects),
+                PeerMessage::Unwant { objects } => self.caller_wants_no_more(number, &objects),
+                PeerMessage::Alive => {}
+                PeerMessage::Welcome { .. }
+                | PeerMessage::Has { .. }
+                | PeerMessage::Later { .. }
+                | PeerMessage::View { .. } => return Err(LinkEnd::OutOfTurn),
+            }
+            Ok(())
         })
         .await;
         let gone = {

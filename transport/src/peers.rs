@@ -207,7 +207,7 @@ mod tests {
         }
 
         #[test]
-        fn a_flipped_bit_is_noticed(message in any::<PeerMessage>(), at in any::<proptest::sample::Index>(), bit in 0..8) {
+        fn a_flipped_bit_is_noticed(message in any::<PeerMessage>(), at in any::<proptest::sample::Index>(), bit in 0u8..8) {
             let mut stream = Vec::new();
             message.encode(&mut stream).unwrap();
             let at = at.index(stream.len());
