@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use io_uring::{cqueue, opcode, squeue, types, EnterFlags, IoUring};
 use rustc_hash::FxHashMap;
@@ -252,12 +252,11 @@ impl CoreRing {
     /// # Errors
     /// When the kernel refuses the wait, which ends the core.
     pub fn wait(&mut self, until: Option<Instant>, ready: impl FnOnce() -> bool) -> io::Result<()> {
-        let sleep = until.map(|until| until.saturating_duration_since(Instant::now()));
-        if sleep == Some(Duration::ZERO) {
+        if until.is_some_and(|until| until <= Instant::now()) {
             return self.poll();
         }
         self.doorbell.asleep.store(true, Ordering::SeqCst);
-        let waited = if ready() { self.poll() } else { self.sleep(sleep) };
+        let waited = if ready() { self.poll() } else { self.sleep(until) };
         self.doorbell.asleep.store(false, Ordering::SeqCst);
         waited
     }
@@ -294,13 +293,13 @@ impl CoreRing {
         self.poll()
     }
 
-    fn sleep(&mut self, at_most: Option<Duration>) -> io::Result<()> {
+    fn sleep(&mut self, until: Option<Instant>) -> io::Result<()> {
         let timespec;
-        if let Some(at_most) = at_most {
-            let at = Instant::now() + at_most;
-            if self.timer.is_none_or(|armed| at < armed) {
-                self.timer = Some(at);
-                timespec = types::Timespec::from(at_most);
+        if let Some(until) = until {
+            // A timer that is armed for this very time serves again: each one that is armed is a wake-up.
+            if self.timer.is_none_or(|armed| until < armed) {
+                self.timer = Some(until);
+                timespec = types::Timespec::from(until.saturating_duration_since(Instant::now()));
                 // Read by the kernel in the call below, or in the one that `push` makes where the queue is full.
                 self.push(opcode::Timeout::new(&timespec).build().user_data(TIMER));
             }

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::thread;
+use std::time::Duration;
 
 use super::*;
 
@@ -144,6 +145,26 @@ fn a_sleep_ends_in_time_and_an_earlier_one_before_a_later_one() {
         }
     }
     assert!(start.elapsed() >= Duration::from_millis(75) && start.elapsed() < PATIENCE);
+}
+
+#[test]
+fn a_time_that_is_waited_for_again_and_again_wakes_once() {
+    let mut ring = CoreRing::new(Doorbell::new().unwrap()).unwrap();
+    let mut stream = socket(&mut ring, 1);
+    let until = Instant::now() + Duration::from_millis(60);
+    for round in 0..10u8 {
+        stream.write_all(&[round]).unwrap();
+        ring.wait(Some(until), || false).unwrap();
+        ring.reap(|_| {});
+    }
+    while Instant::now() < until {
+        ring.wait(Some(until), || false).unwrap();
+        ring.reap(|_| {});
+    }
+    // Timers of the waits before would end this one, each in turn.
+    let later = Instant::now() + Duration::from_millis(20);
+    ring.wait(Some(later), || false).unwrap();
+    assert!(Instant::now() >= later, "woken by a time that is over");
 }
 
 #[test]
