@@ -16,6 +16,7 @@ pub mod near;
 pub mod node;
 pub mod observe;
 pub mod peer;
+pub mod peers;
 pub mod ray;
 pub mod socket;
 pub mod spill;
