@@ -30,6 +30,7 @@ fn write_status(out: &mut String, status: &NodeStatus) -> fmt::Result {
     section(out, "resources", resources(status))?;
     section(out, "leases and workers", counts(status))?;
     section(out, "objects", objects(status))?;
+    section(out, "peers", peers(status))?;
     section(out, "arenas", arenas(&status.arenas))?;
     section(out, "spilled objects", spill(&status.spill))?;
     section(out, "shards", shards(status))?;
@@ -119,6 +120,25 @@ fn objects(status: &NodeStatus) -> Rows {
         rows.push(vec!["between nodes".to_owned(), transfer(&status.transfer)]);
     }
     rows
+}
+
+fn peers(status: &NodeStatus) -> Rows {
+    let rows = status.peers.iter().map(|peer| {
+        let state = match (peer.state.as_str(), peer.draining) {
+            ("connected", false) => format!("connected {}", duration(peer.connected_s)),
+            ("connected", true) => format!("connected {}, draining", duration(peer.connected_s)),
+            ("down", _) => format!("down: {}", peer.why),
+            (state, _) => state.to_owned(),
+        };
+        let cpu = peer
+            .resources
+            .get("CPU")
+            .map_or_else(String::new, |cpu| format!("{} of {}", number(cpu.available), number(cpu.total)));
+        let received = format!("{} ({})", peer.received_objects, format_bytes(peer.received_bytes));
+        vec![peer.address.clone(), cpu, received, state]
+    });
+    let head = (!status.peers.is_empty()).then(|| row(["peer", "CPU free", "objects received", "state"]));
+    head.into_iter().chain(rows).collect()
 }
 
 fn transfer(t: &TransferStatus) -> String {

@@ -136,6 +136,10 @@ impl Transfer {
     /// Where a node's bulk port is.
     pub(super) fn bulk_port(&self, node: NodeId, address: Option<String>) {
         let mut bulk = self.bulk.borrow_mut();
+        // Whoever says where it is, is there: it is tried anew.
+        if matches!(bulk.sources.get(&node), Some(Source::Shut { .. })) {
+            bulk.sources.remove(&node);
+        }
         match address.filter(|_| self.greeting.is_open()) {
             Some(address) => bulk.ports.insert(node, address),
             None => bulk.ports.remove(&node),
@@ -226,7 +230,9 @@ impl Transfer {
     fn say_why_not(&self, node: &NodeId, address: &str, error: &GreetError, some: bool) {
         match some {
             true => tracing::debug!(%node, address, %error, "fewer lanes to a node than wanted"),
-            false => tracing::warn!(%node, address, %error, "objects of a node are fetched in Ray's way"),
+            false => {
+                tracing::warn!(%node, address, %error, "no lane to a node: its objects are fetched in Ray's way, if it has one")
+            }
         }
     }
 

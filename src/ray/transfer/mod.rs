@@ -8,7 +8,7 @@
 //! Ray, and any node where that fails, in Ray's way. The state machines ([`raylet_shard::pull`]) are the same for both.
 
 mod bulk;
-mod greet;
+pub mod greet;
 mod receive;
 mod send;
 mod service;
@@ -43,13 +43,25 @@ use crate::observe::status::TransferStatus;
 use crate::spill::SpillShared;
 
 use bulk::Bulk;
-use greet::Greeting;
+use greet::{Greeting, PeerDoor};
 use receive::Receiving;
 use send::Sending;
 use spilled::FileReads;
 
 /// Messages handled before other tasks of the thread get their turn.
 const BATCH: usize = 64;
+
+/// Lanes to each node that objects are fetched from, where nobody says how many: one for each core, within these bounds.
+const LANES_AUTO_MIN: usize = 2;
+const LANES_AUTO_MAX: usize = 8;
+
+/// How many lanes to open to a node: as set, or for so many cores where that is 0.
+pub fn lanes_per_node(set: usize, cores: usize) -> usize {
+    match set {
+        0 => cores.clamp(LANES_AUTO_MIN, LANES_AUTO_MAX),
+        lanes => lanes,
+    }
+}
 
 /// What the thread is given at start.
 pub struct TransferParts {
@@ -65,6 +77,8 @@ pub struct TransferParts {
     pub listeners: Vec<TcpListener>,
     /// The bulk port, bound; empty where it is off.
     pub bulk_listeners: Vec<TcpListener>,
+    /// Where native nodes go that call the bulk port; `None` where this node has no peers.
+    pub peers: Option<PeerDoor>,
     /// Lanes to each node that objects are fetched from.
     pub lanes_per_node: usize,
     /// Who may call, and how calls authenticate.
@@ -270,6 +284,7 @@ pub(super) struct Transfer {
     sending: RefCell<Sending>,
     file_reads: Rc<FileReads>,
     greeting: Rc<Greeting>,
+    peer_door: Option<PeerDoor>,
     lanes_per_node: usize,
     bulk: RefCell<Bulk>,
 }
@@ -287,6 +302,7 @@ impl Transfer {
         let is_open = !parts.bulk_listeners.is_empty();
         let transfer = Rc::new(Self {
             greeting: Rc::new(Greeting::new(parts.node_id, parts.chunk_bytes.max(1), key, is_open)),
+            peer_door: parts.peers,
             lanes_per_node: parts.lanes_per_node.max(1),
             bulk: RefCell::default(),
             node_id: parts.node_id,
