@@ -642,6 +642,10 @@ impl Core {
                 _ if native::is_native(token) => native::answer(self, effect),
                 _ => self.plasma.answer(self, effect),
             },
+            StoreEffect::SpilledAt { token, id, owner, file, index, .. } => {
+                let object = self.spills.object(file, index);
+                self.tell_transfer(ToTransfer::Spilled { token, id, owner, object });
+            }
             StoreEffect::Pinned { token, ok, .. } => match Requester::of(token) {
                 Requester::Shard(shard) if shard != self.shard => {
                     self.send_peer(shard, PeerMessage::StoreAnswer(effect));

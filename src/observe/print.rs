@@ -148,6 +148,9 @@ fn transfer(t: &TransferStatus) -> String {
     if t.call_received_bytes + t.call_sent_bytes > 0 {
         let _ = write!(text, "; {} received, {} sent by calls", bytes(t.call_received_bytes), bytes(t.call_sent_bytes));
     }
+    if t.file_sent_bytes > 0 {
+        let _ = write!(text, "; {} sent from spill files", bytes(t.file_sent_bytes));
+    }
     if t.pulls_wanted > 0 {
         let _ = write!(text, "; {} wanted, {} asked for", t.pulls_wanted, t.pulls_asked);
     }

@@ -12,6 +12,7 @@ pub mod greet;
 mod receive;
 mod send;
 mod service;
+mod spilled;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ use std::time::Duration;
 
 use raylet_shard::ids::{ClientId, NodeId, ObjectId, WorkerId};
 use raylet_shard::store::{StoreEffect, StoreEvent};
+use raylet_transport::spill::SpilledObject;
 use raylet_tuning::Segment;
 use rustc_hash::FxHashMap;
 use tokio::sync::watch;
@@ -44,6 +46,7 @@ use bulk::Bulk;
 use greet::{Greeting, PeerDoor};
 use receive::Receiving;
 use send::Sending;
+use spilled::FileReads;
 
 /// Messages handled before other tasks of the thread get their turn.
 const BATCH: usize = 64;
@@ -97,6 +100,17 @@ pub struct TransferParts {
 pub enum ToTransfer {
     /// An answer of an object table.
     Store(StoreEffect),
+    /// An object that is on disk only, and what can be read of it there; the store waits for [`StoreEvent::SentSpilled`].
+    Spilled {
+        /// Of the request.
+        token: u64,
+        /// The object.
+        id: ObjectId,
+        /// Its owner.
+        owner: WorkerId,
+        /// Its place on disk; `None`: where only others can read it.
+        object: Option<SpilledObject>,
+    },
     /// News of a lane.
     Lane(LaneId, LaneNews),
     /// Ask a node for an object, and take what it sends.
@@ -180,6 +194,8 @@ pub struct TransferUse {
     lane_sent_bytes: AtomicU64,
     call_received_bytes: AtomicU64,
     call_sent_bytes: AtomicU64,
+    /// Of what was sent either way: read from files, of objects that were on disk only.
+    file_sent_bytes: AtomicU64,
 }
 
 /// The way to the thread.
@@ -210,6 +226,7 @@ impl TransferLink {
             lane_sent_bytes: of(&self.used.lane_sent_bytes),
             call_received_bytes: of(&self.used.call_received_bytes),
             call_sent_bytes: of(&self.used.call_sent_bytes),
+            file_sent_bytes: of(&self.used.file_sent_bytes),
             ..TransferStatus::default()
         }
     }
@@ -265,6 +282,7 @@ pub(super) struct Transfer {
     owners: RefCell<FxHashMap<WorkerId, Address>>,
     receiving: RefCell<Receiving>,
     sending: RefCell<Sending>,
+    file_reads: Rc<FileReads>,
     greeting: Rc<Greeting>,
     peer_door: Option<PeerDoor>,
     lanes_per_node: usize,
@@ -302,6 +320,7 @@ impl Transfer {
             owners: RefCell::default(),
             receiving: RefCell::new(Receiving::new(parts.chunk_bytes.max(1))),
             sending: RefCell::new(Sending::new(chunks_max)),
+            file_reads: Rc::new(FileReads::new(parts.chunk_bytes.max(1))),
         });
         transfer.serve_bulk(parts.bulk_listeners);
         Ok((transfer, parts.listeners))
@@ -331,6 +350,7 @@ impl Transfer {
     fn take(self: &Rc<Self>, message: ToTransfer) -> bool {
         match message {
             ToTransfer::Store(effect) => self.answered(effect),
+            ToTransfer::Spilled { token, id, owner, object } => self.got_spilled(id, token, owner, object),
             ToTransfer::Lane(lane, news) => self.lane_news(lane, news),
             ToTransfer::Ask { object, owner, from } => self.ask(object, owner, from),
             ToTransfer::Stop { object } => self.stop(object),
