@@ -10,7 +10,9 @@ impl World {
         let capacity = self.nodes[node].store.capacity;
         let size = 1 + self.rng.below(capacity / 4);
         let queued: u64 = self.nodes[node].store.queue.iter().filter(|c| c.token.is_none()).map(|c| c.size).sum();
-        if self.objects.len() as u64 >= OBJECTS || self.nodes[node].store.pinned() + queued + size > capacity / 2 {
+        if self.objects.len() as u64 >= OBJECTS.max(3 * self.nodes.len() as u64)
+            || self.nodes[node].store.pinned() + queued + size > capacity / 2
+        {
             return Ok(());
         }
         let number = self.number();
