@@ -14,6 +14,7 @@ use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 use tonic::Status;
 
+use super::bulk::UNOFFERED_MAX_BYTES;
 use super::{sender, Transfer};
 use crate::ray::proto::{Address, PushReply, PushRequest};
 use crate::ray::rpc::client::Channel;
@@ -47,6 +48,8 @@ pub(super) struct Sending {
 struct Served {
     /// Of the get, while the object is not here.
     token: u64,
+    /// The get waits for the object to be here.
+    patient: bool,
     /// Where it lies, once a reference is held.
     here: Option<Here>,
     /// Nodes that wait for it to be here.
@@ -58,9 +61,9 @@ struct Served {
 }
 
 impl Served {
-    fn new(token: u64, node: NodeId) -> Self {
+    fn new(token: u64, patient: bool, node: NodeId) -> Self {
         let (pushes, offers) = Default::default();
-        Self { token, here: None, waiting: SmallVec::from_slice(&[node]), pushes, offers }
+        Self { token, patient, here: None, waiting: SmallVec::from_slice(&[node]), pushes, offers }
     }
 
     /// Nobody gets it any more, so that its reference can go.
@@ -103,29 +106,46 @@ impl Sending {
 }
 
 impl Transfer {
-    /// A node wants an object. One that is not here is waited for, as in Ray: it may be on its way to here.
-    pub(super) fn wanted_by(self: &Rc<Self>, node: NodeId, object: ObjectId) -> Result<(), Status> {
+    /// A node wants an object. One that is not here is waited for if the node is `patient`, as in Ray: it may be on its way to here.
+    pub(super) fn wanted_by(self: &Rc<Self>, node: NodeId, object: ObjectId, patient: bool) -> Result<(), Status> {
+        let mut in_vain: SmallVec<[NodeId; 2]> = SmallVec::new();
         let token = {
             let mut sending = self.sending.borrow_mut();
             sending.tokens += 1;
             let token = sending.tokens;
-            if let Some(served) = sending.served.get_mut(&object) {
-                if served.here.is_some() {
+            match sending.served.get_mut(&object) {
+                Some(served) if served.here.is_some() => {
                     drop(sending);
                     self.push_to(node, object);
-                } else if !served.waiting.contains(&node) {
-                    served.waiting.push(node);
+                    return Ok(());
                 }
-                return Ok(());
+                Some(served) if served.patient && !patient => {
+                    drop(sending);
+                    self.say_gone(&node, object);
+                    return Ok(());
+                }
+                Some(served) if served.patient == patient => {
+                    if !served.waiting.contains(&node) {
+                        served.waiting.push(node);
+                    }
+                    return Ok(());
+                }
+                // Whoever is in a hurry is not to wait with this one.
+                Some(served) => in_vain = std::mem::take(&mut served.waiting),
+                None => {}
             }
             if sending.served.len() >= SERVED_MAX {
                 let text = format!("{SERVED_MAX} objects are asked for on this node, which is its limit: retry later");
                 return Err(Status::resource_exhausted(text));
             }
-            sending.served.insert(object, Served::new(token, node));
+            sending.served.insert(object, Served::new(token, patient, node));
             token
         };
-        self.store(object, StoreEvent::Get { client: sender(), token, id: object, wait: true });
+        in_vain.iter().for_each(|node| self.say_gone(node, object));
+        self.store(object, StoreEvent::Get { client: sender(), token, id: object, wait: patient });
+        if !patient {
+            return Ok(());
+        }
         let transfer = self.clone();
         let patience = self.push_timeout;
         tokio::task::spawn_local(async move {
@@ -201,7 +221,13 @@ impl Transfer {
         let Some(here) = here.filter(|_| self.has_taker(&node)) else {
             return self.push_chunks(node, object);
         };
-        if !self.send_whole(&node, object, &here) && self.offer(&node, object, &here) {
+        if self.send_whole(&node, object, &here) {
+            return self.release_if_over(object);
+        }
+        if here.total_bytes() <= UNOFFERED_MAX_BYTES.min(self.chunk_bytes) {
+            return self.push_chunks(node, object);
+        }
+        if self.offer(&node, object, &here) {
             let mut sending = self.sending.borrow_mut();
             let served = sending.served.get_mut(&object).filter(|served| !served.offers.contains(&node));
             served.into_iter().for_each(|served| served.offers.push(node));

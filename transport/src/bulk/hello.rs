@@ -21,7 +21,7 @@ use crate::ids::NodeId;
 pub const MAGIC: [u8; 8] = *b"RLUBULK1";
 
 /// Version of the protocol. Nodes of different versions use Ray's own way.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Length of a [`Hello`].
 pub const HELLO_BYTES: usize = 120;
