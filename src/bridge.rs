@@ -26,6 +26,7 @@ use crate::core_io::RingUse;
 use crate::native::control::{NativeAsk, NativeTell};
 use crate::native::NativePeer;
 use crate::observe::histogram::Snapshot;
+use crate::peers::PeerAsk;
 use crate::ray::core_rpc::desk::{Card, Lesson, StayRule};
 use crate::ray::core_rpc::RpcSettings;
 use crate::ray::messages::ClientMessage;
@@ -352,6 +353,17 @@ pub enum ToControl {
         token: Token,
         /// Here and sealed.
         has: bool,
+    },
+    /// What a core wants of this node's peers.
+    Peers(PeerAsk),
+    /// An object is here that the control thread waited for, and it has a reference on it.
+    Found {
+        /// The control thread's token.
+        token: Token,
+        /// The object.
+        object: ObjectId,
+        /// Size of its data and metadata; `None`: it is not here, and can't be waited for.
+        size_bytes: Option<u64>,
     },
     /// Objects that came and went on a core.
     Seen(Vec<Sighting>),

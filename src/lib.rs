@@ -15,6 +15,7 @@ pub mod native;
 pub mod node;
 pub mod observe;
 pub mod peer;
+pub mod peers;
 pub mod ray;
 pub mod socket;
 pub mod spill;

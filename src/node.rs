@@ -56,6 +56,9 @@ pub fn run_ray(flags: RayFlags, config: Config, log: LogHandle) -> Result<i32, N
     prepare_limits();
     on_control_thread(async move {
         service::reopen_log_on_hangup(log.clone())?;
+        if !config.peers.is_empty() || config.peer_listen.is_some() {
+            tracing::warn!("peers and peer_listen are for nodes of their own: under Ray the GCS knows the other nodes");
+        }
         let (door, engine) = Door::open(flags, &config).await?;
         let native = open_native(&config, &door.control, &engine)?;
         let mut doors = vec![DoorName::Ray];

@@ -216,6 +216,16 @@ impl NativeControl {
         Ok(control)
     }
 
+    /// The node's id.
+    pub fn node(&self) -> raylet_shard::ids::NodeId {
+        raylet_shard::ids::NodeId(self.shared.node.0)
+    }
+
+    /// True while the node takes no new leases.
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
     /// Where clients connect.
     pub fn socket(&self) -> &std::path::Path {
         &self.socket

@@ -55,6 +55,8 @@ pub struct Natives {
     /// Who a granted lease with a worker belongs to, by the number of its assignment.
     pub(super) assignments: RefCell<FxHashMap<u64, (Rc<Client>, u32)>>,
     pub(super) last_assignment: Cell<u64>,
+    /// Leases whose objects other nodes are asked for.
+    pub(super) wished_deps: super::wishes::WishedDeps,
     /// Where workers can be reached.
     pub(super) addresses: RefCell<FxHashMap<WorkerId, Box<str>>>,
 }
@@ -193,6 +195,7 @@ impl Natives {
 
     /// After a batch: bells are rung, and bytes go out.
     pub fn after_batch(core: &Rc<Core>) {
+        super::wishes::flush(core);
         loop {
             let Some(client) = core.native.dirty.borrow_mut().pop() else {
                 return;

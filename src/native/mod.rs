@@ -10,7 +10,8 @@
 //! | `client.rs` | one client: what it holds, and what has to be given back at its end |
 //! | `objects.rs`, `leases.rs`, `workers.rs` | its requests, and the shards' answers |
 //! | `pending.rs` | requests without an answer yet |
-//! | `peers.rs` | what cores tell each other about each other's clients |
+//! | `siblings.rs` | what cores tell each other about each other's clients |
+//! | `wishes.rs` | what is waited for and may be with another node |
 //! | `control.rs`, `classes.rs`, `processes.rs` | the control thread's part: names, classes, workers that are started |
 
 pub mod classes;
@@ -19,9 +20,10 @@ pub mod control;
 mod door;
 mod leases;
 mod objects;
-mod peers;
 mod pending;
 mod processes;
+mod siblings;
+mod wishes;
 mod workers;
 
 use std::os::fd::AsFd;
@@ -42,7 +44,8 @@ use crate::ray::accept::accept;
 pub use door::Natives;
 pub use leases::{lost, settle};
 pub use objects::{answer, object_gone, object_sealed, watched};
-pub use peers::NativePeer;
+pub use siblings::NativePeer;
+pub use wishes::{deps_over, wish_deps};
 
 /// Set in the local part of a token of the native door; no other token has this bit and the next one clear.
 const NATIVE_BIT: u64 = 1 << 46;
@@ -71,6 +74,8 @@ pub struct NativeShared {
     pub limits: Limits,
     /// How long a core looks at quiet rings before it sleeps; `None`: for ever.
     pub spin: Option<Duration>,
+    /// The node has peers: what is not here may be there.
+    pub has_peers: bool,
     /// By core: clients that want events of objects, and of the node.
     listeners: Vec<[AtomicU32; 2]>,
 }
@@ -91,6 +96,8 @@ pub struct NativeSettings {
     pub spin: Option<Duration>,
     /// What starts a worker: program and arguments. Empty: workers come by themselves.
     pub worker_command: Vec<String>,
+    /// The node has peers: what is not here may be there.
+    pub has_peers: bool,
 }
 
 impl NativeShared {
@@ -101,6 +108,7 @@ impl NativeShared {
             prefix,
             limits: DEFAULT_LIMITS,
             spin: settings.spin,
+            has_peers: settings.has_peers,
             listeners: (0..cores).map(|_| Default::default()).collect(),
         })
     }
@@ -183,7 +191,8 @@ mod tests {
     use super::*;
 
     fn shared(cores: usize) -> Arc<NativeShared> {
-        let settings = NativeSettings { socket: PathBuf::new(), spin: None, worker_command: Vec::new() };
+        let settings =
+            NativeSettings { socket: PathBuf::new(), spin: None, worker_command: Vec::new(), has_peers: false };
         NativeShared::new(shard::NodeId([1; 28]), [7; 16], cores, &settings)
     }
 

@@ -20,9 +20,9 @@ use smallvec::SmallVec;
 
 use super::client::Client;
 use super::door::{deadline, refused};
-use super::peers::NativePeer;
 use super::pending::Op;
-use super::{object, to_wire, Topic, KEEPER_BIT};
+use super::siblings::NativePeer;
+use super::{object, to_wire, wishes, Topic, KEEPER_BIT};
 use crate::bridge::{shard_of_object, PeerMessage, Requester};
 use crate::core_loop::{Core, SILENT};
 
@@ -183,6 +183,9 @@ fn get_one(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, get: &Archived<Get
     if timeout_ns > 0 && timeout_ns != FOREVER_NS && core.native.pending.borrow().waits(token) {
         deadline(core, token, timeout_ns);
     }
+    if timeout_ns > 0 && core.native.pending.borrow().waits(token) {
+        wishes::wish(core, token, id);
+    }
     Ok(())
 }
 
@@ -213,12 +216,19 @@ fn wait_for(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, wait: &Archived<W
         );
     }
     let waits = core.native.groups.borrow().get(group).is_some_and(|known| known.to == to);
+    let of = client.clone();
+    let is_same = move |known: &Group| known.to == to && Rc::ptr_eq(&known.client, &of);
+    if waits && !ids.is_empty() && timeout_ns > 0 {
+        let is_same = is_same.clone();
+        wishes::wish_all(core, move |core| {
+            let groups = core.native.groups.borrow();
+            groups.get(group).filter(|known| is_same(known)).map(|known| known.tokens.clone()).unwrap_or_default()
+        });
+    }
     if ids.is_empty() && waits {
         finish(core, group);
     } else if waits && timeout_ns > 0 && timeout_ns != FOREVER_NS {
-        let client = client.clone();
         core.io.after(std::time::Duration::from_nanos(timeout_ns), move |core| {
-            let is_same = |known: &Group| known.to == to && Rc::ptr_eq(&known.client, &client);
             if core.native.groups.borrow().get(group).is_some_and(is_same) {
                 finish(core, group);
             }

@@ -203,6 +203,23 @@ pub enum StoreEvent {
         /// Answer once it is sealed here; `false` answers now.
         wait: bool,
     },
+    /// One object is wanted by another node. As a waiting [`StoreEvent::Get`], but for one that is on disk only: it is sent from its file,
+    /// and needs no room in memory. Answer: [`StoreEffect::SpilledAt`] at once, or [`StoreEffect::Got`].
+    GetToSend {
+        /// Who sends it.
+        client: ClientId,
+        /// Comes back in the answer.
+        token: Token,
+        /// Which object.
+        id: ObjectId,
+    },
+    /// The file of a [`StoreEffect::SpilledAt`] is not read for it any more. No answer.
+    SentSpilled {
+        /// The object.
+        id: ObjectId,
+        /// It could not be read there as it was written: from now on it is read back to memory first, where tries are counted.
+        faulty: bool,
+    },
     /// A waiting get is forgotten, and not answered. Nothing happens where it was answered already.
     CancelGet {
         /// Who asked.
@@ -453,6 +470,21 @@ pub enum StoreEffect {
         owner: WorkerId,
         /// It was not sealed yet when it was asked for.
         waited: bool,
+    },
+    /// Answer to [`StoreEvent::GetToSend`] for an object that is on disk only. The file stays until [`StoreEvent::SentSpilled`].
+    SpilledAt {
+        /// Who asked.
+        client: ClientId,
+        /// The token of the request.
+        token: Token,
+        /// The object.
+        id: ObjectId,
+        /// Its owner.
+        owner: WorkerId,
+        /// The file.
+        file: SpillFile,
+        /// The object's place among those of the file.
+        index: u32,
     },
     /// Answer to [`StoreEvent::Delete`].
     Deleted {

@@ -94,6 +94,8 @@ impl Store {
             StoreEvent::Seal { client, token, id } => self.seal(client, token, id, now, out),
             StoreEvent::Abort { client, token, id } => self.abort(client, token, id, out),
             StoreEvent::Get { client, token, id, wait } => self.get(client, token, id, wait, out),
+            StoreEvent::GetToSend { client, token, id } => self.get_to_send(client, token, id, out),
+            StoreEvent::SentSpilled { id, faulty } => self.sent_spilled(&id, faulty, out),
             StoreEvent::CancelGet { client, token, id } => {
                 self.waiters.cancel(&id, Who::Get(client), token);
             }
@@ -200,7 +202,7 @@ impl Store {
         self.destroy(slot, GoneReason::Deleted, out);
     }
 
-    fn get(&mut self, client: ClientId, token: Token, id: ObjectId, wait: bool, out: &mut Vec<StoreEffect>) {
+    pub(super) fn get(&mut self, client: ClientId, token: Token, id: ObjectId, wait: bool, out: &mut Vec<StoreEffect>) {
         if let Some(slot) = self.sealed_slot(&id) {
             self.give(client, token, slot, false, out);
         } else if wait && self.waiters.len() < self.config.max_waiters {

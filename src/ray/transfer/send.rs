@@ -1,7 +1,9 @@
-//! Sending: objects that other nodes ask for go out in chunks, straight from the store's memory.
+//! Sending: objects that other nodes ask for go out in chunks, straight from the store's memory, or from their file where they are on
+//! disk only (`spilled`).
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -10,11 +12,14 @@ use prost::Message;
 use raylet_shard::ids::{NodeId, ObjectId, WorkerId};
 use raylet_shard::pull::{SendEffect, SendEvent, Sender};
 use raylet_shard::store::{Placement, StoreEvent};
+use raylet_transport::spill::SpilledObject;
+use raylet_transport::uring::IoMemory;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 use tonic::Status;
 
 use super::bulk::UNOFFERED_MAX_BYTES;
+use super::spilled::ReadChunk;
 use super::{sender, Transfer};
 use crate::ray::proto::{Address, PushReply, PushRequest};
 use crate::ray::rpc::client::Channel;
@@ -40,30 +45,39 @@ const DATA_FIELD: u32 = 8;
 /// What is being sent.
 pub(super) struct Sending {
     machine: Sender,
-    served: FxHashMap<ObjectId, Served>,
-    tokens: u64,
+    pub(super) served: FxHashMap<ObjectId, Served>,
+    pub(super) tokens: u64,
 }
 
 /// An object that somebody asked for.
-struct Served {
+pub(super) struct Served {
     /// Of the get, while the object is not here.
-    token: u64,
+    pub(super) token: u64,
     /// The get waits for the object to be here.
     patient: bool,
     /// Where it lies, once a reference is held.
-    here: Option<Here>,
+    pub(super) here: Option<Here>,
+    /// It lies in a file, and could not be read there.
+    pub(super) faulty: bool,
     /// Nodes that wait for it to be here.
     waiting: SmallVec<[NodeId; 2]>,
     /// Nodes that it is under way to.
-    pushes: SmallVec<[NodeId; 2]>,
+    pub(super) pushes: SmallVec<[NodeId; 2]>,
     /// Nodes that it was offered to by the bulk port.
-    offers: SmallVec<[NodeId; 2]>,
+    pub(super) offers: SmallVec<[NodeId; 2]>,
 }
 
 impl Served {
     fn new(token: u64, patient: bool, node: NodeId) -> Self {
         let (pushes, offers) = Default::default();
-        Self { token, patient, here: None, waiting: SmallVec::from_slice(&[node]), pushes, offers }
+        Self { token, patient, here: None, faulty: false, waiting: SmallVec::from_slice(&[node]), pushes, offers }
+    }
+
+    /// A node waits for the object to be here.
+    pub(super) fn wait(&mut self, node: NodeId) {
+        if !self.waiting.contains(&node) {
+            self.waiting.push(node);
+        }
     }
 
     /// Nobody gets it any more, so that its reference can go.
@@ -72,10 +86,19 @@ impl Served {
     }
 }
 
+/// Where the bytes of an object are.
+#[derive(Clone)]
+pub(super) enum CopyAt {
+    /// In the store's memory.
+    Memory(Placement),
+    /// In a file, and nowhere else on this node.
+    File(Arc<SpilledObject>),
+}
+
 /// An object whose bytes can be read.
 #[derive(Clone)]
 pub(super) struct Here {
-    pub(super) place: Placement,
+    pub(super) at: CopyAt,
     owner: Address,
     push_id: Bytes,
 }
@@ -83,7 +106,19 @@ pub(super) struct Here {
 impl Here {
     /// Size of the data, and of the metadata behind them.
     pub(super) fn total_bytes(&self) -> u64 {
-        self.place.data_bytes + self.place.metadata_bytes
+        let data_bytes = match &self.at {
+            CopyAt::Memory(place) => place.data_bytes,
+            CopyAt::File(object) => object.data_bytes(),
+        };
+        data_bytes + self.metadata_bytes()
+    }
+
+    /// Size of the metadata.
+    pub(super) fn metadata_bytes(&self) -> u64 {
+        match &self.at {
+            CopyAt::Memory(place) => place.metadata_bytes,
+            CopyAt::File(object) => object.metadata_bytes(),
+        }
     }
 
     /// Where a chunk starts, and how many bytes it has.
@@ -125,9 +160,7 @@ impl Transfer {
                     return Ok(());
                 }
                 Some(served) if served.patient == patient => {
-                    if !served.waiting.contains(&node) {
-                        served.waiting.push(node);
-                    }
+                    served.wait(node);
                     return Ok(());
                 }
                 // Whoever is in a hurry is not to wait with this one.
@@ -142,17 +175,22 @@ impl Transfer {
             token
         };
         in_vain.iter().for_each(|node| self.say_gone(node, object));
-        self.store(object, StoreEvent::Get { client: sender(), token, id: object, wait: patient });
         if !patient {
+            self.store(object, StoreEvent::Get { client: sender(), token, id: object, wait: false });
             return Ok(());
         }
+        self.store(object, StoreEvent::GetToSend { client: sender(), token, id: object });
+        self.wait_patiently(object, token);
+        Ok(())
+    }
+
+    pub(super) fn wait_patiently(self: &Rc<Self>, object: ObjectId, token: u64) {
         let transfer = self.clone();
         let patience = self.push_timeout;
         tokio::task::spawn_local(async move {
             tokio::time::sleep(patience).await;
             transfer.give_up_waiting(object, token);
         });
-        Ok(())
     }
 
     fn give_up_waiting(&self, object: ObjectId, token: u64) {
@@ -168,29 +206,33 @@ impl Transfer {
 
     /// The store has the object, or can't say.
     pub(super) fn got(self: &Rc<Self>, object: ObjectId, token: u64, place: Option<Placement>, owner: WorkerId) {
+        if let Some(place) = place {
+            let unknown = !self.sending.borrow().served.contains_key(&object);
+            // It may have been given up while the answer was on its way.
+            if !self.is_here(object, token, CopyAt::Memory(place), owner) && unknown {
+                self.store(object, StoreEvent::Release { client: sender(), id: object });
+            }
+            return;
+        }
+        let waiting = {
+            let mut sending = self.sending.borrow_mut();
+            let served = sending.served.get(&object);
+            let is_answer = served.is_some_and(|served| served.token == token && served.here.is_none());
+            is_answer.then(|| sending.served.remove(&object)).flatten().map(|served| served.waiting)
+        };
+        waiting.into_iter().flatten().for_each(|node| self.say_gone(&node, object));
+    }
+
+    /// An object that was asked for can be sent. False: nobody waits for this answer any more.
+    pub(super) fn is_here(self: &Rc<Self>, object: ObjectId, token: u64, at: CopyAt, owner: WorkerId) -> bool {
         {
             let mut sending = self.sending.borrow_mut();
-            let unknown = !sending.served.contains_key(&object);
             let served = sending.served.get_mut(&object);
-            let served = served.filter(|served| served.token == token && served.here.is_none());
-            match (served, place) {
-                (Some(served), Some(place)) => {
-                    let push_id = Bytes::copy_from_slice(&rand::random::<[u8; 28]>());
-                    served.here = Some(Here { place, owner: self.address_of(owner), push_id });
-                }
-                (Some(served), None) => {
-                    let waiting = std::mem::take(&mut served.waiting);
-                    sending.served.remove(&object);
-                    drop(sending);
-                    return waiting.iter().for_each(|node| self.say_gone(node, object));
-                }
-                // It was given up while the answer was on its way.
-                (None, Some(_)) if unknown => {
-                    drop(sending);
-                    return self.store(object, StoreEvent::Release { client: sender(), id: object });
-                }
-                (None, _) => return,
-            }
+            let Some(served) = served.filter(|served| served.token == token && served.here.is_none()) else {
+                return false;
+            };
+            let push_id = Bytes::copy_from_slice(&rand::random::<[u8; 28]>());
+            served.here = Some(Here { at, owner: self.address_of(owner), push_id });
         }
         // One that still waits keeps the object here.
         while let Some(node) = self.next_waiting(&object) {
@@ -198,6 +240,7 @@ impl Transfer {
             self.strike_waiting(&object, &node);
         }
         self.release_if_over(object);
+        true
     }
 
     fn next_waiting(&self, object: &ObjectId) -> Option<NodeId> {
@@ -217,7 +260,11 @@ impl Transfer {
 
     /// Sends what is here the way that the node has.
     fn push_to(self: &Rc<Self>, node: NodeId, object: ObjectId) {
-        let here = self.sending.borrow().served.get(&object).and_then(|served| served.here.clone());
+        let here = match self.sending.borrow_mut().served.get_mut(&object) {
+            // What is under way ends first.
+            Some(served) if served.faulty => return served.wait(node),
+            served => served.and_then(|served| served.here.clone()),
+        };
         let Some(here) = here.filter(|_| self.has_taker(&node)) else {
             return self.push_chunks(node, object);
         };
@@ -311,37 +358,80 @@ impl Transfer {
         }
     }
 
-    fn finished(&self, node: NodeId, object: ObjectId) {
+    fn finished(self: &Rc<Self>, node: NodeId, object: ObjectId) {
         let mut sending = self.sending.borrow_mut();
-        if let Some(served) = sending.served.get_mut(&object) {
+        let faulty = sending.served.get_mut(&object).is_some_and(|served| {
             served.pushes.retain(|push| *push != node);
-        }
+            served.faulty
+        });
         drop(sending);
-        self.release_if_over(object);
+        match faulty {
+            true => self.wait_again(object, node),
+            false => self.release_if_over(object),
+        }
     }
 
     fn release_if_over(&self, object: ObjectId) {
         let mut sending = self.sending.borrow_mut();
-        if sending.served.get(&object).is_some_and(Served::is_over) {
-            sending.served.remove(&object);
+        let is_over = sending.served.get(&object).is_some_and(Served::is_over);
+        if let Some(Served { here, faulty, .. }) = is_over.then(|| sending.served.remove(&object)).flatten() {
             drop(sending);
-            self.store(object, StoreEvent::Release { client: sender(), id: object });
+            let id = object;
+            let ends = match here {
+                Some(Here { at: CopyAt::File(_), .. }) => StoreEvent::SentSpilled { id, faulty },
+                _ => StoreEvent::Release { client: sender(), id },
+            };
+            self.store(id, ends);
         }
     }
 
     /// Sends one chunk. False: the node gets no more of the object now.
     async fn send_chunk(&self, node: NodeId, object: ObjectId, index: u32) -> bool {
-        let Some(here) = self.sending.borrow().served.get(&object).and_then(|served| served.here.clone()) else {
+        let here = match self.sending.borrow().served.get(&object) {
+            Some(served) if !served.faulty => served.here.clone(),
+            _ => None,
+        };
+        let Some(here) = here else {
             return false;
         };
+        let read = match &here.at {
+            CopyAt::Memory(_) => None,
+            CopyAt::File(file) => {
+                let (start, len) = here.chunk(index, self.chunk_bytes);
+                match self.file_reads.read(file.clone(), start, len).await {
+                    Ok(read) => Some(read),
+                    Err(error) => {
+                        self.file_failed(object, &error);
+                        return false;
+                    }
+                }
+            }
+        };
+        let sent = self.send_read_chunk(node, object, index, &here, read.as_ref()).await;
+        if sent && read.is_some() {
+            let (_, len) = here.chunk(index, self.chunk_bytes);
+            self.used.file_sent_bytes.fetch_add(len, Ordering::Relaxed);
+        }
+        sent
+    }
+
+    /// Sends one chunk, which lies in memory or was read.
+    async fn send_read_chunk(
+        &self,
+        node: NodeId,
+        object: ObjectId,
+        index: u32,
+        here: &Here,
+        read: Option<&ReadChunk>,
+    ) -> bool {
         if self.has_taker(&node) {
-            return self.send_by_lane(node, object, index, &here).await;
+            return self.send_by_lane(node, object, index, here, read).await;
         }
         let Some(peer) = self.known_peer(&node).await else {
             tracing::debug!(%node, %object, "an unknown node asked for an object");
             return false;
         };
-        let sent: Result<PushReply, Status> = match self.frame(object, index, &here) {
+        let sent: Result<PushReply, Status> = match self.frame(object, index, here, read) {
             Ok(frame) => peer.call_frame("/ray.rpc.ObjectManagerService/Push", frame, Some(CHUNK_TIMEOUT)).await,
             Err(status) => Err(status),
         };
@@ -367,8 +457,8 @@ impl Transfer {
     }
 
     /// A PushRequest as it travels, with the chunk read out of the store into its place: the only copy.
-    fn frame(&self, object: ObjectId, index: u32, here: &Here) -> Result<Bytes, Status> {
-        let Here { place, owner, push_id } = here;
+    fn frame(&self, object: ObjectId, index: u32, here: &Here, read: Option<&ReadChunk>) -> Result<Bytes, Status> {
+        let Here { at, owner, push_id } = here;
         let (start, len) = here.chunk(index, self.chunk_bytes);
         let head = PushRequest {
             push_id: push_id.clone(),
@@ -377,7 +467,7 @@ impl Transfer {
             owner_address: Some(owner.clone()),
             chunk_index: index,
             data_size: here.total_bytes(),
-            metadata_size: place.metadata_bytes,
+            metadata_size: here.metadata_bytes(),
             data: Bytes::new(),
         };
         // A field's key, its length, its bytes.
@@ -389,9 +479,15 @@ impl Transfer {
         encode_varint(len, &mut frame);
         let data = frame.len();
         frame.resize(data + len as usize, 0);
-        let segment = self.segment(place.segment).ok_or_else(|| Status::internal("no such segment"))?;
-        let read = segment.read_at(place.data_offset + start, &mut frame[data..]);
-        read.map_err(|error| Status::internal(error.to_string()))?;
+        match (at, read) {
+            (CopyAt::Memory(place), _) => {
+                let segment = self.segment(place.segment).ok_or_else(|| Status::internal("no such segment"))?;
+                let read = segment.read_at(place.data_offset + start, &mut frame[data..]);
+                read.map_err(|error| Status::internal(error.to_string()))?;
+            }
+            (CopyAt::File(_), Some(read)) if read.buffer.read(read.offset, &mut frame[data..]) => {}
+            (CopyAt::File(_), _) => return Err(Status::internal("a chunk is not in its buffer")),
+        }
         Ok(frame.freeze())
     }
 }

@@ -302,7 +302,8 @@ impl Model {
                 let create = self.disk.restore_begins(file, index, id)?;
                 self.created(&create, place, memory, bank)
             }
-            StoreEffect::SpillObject { .. }
+            StoreEffect::SpilledAt { .. }
+            | StoreEffect::SpillObject { .. }
             | StoreEffect::ObjectSpilled { .. }
             | StoreEffect::SpillFileUnneeded { .. }
             | StoreEffect::SpilledLost { .. } => self.follow_spill(effect),

@@ -53,6 +53,8 @@ pub struct Report {
     pub restored: u64,
     /// Objects that could not be read back.
     pub lost: u64,
+    /// Objects that another node was sent from their files.
+    pub sent: u64,
     /// Full verifications of all books.
     pub checks: u64,
 }
@@ -71,6 +73,7 @@ impl Report {
         self.spilled += other.spilled;
         self.restored += other.restored;
         self.lost += other.lost;
+        self.sent += other.sent;
         self.checks += other.checks;
     }
 }
@@ -400,6 +403,7 @@ impl World {
             self.report.spilled += model.disk.spilled;
             self.report.restored += model.disk.restored;
             self.report.lost += model.disk.lost;
+            self.report.sent += model.disk.sent;
         }
         Ok(self.report)
     }

@@ -216,6 +216,9 @@ impl World {
     fn get(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
         let (token, wait) = (self.token(), self.rng.permille(500));
         self.model(shard).gets.entry(id).or_default().push((client, token));
+        if wait && self.rng.permille(300) {
+            return self.shard_event(shard, StoreEvent::GetToSend { client, token, id });
+        }
         self.shard_event(shard, StoreEvent::Get { client, token, id, wait })
     }
 
