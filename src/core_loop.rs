@@ -347,6 +347,12 @@ impl Core {
         (ids.iter().map(|id| sched.room(*id)).collect(), lease.is_some_and(|lease| sched.waits(lease)))
     }
 
+    /// True where a lease waits for more of a resource than this core can have now.
+    pub fn lacks_room_for(&self, lease: LeaseId, demand: &ResourceSet) -> bool {
+        let sched = &self.state.borrow().sched;
+        sched.waits(lease) && demand.iter().any(|(id, amount)| sched.room(id).1 < amount)
+    }
+
     /// How many cores there are.
     pub fn shards(&self) -> ShardId {
         self.shards

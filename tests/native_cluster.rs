@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use native_support::{eventually, Node};
-use raylet_transport::client::{Client, ClientError};
+use raylet_transport::client::{Client, ClientError, LeaseSpec};
 use raylet_transport::ids::ObjectId;
 use raylet_transport::messages::RefusalCode;
 
@@ -113,7 +113,7 @@ fn what_is_put_on_one_node_is_got_and_waited_for_on_another() {
         }
     });
     // A lease that waits for objects of other nodes, and for one of its own node.
-    let mut spec = raylet_transport::client::LeaseSpec::new("").resource("CPU", 1.0);
+    let mut spec = LeaseSpec::new("").resource("CPU", 1.0);
     let own = ObjectId([5; 28]);
     spec.deps = vec![clients[0].put(&bytes(70_000, 4)).unwrap(), own, clients[2].put(b"dep").unwrap()];
     std::thread::scope(|scope| {
@@ -202,6 +202,49 @@ fn a_peer_that_dies_in_the_middle_is_left_for_another_and_taken_again_when_it_is
     drop((second, reader));
     living.stop();
     reading.stop();
+}
+
+#[test]
+fn a_lease_goes_to_the_peer_that_has_room_for_it() {
+    let cluster = Cluster::new(2);
+    let (busy, free) = (cluster.start(0, &["--resources", "CPU=1"]), cluster.start(1, &["--resources", "CPU=1,GPU=1"]));
+    let client = connect(&busy);
+    let (cpu, gpu) = (LeaseSpec::new("").resource("CPU", 1.0), LeaseSpec::new("").resource("GPU", 1.0));
+    let free_cpus = || status(&busy)["peers"][1]["resources"]["CPU"]["available"].as_f64();
+    eventually("its view came", || free_cpus() == Some(1.0));
+    // What only the other node has.
+    let there = client.request_lease(&gpu).unwrap_err().spillback().expect("the other node");
+    let at = Client::connect(&there.socket).expect("it is on this machine");
+    assert_eq!((at.node(), &there.socket), (there.node, &free.socket()));
+    assert_eq!(there.address, format!("127.0.0.1:{}", cluster.ports[1]));
+    assert_eq!(at.request_lease(&gpu).unwrap().allocation[0].instances, [0]);
+    let five = LeaseSpec::new("").resource("GPU", 5.0);
+    assert_eq!(code(client.request_lease(&five).unwrap_err()), RefusalCode::Infeasible, "no node has that");
+    // What this node has, but not now.
+    let held = client.request_lease(&cpu).unwrap();
+    let moved = client.request_lease(&cpu).unwrap_err().spillback().expect("the other node has room");
+    assert_eq!(moved, there);
+    let held_there = at.request_lease(&cpu).unwrap();
+    // Nobody has room: it waits here.
+    eventually("it is known to be full", || free_cpus() == Some(0.0));
+    let mut patient = cpu.clone();
+    patient.wait = Some(Duration::from_millis(600));
+    assert_eq!(code(client.request_lease(&patient).unwrap_err()), RefusalCode::DeadlinePassed);
+    // It waits until there is room somewhere, here or there.
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| client.request_lease(&cpu).map(|_| ()));
+        drop(held_there);
+        assert_eq!(waits.join().unwrap().unwrap_err().spillback(), Some(there.clone()));
+    });
+    at.drain(true, "for a test").unwrap();
+    eventually("it is known to drain", || status(&busy)["peers"][1]["draining"] == true);
+    assert_eq!(code(client.request_lease(&patient).unwrap_err()), RefusalCode::DeadlinePassed);
+    drop(held);
+    client.request_lease(&cpu).unwrap().return_().unwrap();
+    drop((client, at));
+    busy.is_empty();
+    busy.stop();
+    free.stop();
 }
 
 #[test]

@@ -3,10 +3,12 @@
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
+use raylet_shard::cluster::Amounts;
 use raylet_shard::ids::{ClientId, LeaseId, WorkerId};
-use raylet_shard::sched::{ClassId, ResourceId};
+use raylet_shard::sched::{ClassId, ResourceId, ResourceSet};
 use raylet_transport::credit::Ledger;
 use raylet_transport::fds;
 use raylet_transport::messages::{Message, Refusal};
@@ -74,6 +76,10 @@ pub struct Credit {
 pub struct Class {
     /// Its number.
     pub id: ClassId,
+    /// What each lease holds.
+    pub demand: ResourceSet,
+    /// The same by name, for the choice of another node.
+    pub wanted: Arc<Amounts>,
     /// Why nothing of it can ever be granted here.
     pub infeasible: Option<Box<str>>,
     /// Names of its resources.
@@ -90,6 +96,8 @@ pub struct Lease {
     pub unused_ns: u64,
     /// For the worker, until it is granted.
     pub payload: Vec<u8>,
+    /// The node that its client is sent to, once its request is taken back here.
+    pub elsewhere: Option<Refusal>,
     /// How far it is.
     pub stage: Stage,
 }

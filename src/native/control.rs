@@ -118,6 +118,15 @@ pub enum NativeTell {
         /// Why.
         detail: String,
     },
+    /// A peer has room for a lease that waits.
+    Spill {
+        /// Whose.
+        client: ClientId,
+        /// Its number of the lease.
+        lease: u32,
+        /// Which peer.
+        there: Refusal,
+    },
     /// Objects.
     Listed(ClientId, ReplyTo, Listed),
     /// The node's state.
@@ -138,6 +147,7 @@ impl NativeTell {
             Self::Registered(client, to, registered) => super::workers::registered(core, client, to, &registered),
             Self::Address(worker, address) => super::workers::address(core, worker, address),
             Self::Stop { client, forced, detail } => super::workers::stop(core, client, forced, detail),
+            Self::Spill { client, lease, there } => super::spills::spill(core, client, lease, there),
             Self::Listed(client, to, listed) => reply_of(core, client, to, &Ok(listed)),
             Self::Status(client, to, status) => reply_of(core, client, to, &Ok(*status)),
             Self::Done(client, to, done) => reply_of(core, client, to, &done),
@@ -224,6 +234,16 @@ impl NativeControl {
     /// True while the node takes no new leases.
     pub fn is_draining(&self) -> bool {
         self.draining.get()
+    }
+
+    /// Answers a request with a refusal.
+    pub fn refuse(&self, client: ClientId, to: ReplyTo, refusal: Refusal) {
+        self.tell(shard_of(client), NativeTell::Done(client, to, Err(refusal)));
+    }
+
+    /// A peer has room for a lease that waits.
+    pub fn spill(&self, client: ClientId, lease: u32, there: Refusal) {
+        self.tell(shard_of(client), NativeTell::Spill { client, lease, there });
     }
 
     /// Where clients connect.

@@ -57,6 +57,8 @@ pub struct Natives {
     pub(super) last_assignment: Cell<u64>,
     /// Leases whose objects other nodes are asked for.
     pub(super) wished_deps: super::wishes::WishedDeps,
+    /// Leases that wait are looked at from time to time.
+    pub(super) looks_for_room: Cell<bool>,
     /// Where workers can be reached.
     pub(super) addresses: RefCell<FxHashMap<WorkerId, Box<str>>>,
 }
@@ -90,6 +92,11 @@ impl Natives {
     /// The client of this core with this number.
     pub(super) fn client(&self, id: ClientId) -> Option<Rc<Client>> {
         self.clients.borrow().get(&Requester::local(id)).cloned()
+    }
+
+    /// All clients of this core.
+    pub(super) fn all(&self) -> Vec<Rc<Client>> {
+        self.clients.borrow().values().cloned().collect()
     }
 
     /// A new connection. False: the door is closed.

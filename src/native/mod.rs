@@ -11,6 +11,7 @@
 //! | `objects.rs`, `leases.rs`, `workers.rs` | its requests, and the shards' answers |
 //! | `pending.rs` | requests without an answer yet |
 //! | `siblings.rs` | what cores tell each other about each other's clients |
+//! | `spills.rs` | leases that wait here and could have another node |
 //! | `wishes.rs` | what is waited for and may be with another node |
 //! | `control.rs`, `classes.rs`, `processes.rs` | the control thread's part: names, classes, workers that are started |
 
@@ -23,6 +24,7 @@ mod objects;
 mod pending;
 mod processes;
 mod siblings;
+mod spills;
 mod wishes;
 mod workers;
 

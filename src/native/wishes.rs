@@ -24,11 +24,11 @@ pub struct WishedDeps {
     leases: RefCell<FxHashSet<LeaseId>>,
 }
 
-fn has_peers(core: &Core) -> bool {
+pub(super) fn has_peers(core: &Core) -> bool {
     core.native.shared().is_some_and(|shared| shared.has_peers)
 }
 
-fn ask(core: &Core, ask: PeerAsk) {
+pub(super) fn ask(core: &Core, ask: PeerAsk) {
     core.tell_control(ToControl::Peers(ask));
 }
 

@@ -35,12 +35,13 @@ pub async fn run(config: Config, log: LogHandle) -> Result<i32, NodeError> {
     service::reopen_log_on_hangup(log.clone())?;
     // Before any memory is taken: what is wrong with a setting is said at once.
     let peer_settings = PeerSettings::of(&config).map_err(|e| NodeError::Setting(e.to_string()))?;
+    let has_peers = peer_settings.as_ref().is_some_and(|settings| !settings.peers.is_empty());
     let engine = Engine::start(&settings(&config)).map_err(NodeError::Engine)?;
     let names = Rc::new(RefCell::new(Names::default()));
     add_resources(&config, &engine, &mut names.borrow_mut())?;
     let admin = AdminServer::bind(&config.runtime_dir)?;
     let native = NativeControl::open(NativeParts {
-        settings: NativeSettings { has_peers: peer_settings.is_some(), ..native_settings(&config) },
+        settings: NativeSettings { has_peers, ..native_settings(&config) },
         node: NodeId(rand::random()),
         cores: engine.cores.clone(),
         names: names.clone(),

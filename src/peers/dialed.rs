@@ -206,6 +206,13 @@ impl Peers {
         }
     }
 
+    /// Address and native socket of a node that is connected.
+    pub(super) fn place_of(&self, node: &NodeId) -> Option<(String, String)> {
+        let dialed = self.dialed.borrow();
+        let peer = dialed.iter().find(|peer| peer.node() == Some(*node))?;
+        Some((peer.address.clone(), peer.up()?.socket.clone()))
+    }
+
     pub(super) fn dialed_status(&self) -> Vec<PeerStatus> {
         let views = self.views.borrow();
         let status = |peer: &Dialed| {

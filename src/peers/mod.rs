@@ -11,6 +11,7 @@
 //! | `dialed.rs` | the nodes of the list: connected to, lost, connected to again |
 //! | `callers.rs` | nodes that connected to here: what they are told |
 //! | `directory.rs` | what callers want to hear of: objects that are or will be here |
+//! | `placing.rs` | which peer serves a lease that this node can't serve, or not now |
 //! | `fetching.rs` | what is wanted here: who has it, and the pull manager that decides whom to ask |
 //!
 //! All of this is on the control thread. Bytes of objects travel on lanes, by the thread that moves objects.
@@ -20,6 +21,7 @@ mod dialed;
 mod directory;
 mod fetching;
 mod link;
+mod placing;
 
 use std::cell::{Cell, RefCell};
 use std::net::{SocketAddr, TcpListener};
@@ -28,11 +30,13 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use raylet_shard::cluster::Views;
+use raylet_shard::cluster::{Amounts, Views};
 use raylet_shard::ids::{ClientId, LeaseId, NodeId, NowNs, ObjectId, Token};
 use raylet_shard::pull::{Kind, WishId};
 use raylet_shard::store::StoreEvent;
+use raylet_transport::messages::Refusal;
 use raylet_transport::peers::Resource;
+use raylet_transport::server::ReplyTo;
 use rustc_hash::FxHashMap;
 
 use crate::bridge::{shard_of_object, CoreHandle, CoreReport, Requester, ToControl, ToCore};
@@ -49,6 +53,7 @@ use callers::Callers;
 use dialed::Dialed;
 use directory::Directory;
 use fetching::Fetching;
+pub use placing::WaitingLease;
 
 /// The port at which peers are served where nothing else is set.
 pub const PORT_DEFAULT: u16 = 7_480;
@@ -121,6 +126,22 @@ pub enum PeerAsk {
     UnwantDeps {
         /// The lease.
         lease: LeaseId,
+    },
+    /// Leases wait for more than this node has free.
+    Look {
+        /// Which.
+        waiting: Vec<WaitingLease>,
+    },
+    /// A request for a lease that this node can never serve.
+    Elsewhere {
+        /// Whose.
+        client: ClientId,
+        /// For the answer.
+        to: ReplyTo,
+        /// What it would hold.
+        wanted: Arc<Amounts>,
+        /// The answer where no peer can serve it either.
+        why: Refusal,
     },
 }
 
@@ -264,6 +285,8 @@ impl Peers {
                 let wish = self.fetching.borrow_mut().wish_of(lease, || self.token());
                 self.want_arguments(wish, objects);
             }
+            PeerAsk::Look { waiting } => self.look_for_room(&waiting),
+            PeerAsk::Elsewhere { client, to, wanted, why } => self.elsewhere(client, to, &wanted, why),
             PeerAsk::DepHere { object } => self.came(object),
             PeerAsk::UnwantDeps { lease } => {
                 let wish: Option<WishId> = self.fetching.borrow_mut().wish_over(&lease);

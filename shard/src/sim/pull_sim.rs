@@ -1,6 +1,6 @@
 //! Objects on their way between nodes, under a seeded simulator.
 //!
-//! Two to five nodes with small stores want each other's objects. Requests, chunks and answers are lost, repeated, spoilt and
+//! Two to five nodes with small stores, in some worlds up to 200, want each other's objects. Requests, chunks and answers are lost, repeated, spoilt and
 //! overtake each other; owners tell of locations late; nodes die, and what is lost is made again with other bytes; clients hold
 //! objects and wait for room. After every step each state machine is sound, the memory of every store adds up, and a
 //! sealed object has each of its chunks, from one sender's copy. At the end of a world nothing more is lost: then everything

@@ -11,7 +11,9 @@ impl World {
         let most = if self.rng.permille(300) { CHUNK } else { capacity / 4 };
         let size = 1 + self.rng.below(most);
         let queued: u64 = self.nodes[node].store.queue.iter().filter(|c| c.token.is_none()).map(|c| c.size).sum();
-        if self.objects.len() as u64 >= OBJECTS || self.nodes[node].store.pinned() + queued + size > capacity / 2 {
+        if self.objects.len() as u64 >= OBJECTS.max(3 * self.nodes.len() as u64)
+            || self.nodes[node].store.pinned() + queued + size > capacity / 2
+        {
             return Ok(());
         }
         let number = self.number();
