@@ -53,7 +53,7 @@ pub struct EngineSettings {
 pub struct SchedSettings {
     /// CPUs of the node.
     pub cpus: u32,
-    /// Workers that are kept although idle.
+    /// Workers that are kept although idle, on all shards together.
     pub workers_soft_limit: u32,
     /// How long a worker above that may be idle, in nanoseconds.
     pub idle_timeout_ns: u64,

@@ -144,7 +144,7 @@ fn prepare_limits() {
 /// The limits of one shard's scheduler, from those of the node.
 pub fn sched_config(shard: ShardId, shards: ShardId, settings: &SchedSettings) -> SchedConfig {
     SchedConfig {
-        workers_soft_limit: settings.workers_soft_limit.div_ceil(u32::from(shards)),
+        workers_soft_limit: settings.workers_soft_limit,
         idle_timeout_ns: settings.idle_timeout_ns,
         // The control thread sees to it that no more start on all shards together.
         startup_concurrency: settings.startup_concurrency,
