@@ -31,6 +31,8 @@ fn what_is_wanted_and_somewhere_arrives_whole_whatever_happens() {
         report.died,
         report.landed,
         report.broken,
+        report.guessed,
+        report.held,
     ];
     assert!(tried.iter().all(|count| *count > steps / 20_000), "{report:?}");
     assert!(report.nodes_most >= 20 || report.worlds < 100, "no large cluster: {report:?}");

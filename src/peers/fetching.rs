@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use raylet_shard::ids::{LeaseId, NodeId, ObjectId, Token, WorkerId};
-use raylet_shard::pull::{Kind, PullConfig, PullEffect, PullEvent, PullManager, PullStats, WishId};
+use raylet_shard::pull::{Kind, PullConfig, PullEffect, PullEvent, PullManager, PullStats, Target, WishId};
 use raylet_shard::store::{ObjectSource, StoreEvent};
 use raylet_transport::ids as wire;
 use raylet_transport::peers::{Held, PeerMessage};
@@ -63,6 +63,8 @@ impl Fetching {
     pub fn new(capacity_bytes: u64) -> Self {
         let mut manager = PullManager::new(PullConfig {
             timeout_ns: PULL_TIMEOUT.as_nanos() as u64,
+            // All nodes are asked where an object is, and none before.
+            likely_ns: PULL_TIMEOUT.as_nanos() as u64,
             retry_min_ns: RETRY_MIN.as_nanos() as u64,
             retry_max_ns: RETRY_MAX.as_nanos() as u64,
             objects_max: WANTED_MAX,
@@ -117,14 +119,17 @@ impl Fetching {
 impl Peers {
     /// Requests wait for objects.
     pub(super) fn want(self: &Rc<Self>, kind: Kind, objects: &[(Token, ObjectId)]) {
-        let want =
-            |(wish, object): &(Token, ObjectId)| PullEvent::Want { wish: *wish, kind, objects: vec![(*object, false)] };
+        let want = |(wish, object): &(Token, ObjectId)| PullEvent::Want {
+            wish: *wish,
+            kind,
+            objects: vec![Target::missing(*object)],
+        };
         self.pulled(objects.iter().map(want));
     }
 
     /// A lease waits for objects.
     pub(super) fn want_arguments(self: &Rc<Self>, wish: WishId, objects: Vec<ObjectId>) {
-        let objects = objects.into_iter().map(|object| (object, false)).collect();
+        let objects = objects.into_iter().map(Target::missing).collect();
         self.pulled([PullEvent::Want { wish, kind: Kind::Arguments, objects }]);
     }
 
@@ -269,12 +274,13 @@ impl Peers {
                         false => self.send_to_all(&[object], |objects| PeerMessage::Unwant { objects }),
                     }
                 }
-                PullEffect::Ask { object, from } => {
+                PullEffect::Ask { object, from } | PullEffect::AskIfThere { object, from } => {
                     if let Some(wanted) = self.fetching.borrow_mut().wanted.get_mut(&object) {
                         wanted.asked = Some(from);
                     }
                     // Its owner's pins are where its owner is: here it is a copy that goes when its room is needed.
-                    self.link.send(ToTransfer::Ask { object, owner: WorkerId::NIL, from });
+                    let if_there = matches!(effect, PullEffect::AskIfThere { .. });
+                    self.link.send(ToTransfer::Ask { object, owner: WorkerId::NIL, from, if_there });
                 }
                 PullEffect::Stop { object } => self.link.send(ToTransfer::Stop { object }),
                 PullEffect::Release { object } => self.link.send(ToTransfer::Release { object }),

@@ -26,12 +26,32 @@ impl Kind {
 pub struct PullConfig {
     /// A node that was asked and sends nothing for so long is taken to have failed (Ray's `object_manager_pull_timeout_ms`).
     pub timeout_ns: NowNs,
+    /// How long a node that probably has an object is heard before the object's owner is asked.
+    pub likely_ns: NowNs,
     /// Pause before the first repetition, where every source has failed; it doubles...
     pub retry_min_ns: NowNs,
     /// ...up to this.
     pub retry_max_ns: NowNs,
     /// Objects wanted at a time. Wishes beyond it are refused.
     pub objects_max: usize,
+}
+
+/// An object that is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The object.
+    pub object: ObjectId,
+    /// Whether it is here already.
+    pub here: bool,
+    /// A node that probably has it. For a get it is asked before the owner, who then need not be asked at all.
+    pub likely: Option<NodeId>,
+}
+
+impl Target {
+    /// An object that is not here, and of which nothing is known.
+    pub fn missing(object: ObjectId) -> Self {
+        Self { object, here: false, likely: None }
+    }
 }
 
 /// What happens.
@@ -43,8 +63,8 @@ pub enum PullEvent {
         wish: WishId,
         /// What for.
         kind: Kind,
-        /// Each object, and whether it is here already.
-        objects: Vec<(ObjectId, bool)>,
+        /// The objects.
+        objects: Vec<Target>,
     },
     /// A wish has ended, fulfilled or not.
     Unwant {
@@ -119,6 +139,13 @@ pub enum PullEffect {
         /// Whom to ask.
         from: NodeId,
     },
+    /// Ask a node for an object that it probably has. If it has not, it is to say so at once: [`PullEvent::Failed`].
+    AskIfThere {
+        /// The object.
+        object: ObjectId,
+        /// Whom to ask.
+        from: NodeId,
+    },
     /// Take no more of an object; what came of it is given up.
     Stop {
         /// The object.
@@ -129,7 +156,7 @@ pub enum PullEffect {
         /// The object.
         object: ObjectId,
     },
-    /// The first wish for an object: hear from its owner where it is.
+    /// An object is wanted, and not known to be anywhere: hear from its owner where it is.
     Locate {
         /// The object.
         object: ObjectId,

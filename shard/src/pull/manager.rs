@@ -4,7 +4,8 @@
 //! the store has, except that gets are always fetched, and the first unit of all is too, so that nothing starves. An object is
 //! asked for once however many want it, of one node at a time, and of another one when that node fails or stays silent.
 //!
-//! Where it differs: received copies never keep this node's own work from memory. While clients of the node wait for room
+//! Where it differs: a get asks the node that probably has an object (its owner's) without asking the owner first, who is asked only
+//! where that comes to nothing, which spares small objects most of their way. And received copies never keep this node's own work from memory. While clients of the node wait for room
 //! ([`PullEvent::Room`]), no arguments are fetched, and those already here lose their reference, one unit after the other and
 //! the newest first, down to the last. Ray keeps them, and a node whose store is full of received arguments then waits for ever
 //! (ray-project/ray issue 62093): the tasks that could free memory wait for memory that the arguments of later ones hold.
@@ -14,7 +15,7 @@ use std::collections::BTreeSet;
 use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::{smallvec, SmallVec};
 
-use super::api::{Kind, PullConfig, PullEffect, PullEvent, WishId};
+use super::api::{Kind, PullConfig, PullEffect, PullEvent, Target, WishId};
 use super::queues::{Queues, Standing, UnitId};
 use crate::ids::{NodeId, NowNs, ObjectId};
 
@@ -37,6 +38,8 @@ struct Pull {
     pending: bool,
     size_bytes: u64,
     nodes: SmallVec<[NodeId; 2]>,
+    /// Its only node is a guess, and its owner was not asked.
+    guessed: bool,
     /// Nodes that failed since it was asked for first, or since all had failed.
     failed: SmallVec<[NodeId; 2]>,
     asked: Option<NodeId>,
@@ -71,6 +74,8 @@ pub struct PullStats {
     pub units: usize,
     /// Of these, being fetched.
     pub fetching: usize,
+    /// Units that could be fetched and wait for room.
+    pub waiting: usize,
     /// Bytes that objects on their way will take.
     pub promised_bytes: u64,
     /// Times that an object was asked for again.
@@ -159,29 +164,36 @@ impl PullManager {
             asked: self.asked,
             units: self.queues.len(),
             fetching: self.queues.fetching(),
+            waiting: self.queues.waiting(),
             promised_bytes: self.promised_bytes,
             repeated: self.repeated,
         }
     }
 
-    fn want(&mut self, wish: WishId, kind: Kind, objects: Vec<(ObjectId, bool)>, out: &mut Vec<PullEffect>) {
+    fn want(&mut self, wish: WishId, kind: Kind, objects: Vec<Target>, out: &mut Vec<PullEffect>) {
         if self.queues.has_wish(wish) {
             self.unwant(wish, out);
         }
         let mut distinct = FxHashSet::default();
-        let objects: Vec<_> = objects.into_iter().filter(|(object, _)| distinct.insert(*object)).collect();
+        let objects: Vec<_> = objects.into_iter().filter(|target| distinct.insert(target.object)).collect();
         if self.pulls.len() + objects.len() > self.config.objects_max {
             return;
         }
-        for (object, here) in &objects {
+        for Target { object, here, likely } in &objects {
+            let dead = &self.dead;
             self.pulls.entry(*object).or_insert_with(|| {
-                out.push(PullEffect::Locate { object: *object });
-                Pull { here: *here, ..Pull::default() }
+                // Others are fetched only where there is room, so their sizes have to be known.
+                let likely = likely.filter(|node| kind == Kind::Get && !here && !dead.contains(node));
+                if likely.is_none() {
+                    out.push(PullEffect::Locate { object: *object });
+                }
+                let nodes = likely.into_iter().collect();
+                Pull { here: *here, nodes, guessed: likely.is_some(), ..Pull::default() }
             });
         }
         let units: Vec<SmallVec<[ObjectId; 1]>> = match kind {
-            Kind::Arguments => vec![objects.iter().map(|(object, _)| *object).collect()],
-            Kind::Get | Kind::Wait => objects.iter().map(|(object, _)| smallvec![*object]).collect(),
+            Kind::Arguments => vec![objects.iter().map(|target| target.object).collect()],
+            Kind::Get | Kind::Wait => objects.iter().map(|target| smallvec![target.object]).collect(),
         };
         for unit in units {
             let pulls = &mut self.pulls;
@@ -240,6 +252,10 @@ impl PullManager {
         now: NowNs,
         out: &mut Vec<PullEffect>,
     ) {
+        // The owner was not asked, and will tell nothing more: this is the answer to an earlier question.
+        if self.pulls.get(object).is_some_and(|pull| pull.guessed) {
+            return;
+        }
         let nodes: SmallVec<[NodeId; 2]> = nodes.iter().filter(|node| !self.dead.contains(node)).copied().collect();
         let known = self.change(object, |pull| {
             pull.pending = pending;
@@ -311,10 +327,24 @@ impl PullManager {
         let Some(pull) = self.pulls.get_mut(object).filter(|pull| pull.asked == Some(from)) else {
             return;
         };
+        if pull.guessed {
+            self.end_ask(object);
+            return self.guessed_wrong(object, out);
+        }
         pull.failed.push(from);
         self.end_ask(object);
         self.repeated += 1;
         self.ask(object, now, out);
+    }
+
+    /// Nobody is known to have an object that was guessed to be somewhere: its owner is asked.
+    fn guessed_wrong(&mut self, object: &ObjectId, out: &mut Vec<PullEffect>) {
+        out.push(PullEffect::Locate { object: *object });
+        self.change(object, |pull| {
+            pull.guessed = false;
+            pull.nodes.clear();
+        });
+        self.deactivate_unready(object, out);
     }
 
     fn no_room(&mut self, object: &ObjectId, now: NowNs) {
@@ -336,6 +366,10 @@ impl PullManager {
                 self.end_ask(&object);
                 self.repeated += 1;
             }
+            if self.pulls.get(&object).is_some_and(|pull| pull.guessed) {
+                self.clear_due(&object);
+                self.guessed_wrong(&object, out);
+            }
             self.deactivate_unready(&object, out);
             self.ask(&object, now, out);
         }
@@ -348,12 +382,29 @@ impl PullManager {
                 continue;
             };
             pull.due = None;
+            if pull.guessed {
+                self.guess_lasts(&object, now, out);
+                continue;
+            }
             self.repeated += 1;
             match pull.asked {
                 Some(silent) => self.failed(&object, silent, now, out),
                 None => self.ask(&object, now, out),
             }
         }
+    }
+
+    /// A node that was guessed to have an object has sent nothing yet, or could not: the owner is asked, too.
+    fn guess_lasts(&mut self, object: &ObjectId, now: NowNs, out: &mut Vec<PullEffect>) {
+        let Some(pull) = self.pulls.get_mut(object) else {
+            return;
+        };
+        if pull.asked.is_none() {
+            return self.guessed_wrong(object, out);
+        }
+        pull.guessed = false;
+        out.push(PullEffect::Locate { object: *object });
+        self.set_due(object, now.saturating_add(self.config.timeout_ns));
     }
 
     /// Asks a node for an object, if it is to be fetched and somebody has it.
@@ -374,8 +425,13 @@ impl PullManager {
         let from = left[turn % left.len()];
         pull.asked = Some(from);
         self.asked += 1;
-        self.set_due(object, now.saturating_add(self.config.timeout_ns));
-        out.push(PullEffect::Ask { object: *object, from });
+        let object = *object;
+        let (patience, ask) = match pull.guessed {
+            true => (self.config.likely_ns, PullEffect::AskIfThere { object, from }),
+            false => (self.config.timeout_ns, PullEffect::Ask { object, from }),
+        };
+        self.set_due(&object, now.saturating_add(patience));
+        out.push(ask);
     }
 
     fn ask_later(&mut self, object: &ObjectId, now: NowNs) {
@@ -539,6 +595,9 @@ impl PullManager {
             }
             if may_ask && pull.asked.is_none() && pull.due.is_none() {
                 return Err(format!("{object} could be asked for: {pull:?}"));
+            }
+            if pull.guessed && (pull.pending || pull.nodes.len() != 1 || pull.size_bytes > 0) {
+                return Err(format!("{object} is where its owner says, and guessed to be somewhere: {pull:?}"));
             }
             if pull.held && (!pull.here || pull.kept == 0) {
                 return Err(format!("{object} is held for nothing: {pull:?}"));

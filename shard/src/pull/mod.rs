@@ -20,7 +20,7 @@ mod receive_tests;
 #[cfg(test)]
 mod tests;
 
-pub use api::{Kind, PullConfig, PullEffect, PullEvent, WishId};
+pub use api::{Kind, PullConfig, PullEffect, PullEvent, Target, WishId};
 pub use manager::{PullManager, PullStats};
 pub use receive::Receiver;
 pub use receive_api::{ChunkHead, ReceiveEffect, ReceiveEvent, Refusal};

@@ -7,7 +7,8 @@
 //!
 //! Chunks come in two ways. With its bytes ([`ReceiveEvent::Chunk`]): they wait until there is memory, and are copied there. Or its
 //! head first ([`ReceiveEvent::Landing`]), after the object was offered and there is memory: then its bytes go from the wire to their
-//! place, and that memory is nobody else's until they have landed, whatever becomes of the object.
+//! place, and that memory is nobody else's until they have landed, whatever becomes of the object. An object of one chunk needs no offer:
+//! its head asks for the memory, and its bytes wait for it on their connection, for a while.
 //!
 //! What is there of an object can be lent while the rest is coming ([`Receiver::lend`]), for other nodes to be sent it. Its memory stays
 //! as it is until it was returned, too.
@@ -15,7 +16,7 @@
 use rustc_hash::FxHashMap;
 
 use super::receive_api::{ChunkHead, ReceiveEffect, ReceiveEvent, Refusal};
-use super::receiving::{bit_of, Again, Closing, Landing, Lent, Phase, Receiving, Shape, Waiting, LEFT_MAX};
+use super::receiving::{bit_of, Again, Closing, Early, Landing, Lent, Phase, Receiving, Shape, Waiting, LEFT_MAX};
 use crate::ids::{NodeId, ObjectId, WorkerId};
 use crate::store::StoreError;
 
@@ -52,6 +53,7 @@ impl Receiver {
             ReceiveEvent::Offered { head } => self.offered(&head, out),
             ReceiveEvent::Landing { ticket, head } => self.landing(ticket, &head, out),
             ReceiveEvent::Landed { ticket, object, ok } => self.landed(ticket, object, ok, out),
+            ReceiveEvent::TooLong { ticket, object } => self.too_long(ticket, object, out),
             ReceiveEvent::Broken { from } => self.broken(from, out),
             ReceiveEvent::Returned { object } => self.returned(object, out),
             ReceiveEvent::Created { object, token, result } => self.created(object, token, result, out),
@@ -116,6 +118,9 @@ impl Receiver {
         if receiving.is_busy() {
             return self.give_up(object, Some(anew), out);
         }
+        if let Some(Waiting { ticket, .. }) = receiving.take_early(Early::None) {
+            out.push(ReceiveEffect::Drop { ticket, why: Refusal::OtherSender });
+        }
         (receiving.from, receiving.push, receiving.left) = (from, None, [None; LEFT_MAX]);
         receiving.begin_anew(self.chunk_bytes);
     }
@@ -138,14 +143,16 @@ impl Receiver {
 
     /// Gives up what came of an object, now or as soon as its memory is nobody's. Then, perhaps, it is expected again.
     fn give_up(&mut self, object: ObjectId, again: Option<Again>, out: &mut Vec<ReceiveEffect>) {
-        let Some(receiving) = self.objects.remove(&object) else {
+        let Some(mut receiving) = self.objects.remove(&object) else {
             return;
         };
+        let early = receiving.take_early(Early::None);
         match receiving.phase {
             Phase::Expected => {}
             Phase::Creating { waiting, .. } => {
                 out.push(ReceiveEffect::CancelCreate { object });
                 self.drop_waiting(waiting, Refusal::NotWanted, out);
+                out.extend(early.map(|Waiting { ticket, .. }| ReceiveEffect::Drop { ticket, why: Refusal::NotWanted }));
             }
             Phase::Open { landing, lent, .. } if lent || !landing.is_empty() => {
                 if lent {
@@ -233,7 +240,7 @@ impl Receiver {
             // Whoever sends first will do: an object may come from a node that was asked before.
             Phase::Expected if !full => {
                 (receiving.from, receiving.push) = (head.from, Some(head.push));
-                self.create(object, Shape::of(&head), vec![chunk], out);
+                self.create(object, Shape::of(&head), vec![chunk], Early::None, out);
             }
             _ if receiving.from != head.from => out.push(drop(Refusal::OtherSender)),
             _ if receiving.left.contains(&Some(head.push)) => out.push(drop(Refusal::LatePush)),
@@ -305,7 +312,7 @@ impl Receiver {
             // As with chunks: whoever comes first will do.
             Phase::Expected => {
                 (receiving.from, receiving.push, receiving.offered) = (from, Some(head.push), Some(head.push));
-                self.create(object, Shape::of(head), Vec::new(), out);
+                self.create(object, Shape::of(head), Vec::new(), Early::None, out);
             }
             _ if receiving.from != from => out.push(decline),
             Phase::Creating { shape, .. } | Phase::Open { shape, .. } if *shape != Shape::of(head) => {
@@ -324,14 +331,21 @@ impl Receiver {
     }
 
     /// Asks the store for an object's memory.
-    fn create(&mut self, object: ObjectId, shape: Shape, waiting: Vec<Waiting>, out: &mut Vec<ReceiveEffect>) {
+    fn create(
+        &mut self,
+        object: ObjectId,
+        shape: Shape,
+        waiting: Vec<Waiting>,
+        early: Early,
+        out: &mut Vec<ReceiveEffect>,
+    ) {
         let Some(receiving) = self.objects.get_mut(&object) else {
             return;
         };
         self.tokens += 1;
         let token = self.tokens;
         self.waiting_bytes += waiting.iter().map(|chunk| chunk.head.len_bytes).sum::<u64>();
-        receiving.phase = Phase::Creating { token, shape, waiting };
+        receiving.phase = Phase::Creating { token, shape, waiting, early };
         out.push(ReceiveEffect::Create {
             object,
             token,
@@ -354,6 +368,9 @@ impl Receiver {
         let drop = |why| ReceiveEffect::Drop { ticket, why };
         if !head.is_sound(self.chunk_bytes) {
             return out.push(drop(Refusal::Malformed));
+        }
+        if head.is_whole() && !self.early(ticket, head, out) {
+            return;
         }
         let Some(receiving) = self.objects.get_mut(&object) else {
             return out.push(drop(Refusal::NotWanted));
@@ -380,6 +397,56 @@ impl Receiver {
         out.push(ReceiveEffect::Land { ticket, object, offset_bytes: u64::from(head.index) * self.chunk_bytes });
     }
 
+    /// All of an object comes without having been offered. True where it is to be taken, or refused, like other chunks; else it waits.
+    fn early(&mut self, ticket: u64, head: &ChunkHead, out: &mut Vec<ReceiveEffect>) -> bool {
+        let (object, from) = (head.object, head.from);
+        let chunk = Waiting { ticket, head: *head };
+        let Some(receiving) = self.objects.get_mut(&object) else {
+            if let Some(again) = self.closing.get_mut(&object).and_then(|closing| closing.again.as_mut()) {
+                again.lost |= again.from == from;
+            }
+            return true;
+        };
+        if receiving.from == from && receiving.left.contains(&Some(head.push)) {
+            out.push(ReceiveEffect::Drop { ticket, why: Refusal::LatePush });
+            return false;
+        }
+        match &receiving.phase {
+            // As with offers: whoever comes first will do.
+            Phase::Expected => {
+                (receiving.from, receiving.push) = (from, Some(head.push));
+                self.create(object, Shape::of(head), Vec::new(), Early::Held(chunk), out);
+            }
+            Phase::Creating { shape, .. } if receiving.from == from && *shape == Shape::of(head) => {
+                let before = receiving.take_early(Early::Held(chunk));
+                out.extend(before.map(|Waiting { ticket, .. }| ReceiveEffect::Drop { ticket, why: Refusal::LatePush }));
+                self.follow(object, head.push);
+            }
+            Phase::Creating { .. } if receiving.from == from => {
+                out.push(ReceiveEffect::Drop { ticket, why: Refusal::Malformed });
+                self.start_anew(object, None, out);
+                return false;
+            }
+            Phase::Open { .. } if receiving.from == from => {
+                self.follow(object, head.push);
+                return true;
+            }
+            Phase::Creating { .. } | Phase::Open { .. } => return true,
+        }
+        out.push(ReceiveEffect::Hold { ticket, object });
+        false
+    }
+
+    fn too_long(&mut self, late: u64, object: ObjectId, out: &mut Vec<ReceiveEffect>) {
+        let Some(receiving) = self.objects.get_mut(&object) else {
+            return;
+        };
+        if matches!(receiving.phase, Phase::Creating { early: Early::Held(chunk), .. } if chunk.ticket == late) {
+            receiving.take_early(Early::Missed);
+            out.push(ReceiveEffect::Drop { ticket: late, why: Refusal::NoRoom });
+        }
+    }
+
     fn landed(&mut self, ticket: u64, object: ObjectId, ok: bool, out: &mut Vec<ReceiveEffect>) {
         let Some(receiving) = self.objects.get_mut(&object) else {
             if let Some(closing) = self.closing.get_mut(&object) {
@@ -389,8 +456,15 @@ impl Receiver {
             return;
         };
         let from = receiving.from;
-        let Phase::Open { landing, .. } = &mut receiving.phase else {
-            return;
+        let landing = match &mut receiving.phase {
+            Phase::Open { landing, .. } => landing,
+            Phase::Creating { early: early @ Early::Held(_), .. } => {
+                if matches!(early, Early::Held(chunk) if chunk.ticket == ticket) {
+                    *early = Early::None;
+                }
+                return;
+            }
+            Phase::Creating { .. } | Phase::Expected => return,
         };
         let Some(at) = landing.iter().position(|(landing, _)| *landing == ticket) else {
             return;
@@ -449,10 +523,14 @@ impl Receiver {
             return;
         };
         let (from, push) = (receiving.from, receiving.push);
-        let Phase::Creating { shape, waiting, .. } = std::mem::replace(&mut receiving.phase, Phase::Expected) else {
+        let Phase::Creating { shape, waiting, early, .. } = std::mem::replace(&mut receiving.phase, Phase::Expected)
+        else {
             return;
         };
         if result.is_err() {
+            if let Early::Held(Waiting { ticket, .. }) = early {
+                out.push(ReceiveEffect::Drop { ticket, why: Refusal::NoRoom });
+            }
             if receiving.offered.take().is_some() {
                 out.push(ReceiveEffect::Decline { object, from });
             }
@@ -473,6 +551,11 @@ impl Receiver {
                 self.follow(object, chunk.head.push);
                 self.take(chunk, out);
             }
+        }
+        match early {
+            Early::None => {}
+            Early::Held(Waiting { ticket, head }) => self.landing(ticket, &head, out),
+            Early::Missed => out.push(ReceiveEffect::AskAgain { object, from }),
         }
         self.accept(object, out);
     }

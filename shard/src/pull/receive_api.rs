@@ -23,6 +23,11 @@ pub struct ChunkHead {
 }
 
 impl ChunkHead {
+    /// True where it brings all of its object.
+    pub(super) fn is_whole(&self) -> bool {
+        self.index == 0 && self.len_bytes == self.total_bytes
+    }
+
     /// True where its numbers agree with each other.
     pub(super) fn is_sound(&self, chunk_bytes: u64) -> bool {
         let start = u64::from(self.index).checked_mul(chunk_bytes);
@@ -78,14 +83,17 @@ pub enum ReceiveEvent {
         /// As that of a chunk; its number and length mean nothing.
         head: ChunkHead,
     },
-    /// The head of a chunk came. Its bytes follow, to where [`ReceiveEffect::Land`] says, or to nowhere.
+    /// The head of a chunk came. Its bytes follow, to where [`ReceiveEffect::Land`] says, or to nowhere. Where it is all of its object it
+    /// need not have been offered: then it may have to wait for memory ([`ReceiveEffect::Hold`]).
     Landing {
-        /// Comes back in [`ReceiveEffect::Land`] or [`ReceiveEffect::Drop`], exactly once.
+        /// Comes back in [`ReceiveEffect::Land`] or [`ReceiveEffect::Drop`], exactly once, unless its connection breaks before:
+        /// [`ReceiveEvent::Landed`].
         ticket: u64,
         /// What it says of itself.
         head: ChunkHead,
     },
-    /// The bytes of a chunk that was told where to land: follows each [`ReceiveEffect::Land`] exactly once.
+    /// The bytes of a chunk that was told where to land: follows each [`ReceiveEffect::Land`] exactly once. Also said of one that waits for
+    /// memory, when its connection breaks.
     Landed {
         /// The chunk.
         ticket: u64,
@@ -93,6 +101,13 @@ pub enum ReceiveEvent {
         object: ObjectId,
         /// False: they did not come, or not as they were sent. Nothing more is written there in either case.
         ok: bool,
+    },
+    /// A chunk has waited for memory long enough ([`ReceiveEffect::Hold`]): others come on its connection, too.
+    TooLong {
+        /// The chunk.
+        ticket: u64,
+        /// Its object.
+        object: ObjectId,
     },
     /// A connection to a node broke, and whatever was said on it may be lost: offers, and what was answered to them. The chunks whose
     /// bytes were coming on it are told of one by one, as ever, when nothing writes to them any more.
@@ -170,6 +185,21 @@ pub enum ReceiveEffect {
         object: ObjectId,
         /// Where they go, from the start of its data.
         offset_bytes: u64,
+    },
+    /// A chunk that came unasked waits for its object's memory, and so does all that comes behind it: [`ReceiveEvent::TooLong`] is to
+    /// follow after a while. Nothing happens where it waits no more.
+    Hold {
+        /// The chunk.
+        ticket: u64,
+        /// The object.
+        object: ObjectId,
+    },
+    /// There is memory now for an object that came too early: ask the node once more.
+    AskAgain {
+        /// The object.
+        object: ObjectId,
+        /// Who sent it.
+        from: NodeId,
     },
     /// A chunk of an object that is lent is there, and can be sent on.
     Arrived {

@@ -79,6 +79,93 @@ fn accepted() -> Receiver {
     receiver
 }
 
+/// An object of one chunk.
+fn whole(from: NodeId, push: u64) -> ChunkHead {
+    ChunkHead { object: X, from, push, index: 0, total_bytes: 9, metadata_bytes: 3, len_bytes: 9 }
+}
+
+fn land_whole(receiver: &mut Receiver, ticket: u64, head: ChunkHead) -> Vec<ReceiveEffect> {
+    receive(receiver, ReceiveEvent::Landing { ticket, head })
+}
+
+/// A receiver that waits for memory for an object of one chunk, which came as ticket 1 of push 1 of A.
+fn holding() -> Receiver {
+    let mut receiver = Receiver::new(10, 25);
+    expect(&mut receiver, A);
+    let create = ReceiveEffect::Create { object: X, token: 1, owner: OWNER, data_bytes: 6, metadata_bytes: 3 };
+    let hold = ReceiveEffect::Hold { ticket: 1, object: X };
+    assert_eq!(land_whole(&mut receiver, 1, whole(A, 1)), [create, hold]);
+    receiver
+}
+
+const fn drop_of(ticket: u64, why: Refusal) -> ReceiveEffect {
+    ReceiveEffect::Drop { ticket, why }
+}
+
+#[test]
+fn an_object_of_one_chunk_comes_without_an_offer() {
+    let mut receiver = holding();
+    let land = |ticket| ReceiveEffect::Land { ticket, object: X, offset_bytes: 0 };
+    assert_eq!(created(&mut receiver, 1), [land(1)]);
+    assert_eq!(land_whole(&mut receiver, 2, whole(A, 2)), [drop_of(2, Refusal::LatePush)], "another is being written");
+    assert_eq!(receive(&mut receiver, ReceiveEvent::Landed { ticket: 1, object: X, ok: true }), [SEAL]);
+    assert_eq!(land_whole(&mut receiver, 3, whole(A, 2)), [drop_of(3, Refusal::NotWanted)]);
+    // Asked twice, it comes twice: the later one counts.
+    let mut receiver = holding();
+    let hold = ReceiveEffect::Hold { ticket: 2, object: X };
+    assert_eq!(land_whole(&mut receiver, 2, whole(A, 2)), [drop_of(1, Refusal::LatePush), hold]);
+    assert_eq!(land_whole(&mut receiver, 3, whole(A, 1)), [drop_of(3, Refusal::LatePush)]);
+    assert_eq!(created(&mut receiver, 1), [land(2)]);
+    let lost = ReceiveEffect::Lost { object: X, from: A };
+    assert_eq!(receive(&mut receiver, ReceiveEvent::Landed { ticket: 2, object: X, ok: false }), [lost]);
+    assert_eq!(land_whole(&mut receiver, 4, whole(A, 3)), [land(4)], "there is memory already");
+}
+
+#[test]
+fn what_waits_for_memory_too_long_lets_its_connection_go() {
+    let mut receiver = holding();
+    let too_long = |ticket| ReceiveEvent::TooLong { ticket, object: X };
+    assert!(receive(&mut receiver, too_long(7)).is_empty());
+    assert_eq!(receive(&mut receiver, too_long(1)), [drop_of(1, Refusal::NoRoom)]);
+    assert!(receive(&mut receiver, too_long(1)).is_empty(), "once");
+    assert_eq!(created(&mut receiver, 1), [ReceiveEffect::AskAgain { object: X, from: A }]);
+    assert!(receive(&mut receiver, too_long(1)).is_empty());
+    let land = ReceiveEffect::Land { ticket: 2, object: X, offset_bytes: 0 };
+    assert_eq!(land_whole(&mut receiver, 2, whole(A, 2)), [land]);
+}
+
+#[test]
+fn what_waits_for_memory_is_answered_whatever_comes() {
+    let mut receiver = holding();
+    let full = ReceiveEvent::Created { object: X, token: 1, result: Err(StoreError::OutOfMemory) };
+    let no_room = ReceiveEffect::NoRoom { object: X };
+    assert_eq!(receive(&mut receiver, full), [drop_of(1, Refusal::NoRoom), no_room]);
+    let mut receiver = holding();
+    let cancel = ReceiveEffect::CancelCreate { object: X };
+    assert_eq!(receive(&mut receiver, ReceiveEvent::Forget { object: X }), [cancel, drop_of(1, Refusal::NotWanted)]);
+    let mut receiver = holding();
+    assert_eq!(expect(&mut receiver, B), [drop_of(1, Refusal::OtherSender)]);
+    assert!(created(&mut receiver, 1).is_empty());
+    // Its connection broke: nothing is to be said of it any more.
+    let mut receiver = holding();
+    assert!(receive(&mut receiver, ReceiveEvent::Landed { ticket: 1, object: X, ok: false }).is_empty());
+    let lost = ReceiveEffect::Lost { object: X, from: A };
+    assert_eq!(receive(&mut receiver, ReceiveEvent::Broken { from: A }), [lost]);
+    assert!(created(&mut receiver, 1).is_empty());
+    // Another object by its name.
+    let mut receiver = holding();
+    let other = ChunkHead { metadata_bytes: 2, ..whole(A, 2) };
+    let (malformed, not_wanted) = (drop_of(2, Refusal::Malformed), drop_of(1, Refusal::NotWanted));
+    assert_eq!(land_whole(&mut receiver, 2, other), [malformed, cancel, not_wanted, lost]);
+    // As it is being given up.
+    let mut receiver = holding();
+    created(&mut receiver, 1);
+    expect(&mut receiver, B);
+    assert_eq!(land_whole(&mut receiver, 3, whole(B, 5)), [drop_of(3, Refusal::NotWanted)]);
+    let landed = receive(&mut receiver, ReceiveEvent::Landed { ticket: 1, object: X, ok: true });
+    assert_eq!(landed, [ABORT, ReceiveEffect::Lost { object: X, from: B }], "B is asked once more");
+}
+
 #[test]
 fn an_offer_is_accepted_once_there_is_memory_and_its_chunks_land_in_place() {
     let mut receiver = Receiver::new(10, 100);

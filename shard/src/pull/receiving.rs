@@ -25,12 +25,23 @@ pub(super) struct Waiting {
     pub(super) head: ChunkHead,
 }
 
+/// A chunk that is all of its object, and came before there was memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Early {
+    /// There is none.
+    None,
+    /// It waits, its bytes are still to come.
+    Held(Waiting),
+    /// It could not wait so long: its node is asked again.
+    Missed,
+}
+
 #[derive(Debug)]
 pub(super) enum Phase {
     /// Nothing has come yet.
     Expected,
     /// The store was asked for memory.
-    Creating { token: u64, shape: Shape, waiting: Vec<Waiting> },
+    Creating { token: u64, shape: Shape, waiting: Vec<Waiting>, early: Early },
     /// There is memory; `have` has a bit for each chunk. `landing` are chunks on their way into it, at most one for each connection.
     Open { shape: Shape, have: Vec<u64>, missing: u64, landing: Landing, lent: bool },
 }
@@ -105,6 +116,17 @@ impl Receiving {
     /// True where its memory is being written to or read.
     pub(super) fn is_busy(&self) -> bool {
         matches!(&self.phase, Phase::Open { landing, lent, .. } if *lent || !landing.is_empty())
+    }
+
+    /// The chunk that came early waits no longer.
+    pub(super) fn take_early(&mut self, then: Early) -> Option<Waiting> {
+        let Phase::Creating { early, .. } = &mut self.phase else {
+            return None;
+        };
+        match std::mem::replace(early, then) {
+            Early::Held(chunk) => Some(chunk),
+            Early::None | Early::Missed => None,
+        }
     }
 
     /// Bytes of chunks that wait for memory.

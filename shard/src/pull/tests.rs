@@ -11,8 +11,13 @@ fn object(n: u8) -> ObjectId {
 }
 
 fn manager(free_bytes: u64) -> PullManager {
-    let config =
-        PullConfig { timeout_ns: 10 * SECOND, retry_min_ns: SECOND / 10, retry_max_ns: 10 * SECOND, objects_max: 1000 };
+    let config = PullConfig {
+        timeout_ns: 10 * SECOND,
+        likely_ns: SECOND / 20,
+        retry_min_ns: SECOND / 10,
+        retry_max_ns: 10 * SECOND,
+        objects_max: 1000,
+    };
     let mut manager = PullManager::new(config);
     tell(&mut manager, 0, PullEvent::Room { free_bytes, starving: false });
     manager
@@ -26,7 +31,17 @@ fn tell(manager: &mut PullManager, now: u64, event: PullEvent) -> Vec<PullEffect
 }
 
 fn want(manager: &mut PullManager, wish: WishId, kind: Kind, objects: &[u8]) -> Vec<PullEffect> {
-    let objects = objects.iter().map(|n| (object(*n), false)).collect();
+    want_likely(manager, wish, kind, objects, None)
+}
+
+fn want_likely(
+    manager: &mut PullManager,
+    wish: WishId,
+    kind: Kind,
+    objects: &[u8],
+    likely: Option<NodeId>,
+) -> Vec<PullEffect> {
+    let objects = objects.iter().map(|n| Target { object: object(*n), here: false, likely }).collect();
     tell(manager, 0, PullEvent::Want { wish, kind, objects })
 }
 
@@ -76,6 +91,37 @@ fn a_node_that_fails_or_is_silent_is_left_for_another() {
 }
 
 #[test]
+fn a_get_asks_the_likely_node_and_the_owner_only_where_that_comes_to_nothing() {
+    let mut manager = manager(100);
+    let there = |n, from| PullEffect::AskIfThere { object: object(n), from };
+    let locate = |n| PullEffect::Locate { object: object(n) };
+    assert_eq!(want_likely(&mut manager, 1, Kind::Get, &[1], Some(A)), [there(1, A)]);
+    tell(&mut manager, SECOND / 50, PullEvent::Progress { object: object(1), from: A });
+    assert!(tell(&mut manager, SECOND, PullEvent::Tick).is_empty(), "it is sending");
+    let release = PullEffect::Release { object: object(1) };
+    assert_eq!(tell(&mut manager, SECOND, PullEvent::Here { object: object(1), held: true }), [release]);
+    assert_eq!(tell(&mut manager, SECOND, PullEvent::Unwant { wish: 1 }), [PullEffect::Forget { object: object(1) }]);
+    // It has it not.
+    want_likely(&mut manager, 2, Kind::Get, &[2], Some(A));
+    let failed = tell(&mut manager, SECOND, PullEvent::Failed { object: object(2), from: A });
+    assert_eq!(failed, [locate(2), PullEffect::Stop { object: object(2) }]);
+    assert_eq!(located(&mut manager, SECOND, 2, 10, &[A]), [ask(2, A)], "it has it now, and is asked without a pause");
+    // It says nothing: the owner is asked beside it.
+    assert_eq!(want_likely(&mut manager, 3, Kind::Get, &[3], Some(A)), [there(3, A)]);
+    assert_eq!(tell(&mut manager, SECOND, PullEvent::Tick), [locate(3)]);
+    assert!(located(&mut manager, SECOND, 3, 10, &[B]).is_empty());
+    assert_eq!(tell(&mut manager, 2 * SECOND, PullEvent::Failed { object: object(3), from: A }), [ask(3, B)]);
+    // It is dead, then or before.
+    want_likely(&mut manager, 4, Kind::Get, &[4], Some(A));
+    let gone = tell(&mut manager, 2 * SECOND, PullEvent::NodeGone { node: A });
+    assert!(gone.contains(&locate(4)));
+    assert_eq!(want_likely(&mut manager, 5, Kind::Get, &[5], Some(A)), [locate(5)]);
+    // Sizes matter to others.
+    assert_eq!(want_likely(&mut manager, 6, Kind::Arguments, &[6], Some(B)), [locate(6)]);
+    assert_eq!(want_likely(&mut manager, 7, Kind::Wait, &[7], Some(B)), [locate(7)]);
+}
+
+#[test]
 fn arguments_fit_the_room_and_the_first_is_fetched_whatever_room_there_is() {
     let mut manager = manager(100);
     want(&mut manager, 1, Kind::Arguments, &[1, 2]);
@@ -85,6 +131,19 @@ fn arguments_fit_the_room_and_the_first_is_fetched_whatever_room_there_is() {
     assert!(located(&mut manager, 0, 2, 1, &[A]).is_empty(), "too large beside another");
     let next = tell(&mut manager, 0, PullEvent::Here { object: object(3), held: false });
     assert_eq!(next, [ask(1, A), ask(2, A)]);
+}
+
+#[test]
+fn units_that_wait_for_room_are_counted() {
+    let mut manager = manager(10);
+    want(&mut manager, 1, Kind::Arguments, &[1]);
+    want(&mut manager, 2, Kind::Arguments, &[2]);
+    assert_eq!(manager.stats().waiting, 0, "nobody has them yet");
+    located(&mut manager, 0, 1, 10, &[A]);
+    located(&mut manager, 0, 2, 10, &[A]);
+    assert_eq!((manager.stats().fetching, manager.stats().waiting), (1, 1));
+    tell(&mut manager, 0, PullEvent::Unwant { wish: 1 });
+    assert_eq!((manager.stats().fetching, manager.stats().waiting), (1, 0));
 }
 
 #[test]

@@ -143,6 +143,11 @@ impl Objects {
         self.pulled.get(object).map(|pulled| pulled.0.clone())
     }
 
+    /// The node of that owner.
+    pub(super) fn owner_node(&self, object: &ObjectId) -> Option<NodeId> {
+        self.pulled.get(object).map(|pulled| pulled.0.node)
+    }
+
     /// What an owner knows of an object's whereabouts.
     fn located(&mut self, object: &ObjectId, somewhere: bool, now: Instant) {
         if let Some(asked) = self.asked.get_mut(object) {

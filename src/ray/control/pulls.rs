@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use raylet_shard::ids::{NodeId, NowNs, ObjectId, Token};
-use raylet_shard::pull::{Kind, PullConfig, PullEffect, PullEvent, PullManager, PullStats, WishId};
+use raylet_shard::pull::{Kind, PullConfig, PullEffect, PullEvent, PullManager, PullStats, Target, WishId};
 use raylet_shard::store::StoreEvent;
 use rustc_hash::FxHashMap;
 
@@ -27,6 +27,9 @@ const MAX_PULLS: usize = 1 << 20;
 /// How often the pull manager hears of room and time, while anything is wanted.
 const TICK: Duration = Duration::from_millis(50);
 
+/// How long the node of an object's owner is heard before the owner is asked where the object is; noticed with the next tick.
+const LIKELY: Duration = Duration::from_millis(20);
+
 /// Pauses before a node is asked again where all have failed.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
@@ -38,6 +41,8 @@ pub struct Pulls {
     capacity_bytes: u64,
     started: Instant,
     ticking: bool,
+    /// What others were told last: whether pulls wait for room.
+    told_waiting: bool,
     /// Wishes of which the cores say what is here.
     looks: FxHashMap<Token, (WishId, usize)>,
     looking: FxHashMap<WishId, Look>,
@@ -56,6 +61,7 @@ impl Pulls {
         let timeout_ms = config.object_manager_pull_timeout_ms.max(1) as u64;
         let mut manager = PullManager::new(PullConfig {
             timeout_ns: timeout_ms * 1_000_000,
+            likely_ns: LIKELY.as_nanos() as NowNs,
             retry_min_ns: RETRY_MIN.as_nanos() as NowNs,
             retry_max_ns: RETRY_MAX.as_nanos() as NowNs,
             objects_max: MAX_PULLS,
@@ -67,6 +73,7 @@ impl Pulls {
             capacity_bytes,
             started: Instant::now(),
             ticking: false,
+            told_waiting: false,
             looks: FxHashMap::default(),
             looking: FxHashMap::default(),
         }
@@ -94,8 +101,7 @@ impl Control {
     /// A wish for objects begins to be seen to. `here` says which of them are here, where that is known.
     pub(super) fn pull(self: &Rc<Self>, wish: WishId, kind: Kind, objects: Vec<ObjectId>, here: Option<&[bool]>) {
         if let Some(here) = here {
-            let objects = objects.into_iter().zip(here.iter().copied()).collect();
-            return self.pulled(PullEvent::Want { wish, kind, objects });
+            return self.pull_seen_to(wish, kind, objects.into_iter().zip(here.iter().copied()));
         }
         let (missing, client) = (objects.len(), Requester::Control.tag(0));
         for (index, id) in objects.iter().enumerate() {
@@ -126,8 +132,27 @@ impl Control {
             pulls.looking.remove(&wish).map(|look| (wish, look))
         };
         if let Some((wish, Look { kind, objects, .. })) = done {
-            self.pulled(PullEvent::Want { wish, kind, objects });
+            self.pull_seen_to(wish, kind, objects.into_iter());
         }
+    }
+
+    /// A wish of which it is known what is here goes to the pull manager.
+    fn pull_seen_to(self: &Rc<Self>, wish: WishId, kind: Kind, objects: impl Iterator<Item = (ObjectId, bool)>) {
+        let asks_at_once = kind == Kind::Get;
+        let target = |(object, here): (ObjectId, bool)| {
+            let likely = if asks_at_once && !here { self.likely_place(&object) } else { None };
+            Target { object, here, likely }
+        };
+        let objects = objects.map(target).collect();
+        self.pulled(PullEvent::Want { wish, kind, objects });
+    }
+
+    /// Where an object probably is: with its owner, who made it. Only a node that can say at once that it has it not.
+    fn likely_place(&self, object: &ObjectId) -> Option<NodeId> {
+        let node = self.objects.borrow().owner_node(object)?;
+        let may_be_asked =
+            node != self.node_id && self.nodes.borrow().get(&node).is_some_and(|record| record.bulk_port.is_some());
+        may_be_asked.then_some(node)
     }
 
     /// A wish has ended.
@@ -231,14 +256,15 @@ impl Control {
                 self.tell_transfer(ToTransfer::Stop { object });
                 self.locate_no_more(object);
             }
-            PullEffect::Ask { object, from } => {
+            PullEffect::Ask { object, from } | PullEffect::AskIfThere { object, from } => {
                 let Some(owner) = self.owner_of_wanted(&object) else {
                     return;
                 };
                 // The copy that comes is told of.
                 let worker = owner.worker;
                 self.owner_seen(address(owner));
-                self.tell_transfer(ToTransfer::Ask { object, owner: worker, from });
+                let if_there = matches!(effect, PullEffect::AskIfThere { .. });
+                self.tell_transfer(ToTransfer::Ask { object, owner: worker, from, if_there });
             }
             PullEffect::Stop { object } => self.tell_transfer(ToTransfer::Stop { object }),
             PullEffect::Release { object } => self.tell_transfer(ToTransfer::Release { object }),
@@ -257,6 +283,10 @@ impl Control {
             self.pulled(room);
             self.pulled(PullEvent::Tick);
             let mut pulls = self.pulls.borrow_mut();
+            let waiting = pulls.stats().waiting > 0;
+            if std::mem::replace(&mut pulls.told_waiting, waiting) != waiting {
+                self.mark_resources_changed();
+            }
             if !pulls.manager.is_wanting() {
                 pulls.ticking = false;
                 return;

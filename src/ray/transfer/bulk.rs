@@ -30,13 +30,17 @@ use crate::bulk::{ChunkMemory, LaneId, LaneNews, LaneTell};
 /// Lanes that other nodes may have open to here. Further ones are refused, and their nodes fetch in Ray's way.
 pub const LANES_IN_MAX: usize = 4_096;
 
+/// Largest object that is sent to a lane without an offer, as one chunk that waits for memory on its lane: a lane is held up no longer
+/// than a receiver allows, and what is in vain is little.
+pub const UNOFFERED_MAX_BYTES: u64 = 2 << 20;
+
 /// How long a node is asked in Ray's way after its bulk port could not be reached or refused.
 const SHUT_FOR: Duration = Duration::from_secs(30);
 
 /// A node that objects are fetched from.
 enum Source {
     /// Its lanes are being opened; what is to be asked then.
-    Connecting { session: u64, wants: Vec<ObjectId> },
+    Connecting { session: u64, wants: Vec<(ObjectId, Kind)> },
     /// In use.
     Open { lanes: Vec<LaneId> },
     /// Not to be tried before this time.
@@ -159,25 +163,25 @@ impl Transfer {
         taker.into_iter().for_each(|taker| self.close(&taker.lanes));
     }
 
-    /// Asks a node for an object by its bulk port. False: it has none that can be used now.
-    pub(super) fn ask_by_lane(self: &Rc<Self>, node: NodeId, object: ObjectId) -> bool {
+    /// Asks a node for an object by its bulk port, by saying `want`. False: it has none that can be used now.
+    pub(super) fn ask_by_lane(self: &Rc<Self>, node: NodeId, object: ObjectId, want: Kind) -> bool {
         let mut bulk = self.bulk.borrow_mut();
         let Some(address) = bulk.ports.get(&node).cloned() else {
             return false;
         };
         match bulk.sources.get_mut(&node) {
             Some(Source::Shut { until }) if *until > Instant::now() => return false,
-            Some(Source::Connecting { wants, .. }) => wants.push(object),
+            Some(Source::Connecting { wants, .. }) => wants.push((object, want)),
             Some(Source::Open { lanes }) => {
                 let lane = lane_of(lanes, &object);
                 bulk.asked.insert(object, node);
                 drop(bulk);
-                lane.into_iter().for_each(|lane| self.tell_lane(lane, LaneTell::Say(about(Kind::Want, object))));
+                lane.into_iter().for_each(|lane| self.tell_lane(lane, LaneTell::Say(about(want, object))));
                 return true;
             }
             Some(Source::Shut { .. }) | None => {
                 let session = rand::random();
-                bulk.sources.insert(node, Source::Connecting { session, wants: vec![object] });
+                bulk.sources.insert(node, Source::Connecting { session, wants: vec![(object, want)] });
                 tokio::task::spawn_local(self.clone().connect(node, address, session));
             }
         }
@@ -218,9 +222,9 @@ impl Transfer {
             }
         };
         if let Source::Connecting { wants, .. } = wants {
-            for object in wants {
-                if !self.ask_by_lane(node, object) {
-                    self.ask_by_call(node, object);
+            for (object, want) in wants {
+                if !self.ask_by_lane(node, object, want) {
+                    self.ask_otherwise(node, object, want);
                 }
             }
             self.send_asks();
@@ -337,8 +341,8 @@ impl Transfer {
     fn said(self: &Rc<Self>, node: NodeId, frame: &Frame) {
         let object = ObjectId(frame.object.0);
         match frame.kind {
-            Kind::Want | Kind::WantFromYou => {
-                if let Err(status) = self.wanted_by(node, object) {
+            Kind::Want | Kind::WantFromYou | Kind::WantIfThere => {
+                if let Err(status) = self.wanted_by(node, object, frame.kind != Kind::WantIfThere) {
                     tracing::debug!(%node, %object, error = status.message(), "a node can't be served");
                     self.say_gone(&node, object);
                 }

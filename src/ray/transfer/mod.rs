@@ -121,6 +121,8 @@ pub enum ToTransfer {
         owner: WorkerId,
         /// Whom to ask.
         from: NodeId,
+        /// It probably has the object, and is to say so at once where it has not.
+        if_there: bool,
     },
     /// Take no more of an object.
     Stop {
@@ -352,7 +354,7 @@ impl Transfer {
             ToTransfer::Store(effect) => self.answered(effect),
             ToTransfer::Spilled { token, id, owner, object } => self.got_spilled(id, token, owner, object),
             ToTransfer::Lane(lane, news) => self.lane_news(lane, news),
-            ToTransfer::Ask { object, owner, from } => self.ask(object, owner, from),
+            ToTransfer::Ask { object, owner, from, if_there } => self.ask(object, owner, from, if_there),
             ToTransfer::Stop { object } => self.stop(object),
             ToTransfer::Release { object } => {
                 self.store(object, StoreEvent::Release { client: receiver(), id: object })

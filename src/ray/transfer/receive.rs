@@ -8,6 +8,7 @@ use bytes::Bytes;
 use raylet_shard::ids::{NodeId, ObjectId, WorkerId};
 use raylet_shard::pull::{ChunkHead, ReceiveEffect, ReceiveEvent, Receiver, Refusal};
 use raylet_shard::store::{ObjectSource, Placement, StoreError, StoreEvent};
+use raylet_transport::bulk::frame::Kind;
 use rustc_hash::FxHashMap;
 use tokio::sync::oneshot;
 use tonic::Status;
@@ -20,6 +21,9 @@ use crate::ray::rpc::gcs::id;
 
 /// Bytes of chunks that wait for memory of the store. A chunk beyond it is refused, and its object asked for again.
 pub const WAITING_MAX_BYTES: u64 = 256 << 20;
+
+/// How long a chunk that came unasked may hold its lane up, while the store makes room for its object.
+const HOLD: Duration = Duration::from_millis(20);
 
 /// Longest wait for a node to note what is wanted of it.
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -56,10 +60,19 @@ impl Receiving {
 }
 
 impl Transfer {
-    pub(super) fn ask(self: &Rc<Self>, object: ObjectId, owner: WorkerId, from: NodeId) {
+    pub(super) fn ask(self: &Rc<Self>, object: ObjectId, owner: WorkerId, from: NodeId, if_there: bool) {
         self.receive(ReceiveEvent::Expect { object, owner, from });
-        if !self.ask_by_lane(from, object) {
-            self.ask_by_call(from, object);
+        let want = if if_there { Kind::WantIfThere } else { Kind::Want };
+        if !self.ask_by_lane(from, object, want) {
+            self.ask_otherwise(from, object, want);
+        }
+    }
+
+    /// Asks a node that has no bulk port: in Ray's way, which knows no other question than to send the object when it is there.
+    pub(super) fn ask_otherwise(&self, from: NodeId, object: ObjectId, want: Kind) {
+        match want {
+            Kind::WantIfThere => self.tell(TransferNews::Failed { object, from }),
+            _ => self.ask_by_call(from, object),
         }
     }
 
@@ -207,6 +220,18 @@ impl Transfer {
             }
             ReceiveEffect::Abort { object } => self.abort(object),
             ReceiveEffect::Drop { ticket, why } => self.reply(ticket, Err(why)),
+            ReceiveEffect::Hold { ticket, object } => {
+                let transfer = self.clone();
+                tokio::task::spawn_local(async move {
+                    tokio::time::sleep(HOLD).await;
+                    transfer.receive(ReceiveEvent::TooLong { ticket, object });
+                });
+            }
+            ReceiveEffect::AskAgain { object, from } => {
+                if !self.ask_by_lane(from, object, Kind::Want) {
+                    self.tell(TransferNews::Failed { object, from });
+                }
+            }
             ReceiveEffect::Progress { object, from } => {
                 self.count_creates();
                 self.tell(TransferNews::Progress { object, from });

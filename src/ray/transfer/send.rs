@@ -18,6 +18,7 @@ use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 use tonic::Status;
 
+use super::bulk::UNOFFERED_MAX_BYTES;
 use super::spilled::ReadChunk;
 use super::{sender, Transfer};
 use crate::ray::proto::{Address, PushReply, PushRequest};
@@ -52,6 +53,8 @@ pub(super) struct Sending {
 pub(super) struct Served {
     /// Of the get, while the object is not here.
     pub(super) token: u64,
+    /// The get waits for the object to be here.
+    patient: bool,
     /// Where it lies, once a reference is held.
     pub(super) here: Option<Here>,
     /// It lies in a file, and could not be read there.
@@ -65,9 +68,9 @@ pub(super) struct Served {
 }
 
 impl Served {
-    fn new(token: u64, node: NodeId) -> Self {
+    fn new(token: u64, patient: bool, node: NodeId) -> Self {
         let (pushes, offers) = Default::default();
-        Self { token, here: None, faulty: false, waiting: SmallVec::from_slice(&[node]), pushes, offers }
+        Self { token, patient, here: None, faulty: false, waiting: SmallVec::from_slice(&[node]), pushes, offers }
     }
 
     /// A node waits for the object to be here.
@@ -138,28 +141,44 @@ impl Sending {
 }
 
 impl Transfer {
-    /// A node wants an object. One that is not here is waited for, as in Ray: it may be on its way to here.
-    pub(super) fn wanted_by(self: &Rc<Self>, node: NodeId, object: ObjectId) -> Result<(), Status> {
+    /// A node wants an object. One that is not here is waited for if the node is `patient`, as in Ray: it may be on its way to here.
+    pub(super) fn wanted_by(self: &Rc<Self>, node: NodeId, object: ObjectId, patient: bool) -> Result<(), Status> {
+        let mut in_vain: SmallVec<[NodeId; 2]> = SmallVec::new();
         let token = {
             let mut sending = self.sending.borrow_mut();
             sending.tokens += 1;
             let token = sending.tokens;
-            if let Some(served) = sending.served.get_mut(&object) {
-                if served.here.is_some() {
+            match sending.served.get_mut(&object) {
+                Some(served) if served.here.is_some() => {
                     drop(sending);
                     self.push_to(node, object);
-                } else {
-                    served.wait(node);
+                    return Ok(());
                 }
-                return Ok(());
+                Some(served) if served.patient && !patient => {
+                    drop(sending);
+                    self.say_gone(&node, object);
+                    return Ok(());
+                }
+                Some(served) if served.patient == patient => {
+                    served.wait(node);
+                    return Ok(());
+                }
+                // Whoever is in a hurry is not to wait with this one.
+                Some(served) => in_vain = std::mem::take(&mut served.waiting),
+                None => {}
             }
             if sending.served.len() >= SERVED_MAX {
                 let text = format!("{SERVED_MAX} objects are asked for on this node, which is its limit: retry later");
                 return Err(Status::resource_exhausted(text));
             }
-            sending.served.insert(object, Served::new(token, node));
+            sending.served.insert(object, Served::new(token, patient, node));
             token
         };
+        in_vain.iter().for_each(|node| self.say_gone(node, object));
+        if !patient {
+            self.store(object, StoreEvent::Get { client: sender(), token, id: object, wait: false });
+            return Ok(());
+        }
         self.store(object, StoreEvent::GetToSend { client: sender(), token, id: object });
         self.wait_patiently(object, token);
         Ok(())
@@ -249,7 +268,13 @@ impl Transfer {
         let Some(here) = here.filter(|_| self.has_taker(&node)) else {
             return self.push_chunks(node, object);
         };
-        if !self.send_whole(&node, object, &here) && self.offer(&node, object, &here) {
+        if self.send_whole(&node, object, &here) {
+            return self.release_if_over(object);
+        }
+        if here.total_bytes() <= UNOFFERED_MAX_BYTES.min(self.chunk_bytes) {
+            return self.push_chunks(node, object);
+        }
+        if self.offer(&node, object, &here) {
             let mut sending = self.sending.borrow_mut();
             let served = sending.served.get_mut(&object).filter(|served| !served.offers.contains(&node));
             served.into_iter().for_each(|served| served.offers.push(node));

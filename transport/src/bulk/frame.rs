@@ -53,10 +53,12 @@ pub enum Kind {
     Elsewhere = 8,
     /// From the holder: it does not come, and should be asked for again, here or elsewhere.
     Gone = 9,
+    /// As [`Self::Want`], of one that is probably there: where it is not, [`Self::Gone`] is said at once.
+    WantIfThere = 10,
 }
 
 impl Kind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Want,
         Self::WantFromYou,
         Self::Accept,
@@ -66,11 +68,12 @@ impl Kind {
         Self::Whole,
         Self::Elsewhere,
         Self::Gone,
+        Self::WantIfThere,
     ];
 
     /// True for what the node says that connected: it is the one that wants.
     pub fn is_of_wanter(self) -> bool {
-        matches!(self, Self::Want | Self::WantFromYou | Self::Accept | Self::Stop)
+        matches!(self, Self::Want | Self::WantFromYou | Self::WantIfThere | Self::Accept | Self::Stop)
     }
 }
 
@@ -108,7 +111,7 @@ pub enum FrameError {
         got: u32,
     },
     /// A newer node says something that this one does not know.
-    #[error("expected a frame of a kind from 1 to 9, got {0}: the other node is of another version")]
+    #[error("expected a frame of a kind from 1 to 10, got {0}: the other node is of another version")]
     Kind(u16),
     /// It says more than its kind has to say.
     #[error("bytes of a frame that have to be zero are not: the other node is of another version")]

@@ -24,7 +24,7 @@ pub const MAGIC: [u8; 8] = *b"RLUBULK1";
 pub const PEER_MAGIC: [u8; 8] = *b"RLUPEER1";
 
 /// Version of the protocol. Nodes of different versions use Ray's own way.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Length of a [`Hello`].
 pub const HELLO_BYTES: usize = 120;

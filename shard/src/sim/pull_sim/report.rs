@@ -31,6 +31,10 @@ pub struct Report {
     pub landed: u64,
     /// Lanes that broke.
     pub broken: u64,
+    /// Nodes that were asked because they probably had an object.
+    pub guessed: u64,
+    /// Chunks that waited on their lane for memory.
+    pub held: u64,
 }
 
 impl Report {
@@ -50,6 +54,8 @@ impl Report {
             died,
             landed,
             broken,
+            guessed,
+            held,
         } = other;
         self.steps += steps;
         self.worlds += worlds;
@@ -65,5 +71,7 @@ impl Report {
         self.died += died;
         self.landed += landed;
         self.broken += broken;
+        self.guessed += guessed;
+        self.held += held;
     }
 }

@@ -8,7 +8,7 @@ use super::report::Report;
 use crate::ids::{NodeId, NowNs, ObjectId, WorkerId};
 use crate::pull::{
     ChunkHead, Kind, PullConfig, PullEffect, PullEvent, PullManager, ReceiveEffect, ReceiveEvent, Receiver, SendEffect,
-    SendEvent, Sender, WishId,
+    SendEvent, Sender, Target, WishId,
 };
 use crate::store::StoreError;
 
@@ -18,7 +18,7 @@ mod letters;
 mod rest;
 mod transfer;
 
-use lanes::{Landing, Lane, LaneId, Reading, Up};
+use lanes::{Down, Held, Landing, Lane, LaneId, Reading, Up};
 
 const SECOND: NowNs = 1_000_000_000;
 const TIMEOUT: NowNs = 10 * SECOND;
@@ -63,6 +63,9 @@ struct Wanted {
 struct Node {
     alive: bool,
     manager: PullManager,
+    /// What the manager wants done, in order.
+    pulls: VecDeque<PullEffect>,
+    is_pulling: bool,
     receiver: Receiver,
     sender: Sender,
     store: Store,
@@ -93,6 +96,12 @@ enum Message {
     Ask {
         object: ObjectId,
     },
+    AskIfThere {
+        object: ObjectId,
+    },
+    NotThere {
+        object: ObjectId,
+    },
     Chunk {
         head: ChunkHead,
         version: u32,
@@ -106,6 +115,10 @@ enum Message {
     AskerLost,
     /// Who asked hears it.
     HolderLost,
+    /// Who asked hears that a chunk that waits for memory won't come.
+    HeldLost {
+        ticket: u64,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -128,6 +141,8 @@ pub(super) struct World {
     bulk: BTreeSet<(usize, usize)>,
     lanes: BTreeMap<LaneId, Lane>,
     landings: BTreeMap<u64, Landing>,
+    /// Chunks that wait for memory on their lanes.
+    held: BTreeMap<u64, Held>,
     readings: Vec<Reading>,
     /// Chunks that wait for memory: who sent them, to whom, what they bring.
     tickets: BTreeMap<u64, (usize, usize, ChunkHead, u32, u32)>,
@@ -151,8 +166,13 @@ impl World {
             true => LARGE_MIN + rng.below(LARGE_MAX - LARGE_MIN + 1),
             false => 2 + rng.below(4),
         } as usize;
-        let config =
-            PullConfig { timeout_ns: TIMEOUT, retry_min_ns: SECOND / 10, retry_max_ns: 10 * SECOND, objects_max: 1000 };
+        let config = PullConfig {
+            timeout_ns: TIMEOUT,
+            likely_ns: SECOND,
+            retry_min_ns: SECOND / 10,
+            retry_max_ns: 10 * SECOND,
+            objects_max: 1000,
+        };
         let nodes = (0..count).map(|_| {
             let mut manager = PullManager::new(config);
             let capacity = 100 + rng.below(200);
@@ -160,6 +180,8 @@ impl World {
             Node {
                 alive: true,
                 manager,
+                pulls: VecDeque::new(),
+                is_pulling: false,
                 receiver: Receiver::new(CHUNK, WAITING_MAX),
                 sender: Sender::new(1 + rng.below(4) as usize, 1 + rng.below(6) as usize),
                 store: Store::new(capacity),
@@ -186,6 +208,7 @@ impl World {
             bulk,
             lanes: BTreeMap::new(),
             landings: BTreeMap::new(),
+            held: BTreeMap::new(),
             readings: Vec::new(),
             tickets: BTreeMap::new(),
             next: 0,
@@ -274,7 +297,7 @@ impl World {
             let now = self.now;
             self.nodes[node].deferred.retain(|(_, _, until)| *until > now);
         }
-        Ok(())
+        self.wait_no_longer()
     }
 
     // --- nodes
@@ -315,9 +338,15 @@ impl World {
     fn tell(&mut self, node: usize, event: PullEvent) -> Result<(), String> {
         let mut effects = Vec::new();
         self.nodes[node].manager.handle(event, self.now, &mut effects);
-        for effect in effects {
+        self.nodes[node].pulls.extend(effects);
+        // What comes of an effect is done after those that were wanted before it, as on the control thread.
+        if std::mem::replace(&mut self.nodes[node].is_pulling, true) {
+            return Ok(());
+        }
+        while let Some(effect) = self.nodes[node].pulls.pop_front() {
             self.carry_out(node, effect)?;
         }
+        self.nodes[node].is_pulling = false;
         Ok(())
     }
 
@@ -342,6 +371,15 @@ impl World {
                     self.say(node, holder, Up::Want { object });
                 } else {
                     self.letters.push(Letter { from: node, to: holder, message: Message::Ask { object } });
+                }
+            }
+            PullEffect::AskIfThere { object, from } => {
+                self.receive(node, ReceiveEvent::Expect { object, owner: OWNER, from })?;
+                let holder = node_of(from);
+                self.report.guessed += 1;
+                match self.is_bulk(node, holder) {
+                    true => self.say(node, holder, Up::WantIfThere { object }),
+                    false => self.answer(node, holder, Message::AskIfThere { object }),
                 }
             }
             PullEffect::Release { object } => {

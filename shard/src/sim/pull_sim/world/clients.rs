@@ -8,7 +8,8 @@ impl World {
     /// A new object, at home on this node once there is room for it.
     pub(super) fn make(&mut self, node: usize) -> Result<(), String> {
         let capacity = self.nodes[node].store.capacity;
-        let size = 1 + self.rng.below(capacity / 4);
+        let most = if self.rng.permille(300) { CHUNK } else { capacity / 4 };
+        let size = 1 + self.rng.below(most);
         let queued: u64 = self.nodes[node].store.queue.iter().filter(|c| c.token.is_none()).map(|c| c.size).sum();
         if self.objects.len() as u64 >= OBJECTS.max(3 * self.nodes.len() as u64)
             || self.nodes[node].store.pinned() + queued + size > capacity / 2
@@ -108,7 +109,16 @@ impl World {
             return Ok(());
         }
         let wish = self.number();
-        let wanted = objects.iter().map(|(object, here)| (*object, *here)).collect();
+        let mut wanted = Vec::new();
+        for (object, here) in &objects {
+            let guess = match self.rng.below(3) {
+                0 => None,
+                1 => self.objects[object].home,
+                _ => Some(self.rng.below(self.nodes.len() as u64) as usize),
+            };
+            let likely = guess.filter(|guess| *guess != node).map(node_id);
+            wanted.push(Target { object: *object, here: *here, likely });
+        }
         self.nodes[node].wishes.insert(wish, Wanted { kind, objects });
         self.tell(node, PullEvent::Want { wish, kind, objects: wanted })?;
         self.fulfil(node)

@@ -12,6 +12,7 @@ const LANES: u64 = 3;
 #[derive(Clone, Debug)]
 pub(super) enum Up {
     Want { object: ObjectId },
+    WantIfThere { object: ObjectId },
     Stop { object: ObjectId },
     Accept { object: ObjectId, push: u64 },
 }
@@ -57,6 +58,15 @@ pub(super) struct Landing {
     broken: bool,
 }
 
+/// A chunk that waits on its lane for memory.
+#[derive(Debug)]
+pub(super) struct Held {
+    node: usize,
+    object: ObjectId,
+    /// Its lane has broken.
+    broken: bool,
+}
+
 /// A chunk on its way from the store to a lane.
 #[derive(Debug)]
 pub(super) struct Reading {
@@ -83,18 +93,21 @@ impl World {
         }
     }
 
-    fn reply(&mut self, asker: usize, holder: usize, down: Down) {
+    pub(super) fn reply(&mut self, asker: usize, holder: usize, down: Down) {
         if self.nodes[asker].alive {
             self.lane(asker, holder).down.push_back(down);
         }
     }
 
     pub(super) fn lanes_are_quiet(&self) -> bool {
-        self.lanes.is_empty() && self.landings.is_empty() && self.readings.is_empty()
+        self.lanes.is_empty() && self.landings.is_empty() && self.readings.is_empty() && self.held.is_empty()
     }
 
     /// Something happens on a lane, or to a chunk between a lane and a store.
     pub(super) fn move_lanes(&mut self) -> Result<(), String> {
+        if !self.held.is_empty() && self.rng.below(50) == 0 {
+            return self.wait_no_longer();
+        }
         match self.rng.below(3) {
             0 if !self.readings.is_empty() => self.read_one(),
             1 if !self.landings.is_empty() => self.land_one(),
@@ -135,6 +148,7 @@ impl World {
     fn hear_asker(&mut self, (asker, holder, _): LaneId, up: Up) -> Result<(), String> {
         match up {
             Up::Want { object } => self.wanted(holder, asker, object),
+            Up::WantIfThere { object } => self.wanted_now(holder, asker, object),
             Up::Stop { object } => {
                 self.nodes[holder].deferred.retain(|(deferred, by, _)| (*deferred, *by) != (object, asker));
                 self.cancel(holder, asker, object)
@@ -157,6 +171,9 @@ impl World {
     pub(super) fn offer(&mut self, holder: usize, asker: usize, object: ObjectId) -> Result<(), String> {
         if !self.hold(holder, object) {
             return Ok(());
+        }
+        if self.nodes[holder].store.copies[&object].size <= CHUNK {
+            return self.push(holder, asker, object);
         }
         let node = &mut self.nodes[holder];
         node.offered.insert((object, asker));
@@ -193,7 +210,7 @@ impl World {
                 let ticket = self.number();
                 self.tickets.insert(ticket, (NOBODY, asker, head, version, head.index));
                 self.receive(asker, ReceiveEvent::Landing { ticket, head })?;
-                if self.landings.contains_key(&ticket) {
+                if self.landings.contains_key(&ticket) || self.held.contains_key(&ticket) {
                     self.lanes.entry(id).or_default().landing = Some(ticket);
                 }
                 Ok(())
@@ -210,7 +227,8 @@ impl World {
         let place = copy.ok_or_else(|| format!("chunk {ticket} lands in {object}, which is not being received"))?.place;
         let bytes = (version, index);
         let len = head.len_bytes;
-        let landing = Landing { node, object, place, offset, len, bytes, written: false, broken: false };
+        let broken = self.held.remove(&ticket).is_some_and(|held| held.broken);
+        let landing = Landing { node, object, place, offset, len, bytes, written: false, broken };
         self.landings.insert(ticket, landing);
         Ok(())
     }
@@ -234,8 +252,7 @@ impl World {
             return self.nodes[node].store.write(&object, Some(place), offset, len, bytes);
         }
         self.landings.remove(&ticket);
-        self.lanes.values_mut().filter(|lane| lane.landing == Some(ticket)).for_each(|lane| lane.landing = None);
-        self.lanes.retain(|_, lane| !(lane.up.is_empty() && lane.down.is_empty() && lane.landing.is_none()));
+        self.go_on_behind(ticket);
         if ok {
             self.report.landed += 1;
             // Whatever came before, the last bytes are right.
@@ -244,6 +261,49 @@ impl World {
             self.report.harmed += 1;
         }
         self.receive(node, ReceiveEvent::Landed { ticket, object, ok })
+    }
+
+    /// A chunk holds its lane up no longer.
+    fn go_on_behind(&mut self, ticket: u64) {
+        self.lanes.values_mut().filter(|lane| lane.landing == Some(ticket)).for_each(|lane| lane.landing = None);
+        self.lanes.retain(|_, lane| !(lane.up.is_empty() && lane.down.is_empty() && lane.landing.is_none()));
+    }
+
+    /// A chunk waits for memory.
+    pub(super) fn hold_on_lane(&mut self, node: usize, ticket: u64, object: ObjectId) {
+        // The store may have answered while this was being said.
+        if self.tickets.contains_key(&ticket) {
+            self.report.held += 1;
+            self.held.insert(ticket, Held { node, object, broken: false });
+        }
+    }
+
+    /// A chunk that perhaps has waited for memory goes nowhere.
+    pub(super) fn dropped(&mut self, ticket: u64) {
+        if self.held.remove(&ticket).is_some() {
+            self.go_on_behind(ticket);
+        }
+    }
+
+    /// Some of the chunks that wait for memory have waited too long.
+    pub(super) fn wait_no_longer(&mut self) -> Result<(), String> {
+        for ticket in self.held.keys().copied().collect::<Vec<_>>() {
+            let is_late = self.resting || self.rng.permille(500);
+            if let Some(Held { node, object, .. }) = self.held.get(&ticket).filter(|_| is_late) {
+                let (node, object) = (*node, *object);
+                self.receive(node, ReceiveEvent::TooLong { ticket, object })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The receiver hears that the lane of a chunk that waits has broken.
+    pub(super) fn held_lost(&mut self, ticket: u64) -> Result<(), String> {
+        let Some(Held { node, object, .. }) = self.held.remove(&ticket) else {
+            return Ok(());
+        };
+        self.tickets.remove(&ticket);
+        self.receive(node, ReceiveEvent::Landed { ticket, object, ok: false })
     }
 
     /// The sender wants a chunk to go out.
@@ -287,6 +347,10 @@ impl World {
             if let Some(landing) = self.landings.get_mut(&ticket) {
                 landing.broken = true;
             }
+            if let Some(held) = self.held.get_mut(&ticket) {
+                held.broken = true;
+                self.letters.push(Letter { from: id.1, to: id.0, message: Message::HeldLost { ticket } });
+            }
         }
         self.readings.iter_mut().filter(|reading| reading.lane == id).for_each(|reading| reading.broken = true);
     }
@@ -294,6 +358,7 @@ impl World {
     /// A node is dead, and its ends of lanes with it.
     pub(super) fn lanes_died(&mut self, dead: usize) -> Result<(), String> {
         self.landings.retain(|_, landing| landing.node != dead);
+        self.held.retain(|_, held| held.node != dead);
         self.readings.retain(|reading| reading.lane.0 != dead && reading.lane.1 != dead);
         let ids = self.lanes.keys().filter(|(asker, holder, _)| *asker == dead || *holder == dead);
         for id in ids.copied().collect::<Vec<_>>() {

@@ -33,7 +33,8 @@ impl World {
         let mut letter = self.letters.swap_remove(at);
         let fate = if self.resting { 1000 } else { self.rng.below(1000) };
         match (fate, &mut letter.message) {
-            (0..=39, Message::Ask { .. } | Message::Taken { ok: true, .. }) | (0..=19, Message::Chunk { .. }) => {
+            (0..=39, Message::Ask { .. } | Message::AskIfThere { .. } | Message::Taken { ok: true, .. })
+            | (0..=19, Message::Chunk { .. }) => {
                 self.report.harmed += 1;
                 return self.lose(&letter);
             }
@@ -65,7 +66,12 @@ impl World {
                 let from = node_id(letter.to);
                 self.tell(letter.from, PullEvent::Failed { object, from })
             }
-            Message::Ask { .. } | Message::AskerLost | Message::HolderLost => Ok(()),
+            Message::Ask { .. }
+            | Message::AskIfThere { .. }
+            | Message::NotThere { .. }
+            | Message::AskerLost
+            | Message::HolderLost
+            | Message::HeldLost { .. } => Ok(()),
             Message::Chunk { head, .. } => {
                 let sent = SendEvent::Sent { node: node_id(letter.to), object: head.object, ok: false };
                 self.send(letter.from, sent)
@@ -79,7 +85,12 @@ impl World {
     pub(super) fn read(&mut self, letter: Letter) -> Result<(), String> {
         match letter.message {
             Message::Ask { object } => self.wanted(letter.to, letter.from, object),
+            Message::AskIfThere { object } => self.wanted_now(letter.to, letter.from, object),
+            Message::NotThere { object } => {
+                self.tell(letter.to, PullEvent::Failed { object, from: node_id(letter.from) })
+            }
             Message::Chunk { head, version, index } => self.chunk(&letter, head, version, index),
+            Message::HeldLost { ticket } => self.held_lost(ticket),
             Message::AskerLost => self.holder_lost_lane(letter.to, letter.from),
             Message::HolderLost => self.receive(letter.to, ReceiveEvent::Broken { from: node_id(letter.from) }),
             Message::Taken { object, ok } => {

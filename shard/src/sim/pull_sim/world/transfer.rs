@@ -36,7 +36,10 @@ impl World {
             ReceiveEffect::Create { object, token, data_bytes, metadata_bytes, .. } => {
                 let create = Create { object, size: data_bytes + metadata_bytes, token: Some(token), version: 0 };
                 self.nodes[node].store.queue.push_back(create);
-                self.serve(node)?;
+                // Else it is answered later.
+                if self.rng.permille(600) {
+                    self.serve(node)?;
+                }
             }
             ReceiveEffect::CancelCreate { object } => {
                 self.nodes[node].store.queue.retain(|create| create.object != object || create.token.is_none());
@@ -54,6 +57,7 @@ impl World {
                     return Err(format!("chunk {ticket} is dropped twice"));
                 };
                 self.report.dropped += 1;
+                self.dropped(ticket);
                 let ok = why == crate::pull::Refusal::Repeated;
                 self.answer(node, from, Message::Taken { object: head.object, ok });
             }
@@ -73,6 +77,8 @@ impl World {
                 return Err(format!("{object} was not lent on node {node}"));
             }
             ReceiveEffect::Land { ticket, object, offset_bytes } => self.land(node, ticket, object, offset_bytes)?,
+            ReceiveEffect::Hold { ticket, object } => self.hold_on_lane(node, ticket, object),
+            ReceiveEffect::AskAgain { object, from } => self.say(node, node_of(from), Up::Want { object }),
             ReceiveEffect::Progress { object, from } => news.push(PullEvent::Progress { object, from }),
             ReceiveEffect::Lost { object, from } => news.push(PullEvent::Failed { object, from }),
             ReceiveEffect::NoRoom { object } => {
@@ -142,6 +148,18 @@ impl World {
         }
         if self.hold(node, object) {
             self.push(node, by, object)?;
+        }
+        Ok(())
+    }
+
+    /// A node wants an object if it is here.
+    pub(super) fn wanted_now(&mut self, node: usize, by: usize, object: ObjectId) -> Result<(), String> {
+        if self.nodes[node].store.has(&object) {
+            return self.wanted(node, by, object);
+        }
+        match self.is_bulk(node, by) {
+            true => self.reply(by, node, Down::Withdrawn { object }),
+            false => self.answer(node, by, Message::NotThere { object }),
         }
         Ok(())
     }
