@@ -86,9 +86,7 @@ impl Method {
     fn urgency(self) -> Urgency {
         match self {
             Self::Pin | Self::Free => Urgency::Quiet,
-            // The worker that is given back is wanted for the next lease.
-            Self::Return => Urgency::QuietAnswer,
-            Self::Lease | Self::Forward => Urgency::Prompt,
+            Self::Lease | Self::Return | Self::Forward => Urgency::Prompt,
         }
     }
 

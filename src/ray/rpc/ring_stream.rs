@@ -16,9 +16,6 @@ use crate::socket::Writer;
 /// that its object is pinned it lets go of its own hold, so this is also how long memory may stay in use for nothing.
 const KEEP_QUIET: Duration = Duration::from_millis(1);
 
-/// The same for a call of which only the [answer](Urgency::QuietAnswer) is quiet: it goes with what the caller asks next.
-const KEEP_ANSWER: Duration = Duration::from_millis(5);
-
 /// Kept answers are sent when they are more than this: a few dozen.
 const MAX_KEPT_BYTES: usize = 4 << 10;
 
@@ -33,8 +30,6 @@ const CALM_READS: u32 = 8;
 pub enum Urgency {
     /// The caller waits for the answer, or others for what it asks.
     Prompt,
-    /// What it asks is to be done soon, and nobody waits for the answer.
-    QuietAnswer,
     /// Nobody waits for the answer, nor for what it asks.
     Quiet,
 }
@@ -57,7 +52,7 @@ impl Calm {
     fn saw(&mut self, urgency: Urgency) {
         match urgency {
             Urgency::Quiet => self.quiet = true,
-            Urgency::Prompt | Urgency::QuietAnswer => self.prompt = true,
+            Urgency::Prompt => self.prompt = true,
         }
     }
 
@@ -85,8 +80,8 @@ pub struct Pipe {
     /// Answers since the last send that nobody waits for, and that somebody waits for.
     keeps: Cell<bool>,
     prompt: Cell<bool>,
-    /// When somebody will send what is kept.
-    keeper: Cell<Option<Instant>>,
+    /// Somebody sends what is kept, in time.
+    keeper: Cell<bool>,
 }
 
 impl Pipe {
@@ -125,25 +120,14 @@ impl Pipe {
     /// caller now has to do after this while.
     #[must_use]
     pub fn answered(&self, urgency: Urgency) -> Option<Duration> {
-        let keep = match urgency {
-            Urgency::Prompt => None,
-            Urgency::QuietAnswer => Some(KEEP_ANSWER),
-            Urgency::Quiet => Some(KEEP_QUIET),
-        };
-        self.prompt.set(self.prompt.get() || keep.is_none());
+        self.prompt.set(self.prompt.get() || urgency == Urgency::Prompt);
         self.keeps.set(!self.prompt.get());
-        let keep = keep.filter(|_| self.keeps.get())?;
-        let at = Instant::now() + keep;
-        if self.keeper.get().is_some_and(|earlier| earlier <= at) {
-            return None;
-        }
-        self.keeper.set(Some(at));
-        Some(keep)
+        (self.keeps.get() && !self.keeper.replace(true)).then_some(KEEP_QUIET)
     }
 
     /// Sends the answers that were kept.
     pub fn send_kept(&self) {
-        self.keeper.set(None);
+        self.keeper.set(false);
         if self.send().is_err() {
             // The ring tells the end of a socket that is shut, and hyper hears of it as of any other.
             self.writer.shut();
@@ -293,15 +277,13 @@ mod tests {
         let (pipe, mut theirs) = pipe();
         write(&pipe, b"settings ");
         assert_eq!(came(&mut theirs), b"settings ", "what is no answer is not kept");
-        assert_eq!(pipe.answered(Urgency::QuietAnswer), Some(KEEP_ANSWER));
-        write(&pipe, b"returned ");
-        assert_eq!(pipe.answered(Urgency::Quiet), Some(KEEP_QUIET), "sooner than what waits already");
+        assert_eq!(pipe.answered(Urgency::Quiet), Some(KEEP_QUIET));
         write(&pipe, b"pinned ");
         assert_eq!(pipe.answered(Urgency::Quiet), None, "somebody will send it");
         write(&pipe, b"freed ");
         assert_eq!(came(&mut theirs), b"");
         pipe.send_kept();
-        assert_eq!(came(&mut theirs), b"returned pinned freed ");
+        assert_eq!(came(&mut theirs), b"pinned freed ");
         assert!(pipe.answered(Urgency::Quiet).is_some());
         write(&pipe, b"pinned ");
         assert_eq!(pipe.answered(Urgency::Prompt), None);
@@ -342,7 +324,7 @@ mod tests {
         let pauses: Vec<_> = (0..20).map(|_| read(&mut calm, &[Urgency::Quiet; 2], soon).is_some()).collect();
         assert_eq!(pauses.iter().position(|paused| *paused), Some(CALM_READS as usize), "{pauses:?}");
         assert!(pauses[CALM_READS as usize..].iter().all(|paused| *paused));
-        for urgent in [&[Urgency::Quiet, Urgency::Prompt][..], &[Urgency::QuietAnswer], &[]] {
+        for urgent in [&[Urgency::Quiet, Urgency::Prompt][..], &[Urgency::Prompt], &[]] {
             assert_eq!(read(&mut calm, urgent, soon), None, "{urgent:?}");
             assert_eq!(read(&mut calm, &[Urgency::Quiet], soon), None, "it begins anew after {urgent:?}");
             for _ in 0..CALM_READS {
