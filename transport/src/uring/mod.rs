@@ -191,9 +191,10 @@ impl CoreRing {
 
     /// Goes on with a socket that is received from [once](Receive::Once) and has told something since. One that has ended is let go
     /// after this, so it is owed to those too.
+    /// One that is always received from needs no asking, and is left as it is.
     pub fn receive_again(&mut self, key: u64) {
-        if let Some((socket, how)) = self.receiving.get(&key).cloned() {
-            self.arm_receive(key, &socket, how);
+        if self.is_received(key, Receive::Once) {
+            self.arm_again(key);
         }
     }
 
@@ -364,8 +365,8 @@ impl CoreRing {
             }
             self.buffers.give_back(buffer);
             if length > 0 {
-                if !armed && self.receiving.get(&key).is_some_and(|(_, how)| *how == Receive::Always) {
-                    self.receive_again(key);
+                if !armed && self.is_received(key, Receive::Always) {
+                    self.arm_again(key);
                 }
                 return;
             }
@@ -373,7 +374,7 @@ impl CoreRing {
         match -entry.result() {
             _ if armed => {}
             // Other sockets had all the buffers; they are back by the time this is submitted.
-            ENOBUFS | EINTR | EAGAIN => self.receive_again(key),
+            ENOBUFS | EINTR | EAGAIN => self.arm_again(key),
             0 => self.end(key, None, each),
             errno => self.end(key, Some(io::Error::from_raw_os_error(errno)), each),
         }
@@ -382,6 +383,16 @@ impl CoreRing {
     fn end(&mut self, key: u64, error: Option<io::Error>, each: &mut impl FnMut(Completion<'_>)) {
         if self.receiving.remove(&key).is_some() {
             each(Completion::Ended { key, error });
+        }
+    }
+
+    fn is_received(&self, key: u64, asked: Receive) -> bool {
+        self.receiving.get(&key).is_some_and(|(_, how)| *how == asked)
+    }
+
+    fn arm_again(&mut self, key: u64) {
+        if let Some((socket, how)) = self.receiving.get(&key).cloned() {
+            self.arm_receive(key, &socket, how);
         }
     }
 

@@ -88,6 +88,18 @@ fn a_socket_that_is_received_from_once_is_left_alone_until_it_is_asked_again() {
 }
 
 #[test]
+fn a_socket_that_is_always_received_from_is_not_armed_twice() {
+    let mut ring = CoreRing::new(Doorbell::new().unwrap()).unwrap();
+    let mut stream = socket(&mut ring, 5);
+    ring.poll().unwrap();
+    ring.receive_again(5);
+    assert!(!ring.has_news(), "nothing is submitted for it");
+    stream.write_all(b"once").unwrap();
+    let came = collect(&mut ring, |came, _| came.contains_key(&5));
+    assert_eq!(came[&5], b"once");
+}
+
+#[test]
 fn a_burst_larger_than_all_buffers_is_received_in_the_end() {
     let mut ring = CoreRing::new(Doorbell::new().unwrap()).unwrap();
     let each = usize::from(RECEIVE_BUFFERS) * RECEIVE_BUFFER_BYTES;
