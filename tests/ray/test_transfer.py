@@ -199,12 +199,7 @@ def test_what_is_on_disk_only_is_served_from_its_file(running, actors):
     # Bytes that change on the disk go nowhere; what is lost is called lost.
     assert files_before
     for path in spill_files_of(running, source):
-        with open(path, "r+b") as file:
-            for offset in range(5000, path.stat().st_size, MIB):
-                file.seek(offset)
-                byte = file.read(1)
-                file.seek(offset)
-                file.write(bytes([byte[0] ^ 255]))
+        harness.change_bytes(path)
     lost = 0
     for seed in range(read, read + 3):
         try:

@@ -14,6 +14,21 @@ fn id(number: u64) -> ObjectId {
     ObjectId(bytes)
 }
 
+fn create(number: u64, data_bytes: u64, near: Option<u32>) -> StoreEvent {
+    StoreEvent::Create {
+        client: 1,
+        token: number,
+        id: id(number),
+        data_bytes,
+        metadata_bytes: 0,
+        owner: WorkerId::NIL,
+        source: ObjectSource::CreatedByWorker,
+        mutable: false,
+        try_immediately: false,
+        near,
+    }
+}
+
 /// Shards whose messages to the bank and back arrive at once.
 struct Node {
     stores: Vec<Store>,
@@ -70,19 +85,7 @@ impl Node {
         data_bytes: u64,
         near: Option<u32>,
     ) -> Vec<(ShardId, StoreEffect)> {
-        let event = StoreEvent::Create {
-            client: 1,
-            token: number,
-            id: id(number),
-            data_bytes,
-            metadata_bytes: 0,
-            owner: WorkerId::NIL,
-            source: ObjectSource::CreatedByWorker,
-            mutable: false,
-            try_immediately: false,
-            near,
-        };
-        self.tell(shard, event)
+        self.tell(shard, create(number, data_bytes, near))
     }
 
     /// A sealed object that nobody uses; false where it could not be made at once.
@@ -406,26 +409,14 @@ fn a_create_waits_for_the_bank_rather_than_go_far_and_does_not_ask_twice_in_vain
         store.check().unwrap();
         out
     };
-    let create = |number, near| StoreEvent::Create {
-        client: 1,
-        token: number,
-        id: id(number),
-        data_bytes: 100,
-        metadata_bytes: 0,
-        owner: WorkerId::NIL,
-        source: ObjectSource::CreatedByWorker,
-        mutable: false,
-        try_immediately: false,
-        near,
-    };
     tell(StoreEvent::SpansGranted { first: 0, count: 1, urgency: Urgency::Ahead }, 0);
-    let out = tell(create(1, Some(1)), 0);
+    let out = tell(create(1, 100, Some(1)), 0);
     assert_eq!(asked(&out), [wish(1, Urgency::Near, 1)]);
     let out = tell(StoreEvent::SpansRefused { wish: wish(1, Urgency::Near, 1) }, 0);
     assert!(matches!(out[..], [StoreEffect::Created { result: Ok(Placement { segment: 0, .. }), .. }]), "{out:?}");
     // For a while it is known that there is nothing.
-    assert_eq!(asked(&tell(create(2, Some(1)), 9 * MS)), []);
-    assert_eq!(asked(&tell(create(3, Some(1)), 10 * MS)), [wish(1, Urgency::Near, 1)]);
+    assert_eq!(asked(&tell(create(2, 100, Some(1)), 9 * MS)), []);
+    assert_eq!(asked(&tell(create(3, 100, Some(1)), 10 * MS)), [wish(1, Urgency::Near, 1)]);
     let out = tell(StoreEvent::SpansGranted { first: 9, count: 1, urgency: Urgency::Near }, 11 * MS);
     assert!(matches!(out[..], [StoreEffect::Created { result: Ok(Placement { segment: 1, .. }), .. }]), "{out:?}");
 }
