@@ -8,7 +8,7 @@ use prost::Message;
 use tonic::{Code, Status};
 
 /// Flag byte and length, in bytes.
-const PREFIX_BYTES: usize = 5;
+pub const PREFIX_BYTES: usize = 5;
 
 /// Largest message that is sent or taken: Ray 2.60's `max_grpc_message_size`, 512 MiB.
 pub const MAX_MESSAGE_SIZE_BYTES: usize = 512 * 1024 * 1024;
@@ -127,14 +127,9 @@ impl FrameReader {
 
     fn take_message(&mut self) -> Result<Option<Bytes>, Status> {
         let held: &[u8] = if self.partial.is_empty() { &self.chunk } else { &self.partial };
-        let Some(total) = prefix_len(held) else {
+        let Some(total) = expected(held)? else {
             return Ok(None);
         };
-        if held[0] != 0 {
-            let text = "compressed messages are not supported: send them with the identity encoding";
-            return Err(Status::new(Code::Unimplemented, text));
-        }
-        check_size("received", total - PREFIX_BYTES)?;
         if held.len() < total {
             return Ok(None);
         }
@@ -143,6 +138,22 @@ impl FrameReader {
         message.advance(PREFIX_BYTES);
         Ok(Some(message))
     }
+}
+
+/// Prefix and message together, in bytes, once the prefix of the first message in `held` is complete.
+///
+/// # Errors
+/// A compressed message, or one larger than [`MAX_MESSAGE_SIZE_BYTES`].
+pub fn expected(held: &[u8]) -> Result<Option<usize>, Status> {
+    let Some(total) = prefix_len(held) else {
+        return Ok(None);
+    };
+    if held[0] != 0 {
+        let text = "compressed messages are not supported: send them with the identity encoding";
+        return Err(Status::new(Code::Unimplemented, text));
+    }
+    check_size("received", total - PREFIX_BYTES)?;
+    Ok(Some(total))
 }
 
 /// Prefix and message together, in bytes, once the prefix is complete.

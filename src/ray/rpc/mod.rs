@@ -14,7 +14,6 @@ pub mod health;
 pub mod meter;
 pub mod owners;
 pub mod pubsub;
-pub mod ring_stream;
 pub mod router;
 pub mod server;
 pub mod syncer;

@@ -34,9 +34,10 @@ pub const MAX_STREAMS_PER_CONNECTION: u32 = 65_536;
 pub const MAX_CONNECTIONS: usize = 16_384;
 /// Streams that a client may have reset and this side not yet dropped; one that resets faster is cut off.
 const MAX_PENDING_RESETS: usize = 4_096;
-
-const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+/// What a client may send on one call before it has to wait.
+pub const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// What it may send on all calls of a connection together before it has to wait.
+pub const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 const SEND_BUFFER_BYTES: usize = 1024 * 1024;
 const ACCEPT_RETRY_MS: u64 = 50;
 
