@@ -21,8 +21,8 @@ use http::HeaderMap;
 use rustc_hash::FxHashMap;
 use tonic::{Code, Status};
 
-use crate::ray::rpc::frame;
-use crate::ray::rpc::server::{CONNECTION_WINDOW_BYTES, MAX_STREAMS_PER_CONNECTION, STREAM_WINDOW_BYTES};
+use crate::ray::rpc::limits::{CONNECTION_WINDOW_BYTES, MAX_STREAMS_PER_CONNECTION, STREAM_WINDOW_BYTES};
+use crate::ray::rpc::prefix;
 use frames::{flag, kind, setting, ErrorCode, Fault, Frame, FIRST_WINDOW, MAX_FRAME_BYTES, MAX_WINDOW, PREFACE};
 use headers::{Blocks, ReplyHeaders, RequestHead};
 
@@ -420,7 +420,7 @@ impl<H: Clone> Session<H> {
             frames::write_window(&mut self.out, frame.stream, std::mem::take(&mut state.taken));
         }
         // What can't become a message is not waited for.
-        let early = frame::expected(&state.message).and_then(|whole| match whole {
+        let early = prefix::expected(&state.message).and_then(|whole| match whole {
             Some(whole) if state.message.len() > whole => Err(more_than_one()),
             _ => Ok(()),
         });
@@ -540,10 +540,10 @@ fn hand_out<H>(state: &mut Stream<H>, stream: u32, message: Result<Bytes, Status
 
 /// The message in the body of a unary call.
 fn whole_message(body: &[u8]) -> Result<&[u8], Status> {
-    match frame::expected(body)? {
+    match prefix::expected(body)? {
         None if body.is_empty() => Err(Status::new(Code::Internal, "missing message of a unary call")),
         Some(whole) if body.len() > whole => Err(more_than_one()),
-        Some(whole) if body.len() == whole => Ok(&body[frame::PREFIX_BYTES..]),
+        Some(whole) if body.len() == whole => Ok(&body[prefix::PREFIX_BYTES..]),
         _ => Err(Status::new(Code::Internal, "stream ended within a message")),
     }
 }
