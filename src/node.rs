@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use raylet_shard::ids::ShardId;
 use raylet_shard::sched::SchedConfig;
+use raylet_transport::spill::SpillDirectory;
 use tokio::task::LocalSet;
 
 use crate::cli::ray_flags::RayFlags;
@@ -133,6 +134,15 @@ where
 }
 
 /// Limits that a node wants higher. Where they can't be raised, start-up says what is missing.
+/// Removes what a node has spilled, at its end.
+pub fn remove_spilled(directories: Vec<SpillDirectory>) {
+    for directory in directories {
+        if let Err(error) = directory.remove() {
+            tracing::warn!(%error, "spilled objects are left on disk; the next node removes them");
+        }
+    }
+}
+
 fn prepare_limits() {
     if let Err(error) = raylet_tuning::limits::raise_memlock() {
         tracing::debug!(%error, "RLIMIT_MEMLOCK is as it was");
