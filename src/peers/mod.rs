@@ -229,6 +229,7 @@ impl Peers {
             bulk_listeners: vec![settings.listener],
             peers: Some(door.clone()),
             lanes_per_node: transfer::lanes_per_node(settings.lanes, engine.cores.len()),
+            lane_cores: engine.lane_shards.clone(),
             auth: settings.auth,
             tls: None,
             rpc_failure: String::new(),
