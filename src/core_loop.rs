@@ -626,11 +626,14 @@ impl Core {
 
     fn carry_out(self: &Rc<Self>, effect: StoreEffect) {
         match effect {
-            StoreEffect::Aborted { token: SILENT, .. } | StoreEffect::Got { token: SILENT, .. } => {}
+            StoreEffect::Aborted { token: SILENT, .. }
+            | StoreEffect::Got { token: SILENT, .. }
+            | StoreEffect::Kept { token: SILENT, .. } => {}
             StoreEffect::Created { client, token, .. }
             | StoreEffect::Sealed { client, token, .. }
             | StoreEffect::Aborted { client, token, .. }
             | StoreEffect::Got { client, token, .. }
+            | StoreEffect::Kept { keeper: client, token, .. }
             | StoreEffect::Deleted { client, token, .. }
             | StoreEffect::Contained { client, token, .. }
             | StoreEffect::CreditGranted { client, token, .. }
