@@ -14,7 +14,6 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use async_executor::LocalExecutor;
 use futures_lite::future;
 use glommio::io::BufferedFile;
 use raylet_shard::ids::ClientId;
@@ -26,16 +25,24 @@ use crate::bulk::{Lanes, LANE_KEY};
 use crate::core_loop::Core;
 use crate::native::Natives;
 use crate::near::Near;
-use crate::ray::rpc::ring_stream::Pipe;
+use crate::ray::core_rpc::connection::Connection as RpcConnection;
+use crate::ray::core_rpc::CoreRpc;
 use crate::ray::rpc::server::MAX_CONNECTIONS;
 use crate::ray::{plasma_conn, raylet_conn};
 use crate::socket::{ConnectionError, Inbound, Writer};
 
-/// Messages of other threads, or steps of tasks, taken before connections and timers get their turn again.
+/// Messages of other threads taken before connections and timers get their turn again.
 const BATCH: usize = 256;
 
 /// Looks at the rings of native clients between two looks at what other threads sent and at the clock.
 const LOOK_ASIDE_TURNS: u32 = 16;
+
+/// Looks at one read of the eventfd. Each leaves a waker behind in glommio 0.9, which counts the loop's wakers in 16 bits and panics
+/// beyond; so the read is made to come back before.
+const LOOKS_MAX: u32 = 1024;
+
+/// Shortest one. A pause that is over when it is first looked at gives glommio no turn, and the guests none with it.
+const GUEST_TURN: Duration = Duration::from_micros(10);
 
 /// Longest wait in glommio for what only the loop itself can see to.
 const GUEST_PAUSE: Duration = Duration::from_millis(1);
@@ -95,8 +102,8 @@ struct Connection {
     socket: Socket,
     inbound: RefCell<Inbound>,
     writer: Writer,
-    /// hyper's side of a gRPC connection.
-    pipe: Option<Rc<Pipe>>,
+    /// Of a gRPC connection.
+    rpc: Option<Rc<RpcConnection>>,
 }
 
 type Action = Box<dyn FnOnce(&Rc<Core>)>;
@@ -137,51 +144,17 @@ impl Ord for Timer {
 }
 
 /// What a core waits for.
+#[derive(Default)]
 pub struct Io {
     connections: RefCell<FxHashMap<u64, Rc<Connection>>>,
     wishes: Rc<Wishes>,
-    /// gRPC connections that told something in this round, and their pipes; they are received from again once what they asked has
-    /// been looked at.
-    read: RefCell<Vec<(u64, Rc<Pipe>)>>,
+    /// gRPC connections that told something in this round; they are received from again once what they asked has been looked at.
+    read: RefCell<Vec<(u64, Rc<RpcConnection>)>>,
     /// Bounded by what sets them: requests of connections, one each, and the core's own clock.
     timers: RefCell<BinaryHeap<Timer>>,
     timers_set: Cell<u64>,
     guests: Cell<usize>,
     ring: Cell<RingUse>,
-    /// What hyper runs for the gRPC connections; `None` once the core has ended.
-    tasks: RefCell<Option<Rc<LocalExecutor<'static>>>>,
-}
-
-/// Runs hyper's tasks on a core, in its loop.
-#[derive(Clone)]
-pub struct CoreExec(pub Rc<Core>);
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for CoreExec {
-    fn execute(&self, task: F) {
-        let tasks = self.0.io.tasks.borrow().clone();
-        if let Some(tasks) = tasks {
-            tasks
-                .spawn(async move {
-                    task.await;
-                })
-                .detach();
-        }
-    }
-}
-
-impl Default for Io {
-    fn default() -> Self {
-        Self {
-            connections: RefCell::default(),
-            wishes: Rc::default(),
-            read: RefCell::default(),
-            timers: RefCell::default(),
-            timers_set: Cell::new(0),
-            guests: Cell::new(0),
-            ring: Cell::default(),
-            tasks: RefCell::new(Some(Rc::default())),
-        }
-    }
 }
 
 /// How a core's ring is used.
@@ -235,21 +208,25 @@ impl Io {
         let client = core.new_client();
         let (key, stream) = (Requester::local(client), Rc::new(stream));
         let writer = Writer::new(stream.clone(), key, self.wishes.clone());
-        let mut pipe = None;
+        let mut rpc = None;
         match socket {
             Socket::Raylet => core.raylet.add(client, writer.clone()),
             Socket::Plasma => core.plasma.add(client, writer.clone(), near),
             Socket::Rpc if self.connections.borrow().len() >= MAX_CONNECTIONS => {
                 return tracing::warn!(MAX_CONNECTIONS, "too many connections: closing a new one");
             }
-            Socket::Rpc => core.rpc.connect(core, &stream, pipe.insert(Pipe::new(writer.clone())).clone()),
+            Socket::Rpc => match core.rpc.connect(&stream, writer.clone()) {
+                Some(connection) => rpc = Some(connection),
+                // The control thread opens the port on the cores before it listens.
+                None => return tracing::warn!("a gRPC connection came before the port was open: closing it"),
+            },
             Socket::Native if self.connections.borrow().len() >= MAX_CONNECTIONS => {
                 return tracing::warn!(MAX_CONNECTIONS, "too many connections: closing a new one");
             }
             Socket::Native if core.native.connect(client, &stream, near) => {}
             Socket::Native => return,
         }
-        let connection = Connection { client, socket, inbound: RefCell::default(), writer, pipe };
+        let connection = Connection { client, socket, inbound: RefCell::default(), writer, rpc };
         self.connections.borrow_mut().insert(key, Rc::new(connection));
         let how = if socket == Socket::Rpc { Receive::Once } else { Receive::Always };
         self.wishes.0.borrow_mut().push(Wish::Receive(key, stream, how));
@@ -272,7 +249,7 @@ impl Io {
                         return Natives::writable(core, key);
                     }
                     connection.writer.writable();
-                    connection.pipe.iter().for_each(|pipe| pipe.writable());
+                    connection.rpc.iter().for_each(|rpc| rpc.writable());
                 }
             }
         }
@@ -287,9 +264,9 @@ impl Io {
         let Some(connection) = self.connection(key) else {
             return self.wish(Wish::ReceiveAgain(key));
         };
-        if let Some(pipe) = &connection.pipe {
-            self.read.borrow_mut().push((key, pipe.clone()));
-            return pipe.received(bytes);
+        if let Some(rpc) = &connection.rpc {
+            self.read.borrow_mut().push((key, rpc.clone()));
+            return CoreRpc::received(core, rpc, bytes);
         }
         if connection.socket == Socket::Native {
             return Natives::received(core, key, bytes);
@@ -316,7 +293,7 @@ impl Io {
             return;
         };
         connection.writer.shut();
-        connection.pipe.iter().for_each(|pipe| pipe.ended());
+        connection.rpc.iter().for_each(|rpc| rpc.ended());
         match connection.socket {
             Socket::Raylet => raylet_conn::ended(core, connection.client, ended),
             Socket::Plasma => plasma_conn::ended(core, connection.client, ended),
@@ -334,23 +311,10 @@ impl Io {
         !self.wishes.0.borrow().is_empty()
     }
 
-    /// Runs tasks until none can go on, or for a while. True: there may be more.
-    fn run_tasks(&self) -> bool {
-        let Some(tasks) = self.tasks.borrow().clone() else {
-            return false;
-        };
-        for _ in 0..BATCH {
-            if !tasks.try_tick() {
-                return false;
-            }
-        }
-        true
-    }
-
     /// Receives again from the gRPC connections that told something: at once, or after a pause.
     fn receive_again(&self) {
-        for (key, pipe) in self.read.borrow_mut().drain(..) {
-            match pipe.pause() {
+        for (key, rpc) in self.read.borrow_mut().drain(..) {
+            match rpc.pause() {
                 None => self.wish(Wish::ReceiveAgain(key)),
                 Some(pause) => self.after(pause, move |core| core.io.wish(Wish::ReceiveAgain(key))),
             }
@@ -359,11 +323,8 @@ impl Io {
 
     /// Ends everything that is still going on here.
     fn close(&self) {
-        self.run_tasks();
         self.connections.borrow_mut().clear();
         self.timers.borrow_mut().clear();
-        let tasks = self.tasks.borrow_mut().take();
-        drop(tasks);
     }
 
     /// Does what is due.
@@ -406,17 +367,17 @@ pub async fn run(core: &Rc<Core>, mut ring: CoreRing, inbox: flume::Receiver<ToC
             }
         }
         core.io.run_timers(core);
-        let has_tasks = core.io.run_tasks();
+        core.rpc.end_round(core);
         core.io.receive_again();
         Natives::after_batch(core);
         core.io.wishes.begin(&mut ring);
-        let mut until = if has_tasks { Some(Instant::now()) } else { core.io.next_timer() };
         let has_guests = core.io.guests.get() > 0;
-        if core.native.is_awake() && !look_at_rings(core, &mut ring, &inbox, until, has_guests) {
-            // Something else wants the core; nothing is waited for.
-            until = Some(Instant::now());
-        }
+        // Where something else wants the core, nothing is waited for.
+        let wanted =
+            core.native.is_awake() && !look_at_rings(core, &mut ring, &inbox, core.io.next_timer(), has_guests);
+        core.rpc.end_round(core);
         core.io.wishes.begin(&mut ring);
+        let until = if wanted { Some(Instant::now()) } else { core.io.next_timer() };
         let waited = match has_guests {
             false => ring.wait(until, || !inbox.is_empty()),
             true => among_guests.wait(&mut ring, until, || !inbox.is_empty()).await,
@@ -471,12 +432,14 @@ struct AmongGuests {
     event: OwnedFd,
     /// A read of the eventfd that has not come back; one at a time, because each takes what it finds.
     signalled: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    /// How often it was looked at.
+    looks: u32,
 }
 
 impl AmongGuests {
     fn new() -> std::io::Result<Self> {
         let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
-        Ok(Self { event, signalled: None })
+        Ok(Self { event, signalled: None, looks: 0 })
     }
 
     async fn wait(
@@ -489,9 +452,13 @@ impl AmongGuests {
             Some(signalled) => signalled,
             none => none.insert(Box::pin(read_event(self.event.try_clone()?))),
         };
+        self.looks += 1;
+        if self.looks.is_multiple_of(LOOKS_MAX) {
+            rustix::io::write(&self.event, &1u64.to_ne_bytes())?;
+        }
         let wait = ring.begin_wait_on(&self.event, ready)?;
         let pause = until.map_or(GUEST_PAUSE, |until| until.saturating_duration_since(Instant::now()).min(GUEST_PAUSE));
-        let pause = if wait { pause } else { Duration::ZERO };
+        let pause = if wait { pause.max(GUEST_TURN) } else { GUEST_TURN };
         let woken = async {
             signalled.as_mut().await;
             true
@@ -514,4 +481,23 @@ async fn read_event(event: OwnedFd) {
     // What it says is only that something happened; the ring tells what.
     let _ = file.read_at(0, 8).await;
     let _ = file.close().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_core_waits_among_guests_as_often_as_it_likes() {
+        let executor = glommio::LocalExecutorBuilder::default().spawn(|| async {
+            let mut ring = CoreRing::new(raylet_transport::uring::Doorbell::new().unwrap()).unwrap();
+            let mut among_guests = AmongGuests::new().unwrap();
+            // More than glommio has numbers for wakers of one task.
+            for _ in 0..40_000 {
+                among_guests.wait(&mut ring, Some(Instant::now()), || false).await.unwrap();
+                ring.reap(|_| {});
+            }
+        });
+        executor.unwrap().join().unwrap();
+    }
 }
