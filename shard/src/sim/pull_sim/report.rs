@@ -29,6 +29,12 @@ pub struct Report {
     pub landed: u64,
     /// Lanes that broke.
     pub broken: u64,
+    /// Nodes that were sent to another one that was being sent the object.
+    pub elsewhere: u64,
+    /// Chunks that were sent on before all of their object was there.
+    pub relayed: u64,
+    /// Objects that were given up while they were being sent on.
+    pub recalled: u64,
 }
 
 impl Report {
@@ -47,6 +53,9 @@ impl Report {
             died,
             landed,
             broken,
+            elsewhere,
+            relayed,
+            recalled,
         } = other;
         self.steps += steps;
         self.worlds += worlds;
@@ -61,5 +70,8 @@ impl Report {
         self.died += died;
         self.landed += landed;
         self.broken += broken;
+        self.elsewhere += elsewhere;
+        self.relayed += relayed;
+        self.recalled += recalled;
     }
 }

@@ -102,6 +102,24 @@ impl World {
                 }
             }
         }
+        self.wish_for(node, kind, objects)
+    }
+
+    /// All nodes want one object at once.
+    pub(super) fn broadcast(&mut self) -> Result<(), String> {
+        let Some(object) = self.some_object() else {
+            return Ok(());
+        };
+        for node in (0..self.nodes.len()).filter(|n| self.nodes[*n].alive).collect::<Vec<_>>() {
+            if self.objects[&object].size <= self.nodes[node].store.capacity / 2 {
+                let here = self.nodes[node].store.has(&object);
+                self.wish_for(node, Kind::Get, BTreeMap::from([(object, here)]))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn wish_for(&mut self, node: usize, kind: Kind, objects: BTreeMap<ObjectId, bool>) -> Result<(), String> {
         if objects.is_empty() || self.nodes[node].wishes.len() > 6 {
             return Ok(());
         }
@@ -158,7 +176,7 @@ impl World {
     pub(super) fn let_go(&mut self, node: usize) -> Result<(), String> {
         let Node { store, pushes, .. } = &mut self.nodes[node];
         for (object, copy) in &mut store.copies {
-            copy.users = u32::from(pushes.contains_key(object));
+            copy.users = u32::from(copy.sealed && pushes.contains_key(object));
         }
         self.serve(node)
     }
