@@ -9,8 +9,7 @@ impl World {
     pub(super) fn make(&mut self, node: usize) -> Result<(), String> {
         let capacity = self.nodes[node].store.capacity;
         let size = 1 + self.rng.below(capacity / 4);
-        let queued: u64 = self.nodes[node].store.queue.iter().filter(|c| c.token.is_none()).map(|c| c.size).sum();
-        if self.objects.len() as u64 >= OBJECTS || self.nodes[node].store.pinned() + queued + size > capacity / 2 {
+        if self.objects.len() as u64 >= OBJECTS || self.nodes[node].store.promised() + size > capacity / 2 {
             return Ok(());
         }
         let number = self.number();
@@ -76,7 +75,7 @@ impl World {
             let node = self.alive();
             let size = self.objects[&object].size;
             let store = &self.nodes[node].store;
-            if store.copies.contains_key(&object) || store.pinned() + size > store.capacity / 2 {
+            if store.copies.contains_key(&object) || store.promised() + size > store.capacity / 2 {
                 continue;
             }
             if let Some(known) = self.objects.get_mut(&object) {
