@@ -84,6 +84,8 @@ pub(super) struct Bulk {
     landing: FxHashMap<u64, LaneId>,
     /// Objects that were asked for by a lane, and whom.
     asked: FxHashMap<ObjectId, NodeId>,
+    /// Objects that were asked for and are to come from elsewhere: from the node that was named, the first time.
+    detours: FxHashMap<ObjectId, Option<NodeId>>,
     numbers: u64,
 }
 
@@ -170,6 +172,11 @@ impl Transfer {
             Some(Source::Open { lanes }) => {
                 let lane = lane_of(lanes, &object);
                 bulk.asked.insert(object, node);
+                let came_to_nothing = bulk.detours.get(&object).is_some_and(|named| *named != Some(node));
+                let want = if came_to_nothing { Kind::WantFromYou } else { want };
+                if came_to_nothing {
+                    bulk.detours.remove(&object);
+                }
                 drop(bulk);
                 lane.into_iter().for_each(|lane| self.tell_lane(lane, LaneTell::Say(about(want, object))));
                 return true;
@@ -185,7 +192,9 @@ impl Transfer {
 
     /// An object is not asked for any more.
     pub(super) fn asked_no_more(&self, object: &ObjectId) {
-        self.bulk.borrow_mut().asked.remove(object);
+        let mut bulk = self.bulk.borrow_mut();
+        bulk.asked.remove(object);
+        bulk.detours.remove(object);
     }
 
     async fn connect(self: Rc<Self>, node: NodeId, address: String, session: u64) {
@@ -335,7 +344,8 @@ impl Transfer {
         let object = ObjectId(frame.object.0);
         match frame.kind {
             Kind::Want | Kind::WantFromYou | Kind::WantIfThere => {
-                if let Err(status) = self.wanted_by(node, object, frame.kind != Kind::WantIfThere) {
+                let (patient, direct) = (frame.kind != Kind::WantIfThere, frame.kind == Kind::WantFromYou);
+                if let Err(status) = self.wanted_by(node, object, patient, direct) {
                     tracing::debug!(%node, %object, error = status.message(), "a node can't be served");
                     self.say_gone(&node, object);
                 }
@@ -343,7 +353,14 @@ impl Transfer {
             Kind::Accept => self.accepted(node, object, frame.push),
             Kind::Stop => self.declined(node, object),
             Kind::Offer => self.receive(ReceiveEvent::Offered { head: head(frame, node) }),
-            Kind::Gone | Kind::Elsewhere => self.tell(TransferNews::Failed { object, from: node }),
+            Kind::Gone => self.tell(TransferNews::Failed { object, from: node }),
+            Kind::Elsewhere => {
+                let to = NodeId(frame.node.0);
+                let detours = &mut self.bulk.borrow_mut().detours;
+                let named = if detours.contains_key(&object) { None } else { Some(to) };
+                detours.insert(object, named);
+                self.tell(TransferNews::Elsewhere { object, from: node, to });
+            }
             Kind::Chunk | Kind::Whole => {}
         }
     }
@@ -431,6 +448,13 @@ impl Transfer {
     pub(super) fn say_gone(&self, node: &NodeId, object: ObjectId) {
         if let Some(lane) = self.lane_to_taker(node, &object) {
             self.tell_lane(lane, LaneTell::Say(about(Kind::Gone, object)));
+        }
+    }
+
+    /// Sends a node that fetches by lanes to another one.
+    pub(super) fn say_elsewhere(&self, node: &NodeId, object: ObjectId, to: NodeId) {
+        if let Some(lane) = self.lane_to_taker(node, &object) {
+            self.tell_lane(lane, LaneTell::Say(Frame { node: wire::NodeId(to.0), ..about(Kind::Elsewhere, object) }));
         }
     }
 

@@ -10,6 +10,7 @@
 mod bulk;
 mod greet;
 mod receive;
+mod relay;
 mod send;
 mod service;
 #[cfg(test)]
@@ -149,6 +150,15 @@ pub enum TransferNews {
         object: ObjectId,
         /// Who was asked.
         from: NodeId,
+    },
+    /// A node that was asked names another one, which will send the object while it still receives it.
+    Elsewhere {
+        /// The object.
+        object: ObjectId,
+        /// Who was asked.
+        from: NodeId,
+        /// Whom to ask.
+        to: NodeId,
     },
     /// The store has no room for the object.
     NoRoom {
@@ -333,6 +343,7 @@ impl Transfer {
                 }
                 self.bulk_gone(&node);
                 self.push_no_more(node);
+                self.named_no_more(&node);
             }
             ToTransfer::Owner(owner) => {
                 if let Some(worker) = WorkerId::from_slice(&owner.worker_id) {

@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 use tonic::Status;
 
 use super::bulk::UNOFFERED_MAX_BYTES;
+use super::relay::Spreading;
 use super::{sender, Transfer};
 use crate::ray::proto::{Address, PushReply, PushRequest};
 use crate::ray::rpc::client::Channel;
@@ -40,30 +41,46 @@ const DATA_FIELD: u32 = 8;
 /// What is being sent.
 pub(super) struct Sending {
     machine: Sender,
-    served: FxHashMap<ObjectId, Served>,
-    tokens: u64,
+    pub(super) served: FxHashMap<ObjectId, Served>,
+    pub(super) tokens: u64,
+    pub(super) spreading: Spreading,
 }
 
 /// An object that somebody asked for.
-struct Served {
+pub(super) struct Served {
     /// Of the get, while the object is not here.
-    token: u64,
+    pub(super) token: u64,
     /// The get waits for the object to be here.
     patient: bool,
     /// Where it lies, once a reference is held.
-    here: Option<Here>,
+    pub(super) here: Option<Here>,
     /// Nodes that wait for it to be here.
-    waiting: SmallVec<[NodeId; 2]>,
+    pub(super) waiting: SmallVec<[NodeId; 2]>,
     /// Nodes that it is under way to.
     pushes: SmallVec<[NodeId; 2]>,
     /// Nodes that it was offered to by the bulk port.
-    offers: SmallVec<[NodeId; 2]>,
+    pub(super) offers: SmallVec<[NodeId; 2]>,
+    /// It is sent on while it is still being received.
+    pub(super) relay: Option<Relay>,
+}
+
+/// How far an object is that is sent on while it is being received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Relay {
+    /// Its memory is lent by the receiver.
+    Lent,
+    /// As before, and the receiver wants it back.
+    Recalled,
+    /// As before, and nobody else knows of it any more: it is aborted then.
+    Abandoned,
+    /// It is sealed, and a reference of the store is held.
+    Sealed,
 }
 
 impl Served {
     fn new(token: u64, patient: bool, node: NodeId) -> Self {
         let (pushes, offers) = Default::default();
-        Self { token, patient, here: None, waiting: SmallVec::from_slice(&[node]), pushes, offers }
+        Self { token, patient, here: None, waiting: SmallVec::from_slice(&[node]), pushes, offers, relay: None }
     }
 
     /// Nobody gets it any more, so that its reference can go.
@@ -81,6 +98,11 @@ pub(super) struct Here {
 }
 
 impl Here {
+    /// A copy, under a push number of its own.
+    pub(super) fn new(place: Placement, owner: Address) -> Self {
+        Self { place, owner, push_id: Bytes::copy_from_slice(&rand::random::<[u8; 28]>()) }
+    }
+
     /// Size of the data, and of the metadata behind them.
     pub(super) fn total_bytes(&self) -> u64 {
         self.place.data_bytes + self.place.metadata_bytes
@@ -101,13 +123,20 @@ impl Here {
 impl Sending {
     pub(super) fn new(chunks_max: usize) -> Self {
         let machine = Sender::new(CHUNKS_PER_NODE_MAX, chunks_max);
-        Self { machine, served: FxHashMap::default(), tokens: 0 }
+        Self { machine, served: FxHashMap::default(), tokens: 0, spreading: Spreading::default() }
     }
 }
 
 impl Transfer {
     /// A node wants an object. One that is not here is waited for if the node is `patient`, as in Ray: it may be on its way to here.
-    pub(super) fn wanted_by(self: &Rc<Self>, node: NodeId, object: ObjectId, patient: bool) -> Result<(), Status> {
+    /// `direct`: it was sent to another node before, which came to nothing.
+    pub(super) fn wanted_by(
+        self: &Rc<Self>,
+        node: NodeId,
+        object: ObjectId,
+        patient: bool,
+        direct: bool,
+    ) -> Result<(), Status> {
         let mut in_vain: SmallVec<[NodeId; 2]> = SmallVec::new();
         let token = {
             let mut sending = self.sending.borrow_mut();
@@ -116,7 +145,7 @@ impl Transfer {
             match sending.served.get_mut(&object) {
                 Some(served) if served.here.is_some() => {
                     drop(sending);
-                    self.push_to(node, object);
+                    self.push_to(node, object, direct);
                     return Ok(());
                 }
                 Some(served) if served.patient && !patient => {
@@ -146,6 +175,7 @@ impl Transfer {
         if !patient {
             return Ok(());
         }
+        self.lend_to_waiting(object);
         let transfer = self.clone();
         let patience = self.push_timeout;
         tokio::task::spawn_local(async move {
@@ -175,8 +205,7 @@ impl Transfer {
             let served = served.filter(|served| served.token == token && served.here.is_none());
             match (served, place) {
                 (Some(served), Some(place)) => {
-                    let push_id = Bytes::copy_from_slice(&rand::random::<[u8; 28]>());
-                    served.here = Some(Here { place, owner: self.address_of(owner), push_id });
+                    served.here = Some(Here::new(place, self.address_of(owner)));
                 }
                 (Some(served), None) => {
                     let waiting = std::mem::take(&mut served.waiting);
@@ -194,38 +223,50 @@ impl Transfer {
         }
         // One that still waits keeps the object here.
         while let Some(node) = self.next_waiting(&object) {
-            self.push_to(node, object);
+            self.push_to(node, object, false);
             self.strike_waiting(&object, &node);
         }
         self.release_if_over(object);
     }
 
-    fn next_waiting(&self, object: &ObjectId) -> Option<NodeId> {
+    pub(super) fn next_waiting(&self, object: &ObjectId) -> Option<NodeId> {
         self.sending.borrow().served.get(object).and_then(|served| served.waiting.first().copied())
     }
 
-    fn strike_waiting(&self, object: &ObjectId, node: &NodeId) {
+    pub(super) fn strike_waiting(&self, object: &ObjectId, node: &NodeId) {
         if let Some(served) = self.sending.borrow_mut().served.get_mut(object) {
             served.waiting.retain(|waiting| waiting != node);
         }
     }
 
-    fn address_of(&self, owner: WorkerId) -> Address {
+    pub(super) fn address_of(&self, owner: WorkerId) -> Address {
         let known = self.owners.borrow().get(&owner).cloned();
         known.unwrap_or_else(|| Address { worker_id: id(owner.as_bytes()), ..Address::default() })
     }
 
-    /// Sends what is here the way that the node has.
-    fn push_to(self: &Rc<Self>, node: NodeId, object: ObjectId) {
-        let here = self.sending.borrow().served.get(&object).and_then(|served| served.here.clone());
+    /// Sends what is here the way that the node has, or has another one send it.
+    pub(super) fn push_to(self: &Rc<Self>, node: NodeId, object: ObjectId, direct: bool) {
+        let (here, relay) = match self.sending.borrow().served.get(&object) {
+            Some(served) => (served.here.clone(), served.relay),
+            None => return,
+        };
         let Some(here) = here.filter(|_| self.has_taker(&node)) else {
             return self.push_chunks(node, object);
         };
-        if self.send_whole(&node, object, &here) {
-            return self.release_if_over(object);
+        if matches!(relay, Some(Relay::Recalled | Relay::Abandoned)) {
+            return self.say_gone(&node, object);
         }
-        if here.total_bytes() <= UNOFFERED_MAX_BYTES.min(self.chunk_bytes) {
-            return self.push_chunks(node, object);
+        if relay.is_none() {
+            if self.send_whole(&node, object, &here) {
+                return self.release_if_over(object);
+            }
+            if here.total_bytes() <= UNOFFERED_MAX_BYTES.min(self.chunk_bytes) {
+                return self.push_chunks(node, object);
+            }
+        }
+        if let Some(other) = self.serves_instead(node, object, &here, direct) {
+            self.say_elsewhere(&node, object, other);
+            return self.release_if_over(object);
         }
         if self.offer(&node, object, &here) {
             let mut sending = self.sending.borrow_mut();
@@ -260,6 +301,7 @@ impl Transfer {
             served.offers.retain(|offer| *offer != node);
             served.waiting.retain(|waiting| *waiting != node);
         }
+        self.served_no_more(&node, &object, false);
         self.send(SendEvent::Cancel { node, object });
         self.release_if_over(object);
     }
@@ -291,10 +333,13 @@ impl Transfer {
                 over.push(*object);
             }
         }
-        over.into_iter().for_each(|object| self.release_if_over(object));
+        for object in over {
+            self.served_no_more(&node, &object, true);
+            self.release_if_over(object);
+        }
     }
 
-    fn send(self: &Rc<Self>, event: SendEvent) {
+    pub(super) fn send(self: &Rc<Self>, event: SendEvent) {
         let mut effects = Vec::new();
         self.sending.borrow_mut().machine.handle(event, &mut effects);
         for effect in effects {
@@ -306,12 +351,15 @@ impl Transfer {
                         transfer.send(SendEvent::Sent { node, object, ok });
                     });
                 }
+                SendEffect::Withdrawn { node, object } => self.say_gone(&node, object),
+                SendEffect::Returned { object } => self.returned(object),
                 SendEffect::Finished { node, object } => self.finished(node, object),
             }
         }
     }
 
-    fn finished(&self, node: NodeId, object: ObjectId) {
+    fn finished(self: &Rc<Self>, node: NodeId, object: ObjectId) {
+        self.served_no_more(&node, &object, true);
         let mut sending = self.sending.borrow_mut();
         if let Some(served) = sending.served.get_mut(&object) {
             served.pushes.retain(|push| *push != node);
@@ -320,13 +368,19 @@ impl Transfer {
         self.release_if_over(object);
     }
 
-    fn release_if_over(&self, object: ObjectId) {
+    pub(super) fn release_if_over(self: &Rc<Self>, object: ObjectId) {
         let mut sending = self.sending.borrow_mut();
-        if sending.served.get(&object).is_some_and(Served::is_over) {
-            sending.served.remove(&object);
+        let Some(served) = sending.served.get(&object).filter(|served| served.is_over()) else {
+            return;
+        };
+        if served.relay.is_some() {
             drop(sending);
-            self.store(object, StoreEvent::Release { client: sender(), id: object });
+            // Its reference goes when nothing is read of it: `returned`.
+            return self.send(SendEvent::GiveUp { object });
         }
+        sending.served.remove(&object);
+        drop(sending);
+        self.store(object, StoreEvent::Release { client: sender(), id: object });
     }
 
     /// Sends one chunk. False: the node gets no more of the object now.

@@ -185,7 +185,13 @@ impl World {
         }
     }
 
-    pub(super) fn wanted_on_a_lane(&mut self, holder: usize, asker: usize, object: ObjectId, direct: bool) -> Result<(), String> {
+    pub(super) fn wanted_on_a_lane(
+        &mut self,
+        holder: usize,
+        asker: usize,
+        object: ObjectId,
+        direct: bool,
+    ) -> Result<(), String> {
         let now = self.now;
         let node = &mut self.nodes[holder];
         if !node.store.has(&object) && !node.receiver.is_expected(&object) {

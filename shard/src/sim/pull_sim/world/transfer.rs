@@ -87,7 +87,9 @@ impl World {
             ReceiveEffect::Recall { object } => self.recall(node, object)?,
             ReceiveEffect::Land { ticket, object, offset_bytes } => self.land(node, ticket, object, offset_bytes)?,
             ReceiveEffect::Hold { ticket, object } => self.hold_on_lane(node, ticket, object),
-            ReceiveEffect::AskAgain { object, from } => self.say(node, node_of(from), Up::Want { object, direct: true }),
+            ReceiveEffect::AskAgain { object, from } => {
+                self.say(node, node_of(from), Up::Want { object, direct: true })
+            }
             ReceiveEffect::Progress { object, from } => news.push(PullEvent::Progress { object, from }),
             ReceiveEffect::Lost { object, from } => news.push(PullEvent::Failed { object, from }),
             ReceiveEffect::NoRoom { object } => {
