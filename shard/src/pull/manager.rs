@@ -74,6 +74,8 @@ pub struct PullStats {
     pub units: usize,
     /// Of these, being fetched.
     pub fetching: usize,
+    /// Units that could be fetched and wait for room.
+    pub waiting: usize,
     /// Bytes that objects on their way will take.
     pub promised_bytes: u64,
     /// Times that an object was asked for again.
@@ -163,6 +165,7 @@ impl PullManager {
             asked: self.asked,
             units: self.queues.len(),
             fetching: self.queues.fetching(),
+            waiting: self.queues.waiting(),
             promised_bytes: self.promised_bytes,
             repeated: self.repeated,
         }

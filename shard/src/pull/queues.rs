@@ -143,6 +143,11 @@ impl Queues {
         self.fetching
     }
 
+    /// How many units could be active, and are not.
+    pub(super) fn waiting(&self) -> usize {
+        self.lines.iter().map(|line| line.ready.len()).sum()
+    }
+
     /// How many units there are.
     pub(super) fn len(&self) -> usize {
         self.units.len()

@@ -150,6 +150,19 @@ fn arguments_fit_the_room_and_the_first_is_fetched_whatever_room_there_is() {
 }
 
 #[test]
+fn units_that_wait_for_room_are_counted() {
+    let mut manager = manager(10);
+    want(&mut manager, 1, Kind::Arguments, &[1]);
+    want(&mut manager, 2, Kind::Arguments, &[2]);
+    assert_eq!(manager.stats().waiting, 0, "nobody has them yet");
+    located(&mut manager, 0, 1, 10, &[A]);
+    located(&mut manager, 0, 2, 10, &[A]);
+    assert_eq!((manager.stats().fetching, manager.stats().waiting), (1, 1));
+    tell(&mut manager, 0, PullEvent::Unwant { wish: 1 });
+    assert_eq!((manager.stats().fetching, manager.stats().waiting), (1, 0));
+}
+
+#[test]
 fn a_get_takes_the_room_of_arguments() {
     let mut manager = manager(100);
     want(&mut manager, 1, Kind::Arguments, &[1]);

@@ -41,6 +41,8 @@ pub struct Pulls {
     capacity_bytes: u64,
     started: Instant,
     ticking: bool,
+    /// What others were told last: whether pulls wait for room.
+    told_waiting: bool,
     /// Wishes of which the cores say what is here.
     looks: FxHashMap<Token, (WishId, usize)>,
     looking: FxHashMap<WishId, Look>,
@@ -71,6 +73,7 @@ impl Pulls {
             capacity_bytes,
             started: Instant::now(),
             ticking: false,
+            told_waiting: false,
             looks: FxHashMap::default(),
             looking: FxHashMap::default(),
         }
@@ -266,6 +269,10 @@ impl Control {
             self.pulled(room);
             self.pulled(PullEvent::Tick);
             let mut pulls = self.pulls.borrow_mut();
+            let waiting = pulls.stats().waiting > 0;
+            if std::mem::replace(&mut pulls.told_waiting, waiting) != waiting {
+                self.mark_resources_changed();
+            }
             if !pulls.manager.is_wanting() {
                 pulls.ticking = false;
                 return;

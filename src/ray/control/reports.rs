@@ -148,7 +148,7 @@ impl Control {
         proto::syncer::ResourceViewSyncMessage {
             resources_available: data.resources_available,
             resources_total: data.resources_total,
-            object_pulls_queued: false,
+            object_pulls_queued: self.pull_stats().waiting > 0,
             idle_duration_ms: data.idle_duration_ms,
             is_draining: data.is_draining,
             draining_deadline_timestamp_ms: data.draining_deadline_timestamp_ms,
