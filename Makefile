@@ -5,13 +5,16 @@ BIN := target/release/raylet-uring
 CARGO ?= cargo
 # What `make fuzz` gives to each target.
 FUZZ_SECONDS ?= 60
+# What `make sim-nightly` plays: the first seed, and steps of each simulator.
+SIM_SEED ?= $(shell date +%Y%m%d)000
+SIM_STEPS ?= 100000000
 # Passed on to pytest, such as PYTEST="-k fairness".
 PYTEST ?=
 
 export RAYLET_TEST_PYTHON := $(abspath $(PY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build attach detach run test lint test-rust test-ray test-ray-stock package test-package test-otel test-netns test-shuffle fuzz bench-ray bench-native bench-scaling miri clean
+.PHONY: help setup build attach detach run test lint test-rust test-ray test-ray-stock package test-package test-otel test-netns test-shuffle sim-nightly fuzz bench-ray bench-native bench-scaling miri clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -67,6 +70,10 @@ test-netns: attach ## three hosts in network namespaces, and cables that are pul
 
 test-shuffle: attach ## Ray Data shuffles 2 GiB through a store of 512 MiB (minutes; not part of `make test`, which shuffles less)
 	RAYLET_UNDER_TEST=ours RAYLET_SHUFFLE_MIB=2048 $(PY) -m pytest tests/ray/test_data_shuffle.py $(PYTEST)
+
+sim-nightly: setup ## the simulators for SIM_STEPS steps each (100 million) from SIM_SEED on (the day's date): hours; not part of `make test`
+	@echo "simulators: seed $(SIM_SEED), $(SIM_STEPS) steps each; again with SIM_SEED=$(SIM_SEED) SIM_STEPS=$(SIM_STEPS)"
+	RAYLET_SIM_SEED=$(SIM_SEED) RAYLET_SIM_STEPS=$(SIM_STEPS) $(CARGO) test --locked --release --no-fail-fast -p raylet-shard --test sim_store --test sim_sched --test sim_cluster --test sim_pull -- --nocapture
 
 fuzz: setup ## fuzz the socket protocols, FUZZ_SECONDS each (needs rustup)
 	@./scripts/fuzz_tools.sh

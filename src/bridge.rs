@@ -25,7 +25,9 @@ use crate::bulk::{LaneId, LaneTell};
 use crate::core_io::RingUse;
 use crate::native::control::{NativeAsk, NativeTell};
 use crate::native::NativePeer;
+use crate::near::Near;
 use crate::observe::histogram::Snapshot;
+use crate::peers::PeerAsk;
 use crate::ray::core_rpc::desk::{Card, Lesson, StayRule};
 use crate::ray::core_rpc::RpcSettings;
 use crate::ray::messages::ClientMessage;
@@ -189,6 +191,8 @@ pub enum ToCore {
         socket: Socket,
         /// The connection.
         stream: OwnedFd,
+        /// Where its client is.
+        near: Near,
     },
     /// For the core's object table.
     Store(StoreEvent),
@@ -353,6 +357,17 @@ pub enum ToControl {
         /// Here and sealed.
         has: bool,
     },
+    /// What a core wants of this node's peers.
+    Peers(PeerAsk),
+    /// An object is here that the control thread waited for, and it has a reference on it.
+    Found {
+        /// The control thread's token.
+        token: Token,
+        /// The object.
+        object: ObjectId,
+        /// Size of its data and metadata; `None`: it is not here, and can't be waited for.
+        size_bytes: Option<u64>,
+    },
     /// Objects that came and went on a core.
     Seen(Vec<Sighting>),
     /// Something for one of Ray's IO workers.
@@ -397,6 +412,8 @@ pub struct CoreReport {
     pub restoring: Tally,
     /// Bytes of each segment that objects of this shard have touched.
     pub touched_bytes: Vec<u64>,
+    /// Bytes of each segment that objects of this shard take, padding included.
+    pub allocated_bytes: Vec<u64>,
     /// Its leases, workers and resources.
     pub sched: SchedReport,
     /// Sizes of the objects that were ever sealed on it, by source.

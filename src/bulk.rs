@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use raylet_transport::bulk::frame::Frame;
 use raylet_transport::bulk::lane::{LaneError, Piece, Place, Reader, Step, Writer};
-use raylet_transport::uring::{FileOperation, FileResult};
+use raylet_transport::uring::{FileOperation, FileResult, IoMemory, PageBuffer};
 use raylet_tuning::Segment;
 use rustc_hash::FxHashMap;
 use rustix::net::Shutdown;
@@ -27,6 +27,24 @@ pub type LaneId = u64;
 
 /// Marks the keys of lanes' operations among those of the core's ring; the disk's have it not.
 pub const LANE_KEY: u64 = 1 << 63;
+
+/// What a chunk that is sent lies in.
+#[derive(Debug)]
+pub enum ChunkMemory {
+    /// The object store.
+    Store(Arc<Segment>),
+    /// A buffer that it was read to from a file.
+    Buffer(Arc<PageBuffer>),
+}
+
+impl ChunkMemory {
+    fn for_kernel(self) -> Rc<dyn IoMemory> {
+        match self {
+            Self::Store(segment) => Rc::new(ArenaMemory(segment)),
+            Self::Buffer(buffer) => Rc::new(buffer),
+        }
+    }
+}
 
 /// To the core of a lane.
 #[derive(Debug)]
@@ -49,7 +67,7 @@ pub enum LaneTell {
         /// What stands in front of it.
         frame: Frame,
         /// What it lies in.
-        segment: Arc<Segment>,
+        memory: ChunkMemory,
         /// From which byte of it on.
         offset: u64,
     },
@@ -112,8 +130,8 @@ impl Lanes {
                 LaneTell::Open { .. } => {}
                 LaneTell::Say(frame) => lane.writer.say(frame),
                 LaneTell::SendWhole(frame, bytes) => lane.writer.send_whole(frame, bytes),
-                LaneTell::SendChunk { ticket, frame, segment, offset } => {
-                    let memory = Rc::new(ArenaMemory(segment));
+                LaneTell::SendChunk { ticket, frame, memory, offset } => {
+                    let memory = memory.for_kernel();
                     lane.writer.send_chunk(ticket, frame, Place { memory, offset });
                 }
                 LaneTell::Place(place) => lane

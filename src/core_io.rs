@@ -18,13 +18,14 @@ use async_executor::LocalExecutor;
 use futures_lite::future;
 use glommio::io::BufferedFile;
 use raylet_shard::ids::ClientId;
-use raylet_transport::uring::{Completion, CoreRing, FileOperation};
+use raylet_transport::uring::{Completion, CoreRing, FileOperation, Receive};
 use rustc_hash::FxHashMap;
 
 use crate::bridge::{Requester, Socket, ToCore};
 use crate::bulk::{Lanes, LANE_KEY};
 use crate::core_loop::Core;
 use crate::native::Natives;
+use crate::near::Near;
 use crate::ray::rpc::ring_stream::Pipe;
 use crate::ray::rpc::server::MAX_CONNECTIONS;
 use crate::ray::{plasma_conn, raylet_conn};
@@ -43,7 +44,9 @@ const GUEST_PAUSE: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub enum Wish {
     /// Receive from a socket under a key.
-    Receive(u64, Rc<OwnedFd>),
+    Receive(u64, Rc<OwnedFd>, Receive),
+    /// Go on receiving from a socket that is received from once.
+    ReceiveAgain(u64),
     /// Tell when the socket of this key has room.
     TellWritable(u64),
     /// Tell when this bell of a native client is rung.
@@ -74,7 +77,8 @@ impl Wishes {
     fn begin(&self, ring: &mut CoreRing) {
         for wish in self.0.borrow_mut().drain(..) {
             match wish {
-                Wish::Receive(key, socket) => ring.receive(key, socket),
+                Wish::Receive(key, socket, how) => ring.receive(key, socket, how),
+                Wish::ReceiveAgain(key) => ring.receive_again(key),
                 Wish::TellWritable(key) => ring.tell_writable(key),
                 Wish::WatchBell(key, bell) => ring.watch_bell(key, bell),
                 Wish::RingBell(key, bell) => ring.ring_bell(key, bell),
@@ -136,6 +140,9 @@ impl Ord for Timer {
 pub struct Io {
     connections: RefCell<FxHashMap<u64, Rc<Connection>>>,
     wishes: Rc<Wishes>,
+    /// gRPC connections that told something in this round, and their pipes; they are received from again once what they asked has
+    /// been looked at.
+    read: RefCell<Vec<(u64, Rc<Pipe>)>>,
     /// Bounded by what sets them: requests of connections, one each, and the core's own clock.
     timers: RefCell<BinaryHeap<Timer>>,
     timers_set: Cell<u64>,
@@ -167,6 +174,7 @@ impl Default for Io {
         Self {
             connections: RefCell::default(),
             wishes: Rc::default(),
+            read: RefCell::default(),
             timers: RefCell::default(),
             timers_set: Cell::new(0),
             guests: Cell::new(0),
@@ -223,14 +231,14 @@ impl Io {
     }
 
     /// Serves a new connection.
-    pub fn serve(&self, core: &Rc<Core>, socket: Socket, stream: OwnedFd) {
+    pub fn serve(&self, core: &Rc<Core>, socket: Socket, stream: OwnedFd, near: Near) {
         let client = core.new_client();
         let (key, stream) = (Requester::local(client), Rc::new(stream));
         let writer = Writer::new(stream.clone(), key, self.wishes.clone());
         let mut pipe = None;
         match socket {
             Socket::Raylet => core.raylet.add(client, writer.clone()),
-            Socket::Plasma => core.plasma.add(client, writer.clone()),
+            Socket::Plasma => core.plasma.add(client, writer.clone(), near),
             Socket::Rpc if self.connections.borrow().len() >= MAX_CONNECTIONS => {
                 return tracing::warn!(MAX_CONNECTIONS, "too many connections: closing a new one");
             }
@@ -238,12 +246,13 @@ impl Io {
             Socket::Native if self.connections.borrow().len() >= MAX_CONNECTIONS => {
                 return tracing::warn!(MAX_CONNECTIONS, "too many connections: closing a new one");
             }
-            Socket::Native if core.native.connect(client, &stream) => {}
+            Socket::Native if core.native.connect(client, &stream, near) => {}
             Socket::Native => return,
         }
         let connection = Connection { client, socket, inbound: RefCell::default(), writer, pipe };
         self.connections.borrow_mut().insert(key, Rc::new(connection));
-        self.wishes.0.borrow_mut().push(Wish::Receive(key, stream));
+        let how = if socket == Socket::Rpc { Receive::Once } else { Receive::Always };
+        self.wishes.0.borrow_mut().push(Wish::Receive(key, stream, how));
     }
 
     fn completed(&self, core: &Rc<Core>, completion: Completion<'_>) {
@@ -274,11 +283,12 @@ impl Io {
     }
 
     fn received(&self, core: &Rc<Core>, key: u64, bytes: &[u8]) {
-        // Bytes behind the end of a connection are of no interest.
+        // Bytes behind the end of a connection are of no interest, but the ring is to see its end.
         let Some(connection) = self.connection(key) else {
-            return;
+            return self.wish(Wish::ReceiveAgain(key));
         };
         if let Some(pipe) = &connection.pipe {
+            self.read.borrow_mut().push((key, pipe.clone()));
             return pipe.received(bytes);
         }
         if connection.socket == Socket::Native {
@@ -337,6 +347,16 @@ impl Io {
         true
     }
 
+    /// Receives again from the gRPC connections that told something: at once, or after a pause.
+    fn receive_again(&self) {
+        for (key, pipe) in self.read.borrow_mut().drain(..) {
+            match pipe.pause() {
+                None => self.wish(Wish::ReceiveAgain(key)),
+                Some(pause) => self.after(pause, move |core| core.io.wish(Wish::ReceiveAgain(key))),
+            }
+        }
+    }
+
     /// Ends everything that is still going on here.
     fn close(&self) {
         self.run_tasks();
@@ -346,21 +366,29 @@ impl Io {
         drop(tasks);
     }
 
-    /// Does what is due; returns when the next is.
-    fn run_timers(&self, core: &Rc<Core>) -> Option<Instant> {
+    /// Does what is due.
+    fn run_timers(&self, core: &Rc<Core>) {
+        if self.timers.borrow().is_empty() {
+            return;
+        }
         let now = Instant::now();
         loop {
             let due = {
                 let mut timers = self.timers.borrow_mut();
                 match timers.peek() {
                     Some(timer) if timer.at <= now => timers.pop(),
-                    next => return next.map(|timer| timer.at),
+                    _ => return,
                 }
             };
             if let Some(timer) = due {
                 (timer.action)(core);
             }
         }
+    }
+
+    /// When the next timer is due.
+    fn next_timer(&self) -> Option<Instant> {
+        self.timers.borrow().peek().map(|timer| timer.at)
     }
 }
 
@@ -377,12 +405,12 @@ pub async fn run(core: &Rc<Core>, mut ring: CoreRing, inbox: flume::Receiver<ToC
                 return Ok(());
             }
         }
-        let mut until = core.io.run_timers(core);
-        if core.io.run_tasks() {
-            until = Some(Instant::now());
-        }
+        core.io.run_timers(core);
+        let has_tasks = core.io.run_tasks();
+        core.io.receive_again();
         Natives::after_batch(core);
         core.io.wishes.begin(&mut ring);
+        let mut until = if has_tasks { Some(Instant::now()) } else { core.io.next_timer() };
         let has_guests = core.io.guests.get() > 0;
         if core.native.is_awake() && !look_at_rings(core, &mut ring, &inbox, until, has_guests) {
             // Something else wants the core; nothing is waited for.

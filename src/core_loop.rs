@@ -123,7 +123,8 @@ pub struct Core {
     peers: Vec<CoreHandle>,
     warm: Option<WarmReserve>,
     state: RefCell<State>,
-    deps: RefCell<LeaseDeps>,
+    /// Objects that queued leases wait for.
+    pub deps: RefCell<LeaseDeps>,
     /// What it waits for.
     pub io: Io,
     /// Connections to the node manager's port.
@@ -346,6 +347,12 @@ impl Core {
         (ids.iter().map(|id| sched.room(*id)).collect(), lease.is_some_and(|lease| sched.waits(lease)))
     }
 
+    /// True where a lease waits for more of a resource than this core can have now.
+    pub fn lacks_room_for(&self, lease: LeaseId, demand: &ResourceSet) -> bool {
+        let sched = &self.state.borrow().sched;
+        sched.waits(lease) && demand.iter().any(|(id, amount)| sched.room(id).1 < amount)
+    }
+
     /// How many cores there are.
     pub fn shards(&self) -> ShardId {
         self.shards
@@ -387,7 +394,7 @@ impl Core {
             }
             ToCore::Native(tell) => tell.deliver(self),
             ToCore::Flush { token } => self.tell_control(ToControl::CaughtUp { token }),
-            ToCore::Accepted { socket, stream } => self.io.serve(self, socket, stream),
+            ToCore::Accepted { socket, stream, near } => self.io.serve(self, socket, stream, near),
             ToCore::FreeOwnedBy { owner } => self.free_owned_by(owner),
             ToCore::Spilled(told) => self.spills.told(self, told),
             ToCore::PutError { id, metadata } => self.plasma.put_error(self, id, metadata),
@@ -549,7 +556,8 @@ impl Core {
             shard: self.shard,
             now: self.now(),
             store: store.stats(),
-            touched_bytes: segments.map(|segment| store.touched_bytes(segment)).collect(),
+            touched_bytes: segments.clone().map(|segment| store.touched_bytes(segment)).collect(),
+            allocated_bytes: segments.map(|segment| store.allocated_bytes(segment)).collect(),
             sched: SchedReport {
                 resources: resources.collect(),
                 loads: loads.collect(),
@@ -635,6 +643,10 @@ impl Core {
                 _ if native::is_native(token) => native::answer(self, effect),
                 _ => self.plasma.answer(self, effect),
             },
+            StoreEffect::SpilledAt { token, id, owner, file, index, .. } => {
+                let object = self.spills.object(file, index);
+                self.tell_transfer(ToTransfer::Spilled { token, id, owner, object });
+            }
             StoreEffect::Pinned { token, ok, .. } => match Requester::of(token) {
                 Requester::Shard(shard) if shard != self.shard => {
                     self.send_peer(shard, PeerMessage::StoreAnswer(effect));
@@ -687,10 +699,15 @@ impl Core {
         }
     }
 
-    /// The control thread asks the object table for nothing but whether objects are here.
+    /// The control thread asks the object table for nothing but whether objects are here, and to tell when they are.
     fn tell_control_of(&self, effect: &StoreEffect) {
-        if let StoreEffect::Contained { token, has, .. } = *effect {
-            self.tell_control(ToControl::Contained { token, has });
+        match *effect {
+            StoreEffect::Contained { token, has, .. } => self.tell_control(ToControl::Contained { token, has }),
+            StoreEffect::Got { token, id, place, .. } => {
+                let size_bytes = place.map(|place| place.data_bytes + place.metadata_bytes);
+                self.tell_control(ToControl::Found { token, object: id, size_bytes });
+            }
+            _ => {}
         }
     }
 
@@ -713,7 +730,9 @@ impl Core {
                 self.send_peer(shard, PeerMessage::StoreAnswer(effect));
             }
             Requester::Shard(_) if LeaseDeps::is_dependency(token) => {
-                if let Some(lease) = self.deps.borrow_mut().ready(token) {
+                let lease = self.deps.borrow_mut().ready(token);
+                if let Some(lease) = lease {
+                    native::deps_over(self, lease, Some(id));
                     self.later(Work::Sched(SchedEvent::DepReady { lease, object: id }));
                 }
             }
@@ -753,12 +772,14 @@ impl Core {
                     let token = self.deps.borrow_mut().watch(self.shard, lease, object);
                     self.store(&object, StoreEvent::Watch { token, id: object });
                 }
+                native::wish_deps(self, lease);
             }
             SchedEffect::UnwatchDeps { lease } => {
                 let ended = self.deps.borrow_mut().unwatch(lease);
                 for (token, object) in ended {
                     self.store(&object, StoreEvent::Unwatch { token, id: object });
                 }
+                native::deps_over(self, lease, None);
             }
             SchedEffect::Granted { token, .. }
             | SchedEffect::Rejected { token, .. }

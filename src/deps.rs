@@ -44,6 +44,12 @@ impl LeaseDeps {
         Some(lease)
     }
 
+    /// What a lease still waits for.
+    pub fn missing(&self, lease: &LeaseId) -> Vec<ObjectId> {
+        let tokens = self.leases.get(lease).map(|tokens| &tokens[..]).unwrap_or_default();
+        tokens.iter().filter_map(|token| self.watches.get(token).map(|(_, object)| *object)).collect()
+    }
+
     /// The lease waits no longer: the watches to take back.
     pub fn unwatch(&mut self, lease: LeaseId) -> SmallVec<[(Token, ObjectId); 2]> {
         let tokens = self.leases.remove(&lease).unwrap_or_default();
@@ -64,7 +70,9 @@ mod tests {
         let second = deps.watch(3, lease, ObjectId([3; 28]));
         assert!(LeaseDeps::is_dependency(first));
         assert_eq!(Requester::of(first), Requester::Shard(3));
+        assert_eq!(deps.missing(&lease), [object, ObjectId([3; 28])]);
         assert_eq!(deps.ready(first), Some(lease));
+        assert_eq!(deps.missing(&lease), [ObjectId([3; 28])]);
         assert_eq!(deps.unwatch(lease).as_slice(), [(second, ObjectId([3; 28]))]);
         assert_eq!(deps.ready(second), None);
         assert!(deps.watches.is_empty() && deps.leases.is_empty());

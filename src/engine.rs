@@ -19,6 +19,7 @@ use raylet_tuning::{
 use crate::bridge::{CoreHandle, ToControl, ToCore};
 use crate::core_io;
 use crate::core_loop::{Core, CoreParts, Memory, WarmReserve};
+use crate::near::Nears;
 use crate::observe::histogram::Recorder;
 use crate::spill::files::FileSettings;
 use crate::spill::memory::ArenaMemory;
@@ -53,7 +54,7 @@ pub struct EngineSettings {
 pub struct SchedSettings {
     /// CPUs of the node.
     pub cpus: u32,
-    /// Workers that are kept although idle.
+    /// Workers that are kept although idle, on all shards together.
     pub workers_soft_limit: u32,
     /// How long a worker above that may be idle, in nanoseconds.
     pub idle_timeout_ns: u64,
@@ -113,6 +114,8 @@ pub struct Engine {
     pub segments: Vec<Arc<Segment>>,
     /// What the cores share of spilling: the files of objects beside the store too.
     pub spill_shared: Arc<SpillShared>,
+    /// Where local clients are.
+    pub nears: Nears,
     /// Directories for spilled objects, on their disks.
     pub spill_places: Vec<PlacedDirectory>,
     /// Bytes that objects can take.
@@ -159,6 +162,7 @@ impl Engine {
             placed: cores.iter().map(|core| pinned.then_some(*core)).collect(),
             topology: topology.clone(),
             spill_shared: spill_shared.clone(),
+            nears: Nears::new(&topology, &segments),
             spill_places: spill_places.clone(),
             capacity_bytes: layout.capacity_bytes(),
             max_queued_creates: store_config(settings, &layout, shards).max_queued_creates as u64,
@@ -166,7 +170,6 @@ impl Engine {
             warmer: warmer.clone(),
             threads: Vec::new(),
         };
-        let home: Vec<u32> = cores.iter().map(|core| home_segment(&topology, &segments, *core)).collect();
         let mut ready = Vec::new();
         for (shard, (core, (inbox, doorbell))) in cores.iter().zip(inboxes).enumerate() {
             let (ready_sender, ready_receiver) = flume::bounded(1);
@@ -175,14 +178,16 @@ impl Engine {
                 shards,
                 started,
                 segments: segments.clone().into(),
-                store: store_config(settings, &layout, shards),
+                store: StoreConfig {
+                    home_segment: home_segment(&topology, &segments, *core),
+                    ..store_config(settings, &layout, shards)
+                },
                 spill: settings.spill.as_ref().map(|spill| {
                     let node = pinned.then(|| topology.numa_node_of(*core)).flatten();
                     spill.near(&spill_places, node)
                 }),
                 fallback: settings.fallback.clone(),
                 spill_shared: spill_shared.clone(),
-                home: home.clone(),
                 sched: (settings.scheds)(shard as ShardId, shards, &settings.sched),
                 to_control: to_control.clone(),
                 warm: warmer.clone().map(|warmer| WarmReserve::new(warmer, settings.warm_reserve_bytes)),
@@ -293,7 +298,6 @@ struct CoreSeed {
     spill: Option<SpillSettings>,
     fallback: Option<FileSettings>,
     spill_shared: Arc<SpillShared>,
-    home: Vec<u32>,
     sched: SchedConfig,
     to_control: flume::Sender<ToControl>,
     warm: Option<WarmReserve>,
@@ -326,7 +330,7 @@ async fn core_main(seed: CoreSeed) -> Result<(), String> {
     let store = Store::new(seed.store.clone());
     let memory = match seed.shard {
         0 => {
-            let bank = SpanBank::new(BankConfig::new(seed.store.segments.clone(), seed.home));
+            let bank = SpanBank::new(BankConfig::new(seed.store.segments.clone(), seed.shards));
             let bank = bank.ok_or_else(|| format!("{} shards are more than a node can have", seed.shards))?;
             Memory::Home(Box::new(NodeMemory::new(store, bank, 0)))
         }

@@ -56,6 +56,9 @@ pub fn run_ray(flags: RayFlags, config: Config, log: LogHandle) -> Result<i32, N
     prepare_limits();
     on_control_thread(async move {
         service::reopen_log_on_hangup(log.clone())?;
+        if !config.peers.is_empty() || config.peer_listen.is_some() {
+            tracing::warn!("peers and peer_listen are for nodes of their own: under Ray the GCS knows the other nodes");
+        }
         let (door, engine) = Door::open(flags, &config).await?;
         let native = open_native(&config, &door.control, &engine)?;
         let mut doors = vec![DoorName::Ray];
@@ -102,6 +105,7 @@ fn open_native(
         settings: own::native_settings(config),
         node: control.node_id,
         cores: engine.cores.clone(),
+        nears: engine.nears.clone(),
         names: control.names(),
         capacity_bytes: engine.capacity_bytes,
         may_drain: false,
@@ -141,7 +145,7 @@ fn prepare_limits() {
 /// The limits of one shard's scheduler, from those of the node.
 pub fn sched_config(shard: ShardId, shards: ShardId, settings: &SchedSettings) -> SchedConfig {
     SchedConfig {
-        workers_soft_limit: settings.workers_soft_limit.div_ceil(u32::from(shards)),
+        workers_soft_limit: settings.workers_soft_limit,
         idle_timeout_ns: settings.idle_timeout_ns,
         // The control thread sees to it that no more start on all shards together.
         startup_concurrency: settings.startup_concurrency,

@@ -10,6 +10,7 @@ use raylet_shard::sched::{ClassDef, ClassId, Fixed, ResourceId, ResourceKind, Re
 use raylet_tuning::{CoreChoice, PageChoice};
 use raylet_uring::bridge::{Socket, ToControl, ToCore};
 use raylet_uring::engine::{Engine, EngineSettings, SchedSettings};
+use raylet_uring::near::Near;
 use raylet_uring::node::sched_config;
 use raylet_uring::ray::core_rpc::desk::{Card, Lesson};
 use raylet_uring::ray::core_rpc::{hand_over, RpcSettings, OWN_METHODS};
@@ -67,7 +68,7 @@ impl Cores {
             for turn in 0.. {
                 let (stream, _) = listener.accept().await.expect("accept");
                 let stream = hand_over(stream).expect("hand over");
-                cores[turn % cores.len()].send(ToCore::Accepted { socket: Socket::Rpc, stream });
+                cores[turn % cores.len()].send(ToCore::Accepted { socket: Socket::Rpc, stream, near: Near::default() });
             }
         });
         Self { engine, address }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::thread::{sched_getaffinity, sched_setaffinity, CpuSet};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -333,6 +334,46 @@ fn arenas_are_made_where_the_cores_were_chosen() {
     }
     let said = say(program(&nodes.path().join("nodes")).arg("status"));
     assert!(said.out.contains("pages there)"), "{}", said.out);
+}
+
+/// Starts an example program, which cargo builds for tests, with one hardware thread for it.
+fn example_on(pu: usize, name: &str, arguments: &[&str]) -> Running {
+    let test = std::env::current_exe().unwrap();
+    let path = test.ancestors().nth(2).expect("it lies in deps/ of a profile").join("examples").join(name);
+    assert!(path.exists(), "{} is not there: run `cargo build --workspace --examples` first", path.display());
+    let all = sched_getaffinity(None).unwrap();
+    let mut one = CpuSet::new();
+    one.set(pu);
+    // A child begins with what its parent's thread has.
+    sched_setaffinity(None, &one).unwrap();
+    let child = Command::new(path).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+    sched_setaffinity(None, &all).unwrap();
+    Running(child.unwrap())
+}
+
+#[test]
+fn what_a_process_creates_lies_on_its_numa_node() {
+    // Two NUMA nodes of one hardware thread each; one core serves both, then each has its own.
+    for (cores, pu) in [("--cores=auto", 0), ("--cores=auto", 1), ("--cores=0-1", 0), ("--cores=0-1", 1)] {
+        let (nodes, _node, status) = node_on("node:2 core:1 pu:1", &[cores]);
+        let socket = status["sockets"][0]["address"].as_str().unwrap();
+        let producer = example_on(pu, "producer_consumer", &[socket, "produce", "500"]);
+        // It waits for its consumer when all are made.
+        let bytes: u64 = (1..=500).map(|n| 8 * n).sum();
+        let deadline = Instant::now() + PATIENCE;
+        let used = loop {
+            let said = say(program(&nodes.path().join("nodes")).args(["status", "--json"]));
+            let status: Value = serde_json::from_str(&said.out).unwrap();
+            let used = [0, 1].map(|arena| status[0]["arenas"][arena]["used_bytes"].as_u64().unwrap());
+            if used[pu] >= bytes {
+                break used;
+            }
+            assert!(Instant::now() < deadline, "{used:?}: {cores}, hardware thread {pu}");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert_eq!(used[1 - pu], 0, "{cores}, hardware thread {pu}");
+        drop(producer);
+    }
 }
 
 #[test]

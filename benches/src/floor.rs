@@ -12,7 +12,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use raylet_transport::uring::{Completion, CoreRing, Doorbell};
+use raylet_transport::uring::{Completion, CoreRing, Doorbell, Receive};
 use rustix::net::SendFlags;
 use rustix::time::{clock_gettime, ClockId};
 
@@ -66,7 +66,7 @@ fn serve(stream: UnixStream, marked: &mpsc::Receiver<()>) -> Result<Duration, Lo
     let doorbell = Doorbell::new().map_err(|e| LoadError::io("a doorbell")(std::io::Error::other(e)))?;
     let mut ring = CoreRing::new(doorbell).map_err(|e| LoadError::io("a ring")(std::io::Error::other(e)))?;
     let socket = Rc::new(OwnedFd::from(stream));
-    ring.receive(1, socket.clone());
+    ring.receive(1, socket.clone(), Receive::Always);
     let (mut since, mut open) = (cpu(), true);
     while open {
         ring.wait(None, || false).map_err(LoadError::io("io_uring_enter"))?;

@@ -38,10 +38,13 @@ fn what_is_wanted_and_somewhere_arrives_whole_whatever_happens() {
     // It takes a few nodes that want one object at once.
     let relayed = [report.elsewhere, report.relayed, report.recalled];
     assert!(relayed.iter().all(|count| *count > steps / 100_000), "{report:?}");
+    assert!(report.nodes_most >= 20 || report.worlds < 100, "no large cluster: {report:?}");
 }
 
 #[test]
 fn a_seed_replays_exactly() {
     let world = || run_world(7, 3000).map_err(|failure| failure.what);
     assert_eq!(world(), world());
+    let large = || run_world(100, 500).map_err(|failure| failure.what);
+    assert_eq!(large(), large());
 }

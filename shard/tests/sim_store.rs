@@ -21,6 +21,8 @@ fn no_object_and_no_span_is_lost_or_shared_whatever_clients_do() {
     // A run that never came near the limits proves nothing.
     let tried = [
         report.made,
+        report.near,
+        report.far,
         report.adopted,
         report.evicted,
         report.refused,
@@ -29,7 +31,7 @@ fn no_object_and_no_span_is_lost_or_shared_whatever_clients_do() {
         report.checks,
         report.in_line,
     ];
-    let disk = [report.spilled, report.restored, report.lost];
+    let disk = [report.spilled, report.restored, report.lost, report.sent];
     assert!(disk.iter().all(|count| *count > steps / 100_000), "{report:?}");
     assert!(tried.iter().all(|count| *count > steps / 10_000), "{report:?}");
 }

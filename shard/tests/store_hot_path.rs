@@ -21,7 +21,7 @@ fn id(number: u64) -> ObjectId {
 
 fn node(mib: u64) -> NodeMemory {
     let layout = Layout::new(&[SegmentSpec { bytes: mib << 20, numa_node: 0 }], 4 << 20).unwrap();
-    let bank = SpanBank::new(BankConfig::new(layout.clone(), vec![0])).unwrap();
+    let bank = SpanBank::new(BankConfig::new(layout.clone(), 1)).unwrap();
     NodeMemory::new(Store::new(StoreConfig::new(layout, 1)), bank, 0)
 }
 
@@ -58,6 +58,7 @@ fn put_get_free(size_of: impl Fn(u64) -> u64) -> (u64, f64) {
             source: ObjectSource::CreatedByWorker,
             mutable: false,
             try_immediately: false,
+            near: None,
         };
         let (writer, reader) = (1 + number % 8, 20 + number % 4);
         for event in [
@@ -106,6 +107,7 @@ fn a_full_store_evicts_in_the_steady_state_without_the_heap() {
             source: ObjectSource::CreatedByWorker,
             mutable: false,
             try_immediately: false,
+            near: None,
         };
         let seal = StoreEvent::Seal { client: 1, token: number, id: new };
         for event in [create, seal, StoreEvent::Release { client: 1, id: new }] {

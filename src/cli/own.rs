@@ -65,6 +65,15 @@ pub struct NodeFlags {
     /// Connections to each node that objects are fetched from; 0: one for each core, 2 to 8 [env: RAYLET_URING_BULK_LANES].
     #[arg(long, value_name = "NUMBER")]
     pub bulk_lanes: Option<String>,
+    /// Nodes to fetch objects from and send leases to, as host:port,host:port; not under Ray [env: RAYLET_URING_PEERS].
+    #[arg(long, value_name = "LIST")]
+    pub peers: Option<String>,
+    /// IP address and TCP port at which peers are served [env: RAYLET_URING_PEER_LISTEN].
+    #[arg(long, value_name = "ADDRESS")]
+    pub peer_listen: Option<String>,
+    /// File whose first line is the token by which peers know each other [env: RAYLET_URING_TOKEN_FILE].
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<String>,
     /// Directory of the admin sockets, mode 0700 [env: RAYLET_URING_RUNTIME_DIR].
     #[arg(long, value_name = "DIR")]
     pub runtime_dir: Option<String>,
@@ -101,6 +110,9 @@ impl NodeFlags {
             ("busy_poll", &self.busy_poll),
             ("bulk_port", &self.bulk_port),
             ("bulk_lanes", &self.bulk_lanes),
+            ("peers", &self.peers),
+            ("peer_listen", &self.peer_listen),
+            ("token_file", &self.token_file),
             ("runtime_dir", &self.runtime_dir),
             ("config", &self.config),
             ("log", &self.log_level),

@@ -9,8 +9,9 @@ mod ray_value;
 mod settings;
 pub mod size;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 pub use settings::{Setting, SETTINGS};
@@ -30,6 +31,9 @@ pub const SPIN_DEFAULT_US: u64 = 50;
 
 /// Most connections to a node that objects are fetched from.
 pub const BULK_LANES_MAX: usize = 64;
+
+/// Most nodes in a list of peers.
+pub const PEERS_MAX: usize = 1_024;
 
 /// The settings of a node, checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,6 +66,12 @@ pub struct Config {
     pub bulk_port: Option<u16>,
     /// Connections to each node that objects are fetched from; 0: as many as there are cores, from 2 to 8.
     pub bulk_lanes: usize,
+    /// Nodes that a node of its own fetches objects from and sends leases to, each as `host:port`.
+    pub peers: Vec<String>,
+    /// Where a node of its own serves its peers; `None`: nowhere, or at the default address where it has peers.
+    pub peer_listen: Option<SocketAddr>,
+    /// The file of the token by which peers know each other; `None`: Ray's variables say.
+    pub token_file: Option<PathBuf>,
     /// The directory of the admin sockets, by which `raylet-uring status` finds running nodes.
     pub runtime_dir: PathBuf,
     /// The log filter: a level or `tracing` directives ("info,raylet_uring::workers=debug").
@@ -181,6 +191,12 @@ impl Config {
             bulk_lanes: values
                 .take("bulk_lanes", "a number from 0 to 64", |text| text.parse().ok().filter(|n| *n <= BULK_LANES_MAX))?
                 .unwrap_or(0),
+            peers: values
+                .take("peers", "addresses like host:7480,[fd00::2]:7480, each once, at most 1024", parse_peers)?
+                .unwrap_or_default(),
+            peer_listen: values
+                .take("peer_listen", "an IP address and a TCP port, like 0.0.0.0:7480", |text| text.parse().ok())?,
+            token_file: values.take("token_file", "a path", parse_path)?,
             runtime_dir: values.take("runtime_dir", "an absolute path", parse_absolute)?.unwrap_or(runtime_dir),
             log: values.take("log", LOG_EXPECTED, parse_log)?.unwrap_or_else(|| "info".to_owned()),
             log_format: values.take("log_format", LogFormat::EXPECTED, LogFormat::parse)?.unwrap_or(LogFormat::Auto),
@@ -232,6 +248,10 @@ impl Config {
                 "busy_poll" => self.busy_poll.to_string(),
                 "bulk_port" => self.bulk_port.map_or("off".to_owned(), |port| port.to_string()),
                 "bulk_lanes" => self.bulk_lanes.to_string(),
+                "peers" if self.peers.is_empty() => "none".to_owned(),
+                "peers" => self.peers.join(","),
+                "peer_listen" => self.peer_listen.map_or("where there are peers".to_owned(), |a| a.to_string()),
+                "token_file" => path(&self.token_file, "none"),
                 "runtime_dir" => self.runtime_dir.display().to_string(),
                 "log" => self.log.clone(),
                 "log_format" => self.log_format.to_string(),
@@ -295,6 +315,23 @@ fn parse_bulk_port(text: &str) -> Option<Option<u16>> {
         "off" => Some(None),
         text => text.parse().ok().map(Some),
     }
+}
+
+fn parse_peers(text: &str) -> Option<Vec<String>> {
+    let mut seen = BTreeSet::new();
+    let peer = |part: &str| {
+        let (host, port) = part.rsplit_once(':')?;
+        let port: u16 = port.parse().ok().filter(|port| *port > 0)?;
+        let is_ipv6 = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let is_sound = match is_ipv6 {
+            Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => !host.is_empty() && !host.contains([':', '[', ']', '/', ' ']),
+        };
+        is_sound.then(|| format!("{host}:{port}")).filter(|peer| seen.insert(peer.clone()))
+    };
+    let peers: Vec<String> =
+        text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(peer).collect::<Option<_>>()?;
+    (peers.len() <= PEERS_MAX).then_some(peers)
 }
 
 fn parse_absolute(text: &str) -> Option<PathBuf> {

@@ -100,6 +100,24 @@ pub const SETTINGS: &[Setting] = &[
         "--bulk-lanes",
         "connections to each node that objects are fetched from; 0: one for each core, 2 to 8",
     ),
+    setting(
+        "peers",
+        "RAYLET_URING_PEERS",
+        "--peers",
+        "nodes that a node of its own fetches objects from and sends leases to: host:port, ...; not under Ray",
+    ),
+    setting(
+        "peer_listen",
+        "RAYLET_URING_PEER_LISTEN",
+        "--peer-listen",
+        "IP address and TCP port at which a node of its own serves its peers",
+    ),
+    setting(
+        "token_file",
+        "RAYLET_URING_TOKEN_FILE",
+        "--token-file",
+        "file whose first line is the token by which peers know each other",
+    ),
     setting("runtime_dir", "RAYLET_URING_RUNTIME_DIR", "--runtime-dir", "directory of the admin sockets, mode 0700"),
     setting("log", "RAYLET_URING_LOG", "--log-level", "log level, or directives by module"),
     setting(

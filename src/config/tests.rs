@@ -174,3 +174,20 @@ fn rays_flags_fill_in_what_nobody_set() {
     config.apply_ray_flags(&flags);
     assert_eq!(config.hugepages, PageChoice::Auto);
 }
+
+#[test]
+fn peers_are_addresses_each_once() {
+    let config = load(&[("peers", "a:1, 10.0.0.2:7480 ,[fd00::2]:7480")], &[]).unwrap();
+    assert_eq!(config.peers, ["a:1", "10.0.0.2:7480", "[fd00::2]:7480"]);
+    assert_eq!(config.peer_listen, None);
+    let (_dir, path) = file("peers = [\"a:1\", \"b:2\"]\npeer_listen = \"127.0.0.1:0\"\n");
+    let config = load(&[("config", &path)], &[]).unwrap();
+    assert_eq!((config.peers.len(), config.peer_listen.map(|at| at.port())), (2, Some(0)));
+    for bad in ["a", "a:", ":1", "a:0", "a:70000", "a:1,a:1", "a b:1", "[fd00::2:1", "fd00::2:1", "http://a:1"] {
+        let error = load(&[("peers", bad)], &[]).unwrap_err().to_string();
+        assert!(error.contains("peers") && error.contains("host:7480"), "{bad}: {error}");
+    }
+    let many: Vec<String> = (0..=PEERS_MAX).map(|n| format!("h{n}:1")).collect();
+    assert!(load(&[("peers", &many.join(","))], &[]).is_err());
+    assert!(load(&[("peer_listen", "localhost:7480")], &[]).is_err(), "a name is no address to listen at");
+}

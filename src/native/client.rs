@@ -3,10 +3,12 @@
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
+use raylet_shard::cluster::Amounts;
 use raylet_shard::ids::{ClientId, LeaseId, WorkerId};
-use raylet_shard::sched::{ClassId, ResourceId};
+use raylet_shard::sched::{ClassId, ResourceId, ResourceSet};
 use raylet_transport::credit::Ledger;
 use raylet_transport::fds;
 use raylet_transport::messages::{Message, Refusal};
@@ -17,6 +19,7 @@ use super::{NativeShared, KEEPER_BIT};
 use crate::bridge::Requester;
 use crate::core_io::{Io, Wish};
 use crate::core_loop::Core;
+use crate::near::Near;
 
 /// A client. Its parts are borrowed for the length of a statement: whatever a shard is asked may come back here at once.
 pub struct Client {
@@ -30,6 +33,8 @@ pub struct Client {
     pub worker: WorkerId,
     /// Its process.
     pub pid: u32,
+    /// Where that runs.
+    pub near: Near,
     /// The protocol's state.
     pub connection: RefCell<Connection>,
     /// Objects in use.
@@ -74,6 +79,10 @@ pub struct Credit {
 pub struct Class {
     /// Its number.
     pub id: ClassId,
+    /// What each lease holds.
+    pub demand: ResourceSet,
+    /// The same by name, for the choice of another node.
+    pub wanted: Arc<Amounts>,
     /// Why nothing of it can ever be granted here.
     pub infeasible: Option<Box<str>>,
     /// Names of its resources.
@@ -90,6 +99,8 @@ pub struct Lease {
     pub unused_ns: u64,
     /// For the worker, until it is granted.
     pub payload: Vec<u8>,
+    /// The node that its client is sent to, once its request is taken back here.
+    pub elsewhere: Option<Refusal>,
     /// How far it is.
     pub stage: Stage,
 }
@@ -110,7 +121,7 @@ pub enum Stage {
 }
 
 impl Client {
-    pub fn new(shared: &NativeShared, id: ClientId, socket: Rc<OwnedFd>) -> Rc<Self> {
+    pub fn new(shared: &NativeShared, id: ClientId, socket: Rc<OwnedFd>, near: Near) -> Rc<Self> {
         let limits = &shared.limits;
         Rc::new(Self {
             key: Requester::local(id),
@@ -118,6 +129,7 @@ impl Client {
             keeper: id | KEEPER_BIT,
             worker: shared.worker_of(id),
             pid: super::pid_of(&socket),
+            near,
             connection: RefCell::new(Connection::new(limits.clone())),
             holds: RefCell::default(),
             credit: RefCell::new(Credit {

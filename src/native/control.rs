@@ -21,6 +21,7 @@ use super::processes::Processes;
 use super::{listen, NativeSettings, NativeShared};
 use crate::bridge::{core_reports, drain_within, CoreHandle, CoreReport, Requester, ToCore};
 use crate::core_loop::Core;
+use crate::near::Nears;
 use crate::ray::resources::Names;
 use crate::workers::process::{ProcessConfig, ProcessTable};
 
@@ -118,6 +119,15 @@ pub enum NativeTell {
         /// Why.
         detail: String,
     },
+    /// A peer has room for a lease that waits.
+    Spill {
+        /// Whose.
+        client: ClientId,
+        /// Its number of the lease.
+        lease: u32,
+        /// Which peer.
+        there: Refusal,
+    },
     /// Objects.
     Listed(ClientId, ReplyTo, Listed),
     /// The node's state.
@@ -138,6 +148,7 @@ impl NativeTell {
             Self::Registered(client, to, registered) => super::workers::registered(core, client, to, &registered),
             Self::Address(worker, address) => super::workers::address(core, worker, address),
             Self::Stop { client, forced, detail } => super::workers::stop(core, client, forced, detail),
+            Self::Spill { client, lease, there } => super::spills::spill(core, client, lease, there),
             Self::Listed(client, to, listed) => reply_of(core, client, to, &Ok(listed)),
             Self::Status(client, to, status) => reply_of(core, client, to, &Ok(*status)),
             Self::Done(client, to, done) => reply_of(core, client, to, &done),
@@ -154,6 +165,8 @@ pub struct NativeParts {
     pub node: raylet_shard::ids::NodeId,
     /// To the cores.
     pub cores: Vec<CoreHandle>,
+    /// Where clients are.
+    pub nears: Nears,
     /// Names of resources, shared with Ray's door.
     pub names: Rc<RefCell<Names>>,
     /// Bytes that objects can have.
@@ -204,7 +217,7 @@ impl NativeControl {
             accepting: RefCell::default(),
         });
         control.tell_all(|| NativeTell::Open(control.shared.clone()));
-        *control.accepting.borrow_mut() = Some(listen(&parts.settings, control.cores.clone())?);
+        *control.accepting.borrow_mut() = Some(listen(&parts.settings, control.cores.clone(), parts.nears)?);
         let watching = control.clone();
         tokio::task::spawn_local(async move {
             while let Ok(exit) = exits.recv_async().await {
@@ -214,6 +227,26 @@ impl NativeControl {
             }
         });
         Ok(control)
+    }
+
+    /// The node's id.
+    pub fn node(&self) -> raylet_shard::ids::NodeId {
+        raylet_shard::ids::NodeId(self.shared.node.0)
+    }
+
+    /// True while the node takes no new leases.
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Answers a request with a refusal.
+    pub fn refuse(&self, client: ClientId, to: ReplyTo, refusal: Refusal) {
+        self.tell(shard_of(client), NativeTell::Done(client, to, Err(refusal)));
+    }
+
+    /// A peer has room for a lease that waits.
+    pub fn spill(&self, client: ClientId, lease: u32, there: Refusal) {
+        self.tell(shard_of(client), NativeTell::Spill { client, lease, there });
     }
 
     /// Where clients connect.

@@ -32,6 +32,7 @@ use super::{NativeShared, Topic};
 use crate::bridge::{Requester, ToControl};
 use crate::core_io::Wish;
 use crate::core_loop::Core;
+use crate::near::Near;
 
 /// Requests of one ring or socket taken in a turn before others get theirs.
 const BUDGET: usize = 64;
@@ -55,6 +56,10 @@ pub struct Natives {
     /// Who a granted lease with a worker belongs to, by the number of its assignment.
     pub(super) assignments: RefCell<FxHashMap<u64, (Rc<Client>, u32)>>,
     pub(super) last_assignment: Cell<u64>,
+    /// Leases whose objects other nodes are asked for.
+    pub(super) wished_deps: super::wishes::WishedDeps,
+    /// Leases that wait are looked at from time to time.
+    pub(super) looks_for_room: Cell<bool>,
     /// Where workers can be reached.
     pub(super) addresses: RefCell<FxHashMap<WorkerId, Box<str>>>,
 }
@@ -90,12 +95,17 @@ impl Natives {
         self.clients.borrow().get(&Requester::local(id)).cloned()
     }
 
+    /// All clients of this core.
+    pub(super) fn all(&self) -> Vec<Rc<Client>> {
+        self.clients.borrow().values().cloned().collect()
+    }
+
     /// A new connection. False: the door is closed.
-    pub fn connect(&self, id: ClientId, stream: &Rc<OwnedFd>) -> bool {
+    pub fn connect(&self, id: ClientId, stream: &Rc<OwnedFd>, near: Near) -> bool {
         let Some(shared) = self.shared() else {
             return false;
         };
-        let client = Client::new(&shared, id, stream.clone());
+        let client = Client::new(&shared, id, stream.clone(), near);
         self.clients.borrow_mut().insert(client.key, client);
         true
     }
@@ -193,6 +203,7 @@ impl Natives {
 
     /// After a batch: bells are rung, and bytes go out.
     pub fn after_batch(core: &Rc<Core>) {
+        super::wishes::flush(core);
         loop {
             let Some(client) = core.native.dirty.borrow_mut().pop() else {
                 return;

@@ -1,11 +1,13 @@
 //! Leases of native clients: asked for on the client's own shard, which knows its classes.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use raylet_shard::ids::{JobId, LeaseId, NodeId, WorkerId};
 use raylet_shard::sched::{
-    Allocation, CancelReason, ClassId, FailReason, LeaseRequest, RejectReason, SchedEffect, SchedEvent, WorkerFate,
+    Allocation, CancelReason, ClassId, FailReason, Fixed, LeaseRequest, RejectReason, SchedEffect, SchedEvent,
+    WorkerFate,
 };
 use raylet_transport::messages::{
     AllocatedResource, Archived, CancelDone, CancelLease, ClassDefined, DefineClass, Granted, KeepLease, LeaseLost,
@@ -17,8 +19,8 @@ use super::classes::Defined;
 use super::client::{Class, Client, Lease, Stage};
 use super::control::NativeAsk;
 use super::door::{ask, deadline, refused};
-use super::object;
 use super::pending::{Op, Request as Asked};
+use super::{object, spills};
 use crate::bridge::Requester;
 use crate::core_loop::{Core, SILENT};
 
@@ -53,7 +55,11 @@ pub fn class_defined(core: &Rc<Core>, client: u64, to: ReplyTo, defined: Result<
                 let name = names.iter().find(|(id, _)| *id == resource).map_or("", |(_, name)| name);
                 format!("more of {name:?} than the node has").into_boxed_str()
             });
-            let class = Class { id, infeasible, names: names.into(), is_gpu };
+            let amount = |(name, amount): (&String, Fixed)| (name.as_str().into(), amount);
+            let by_id = |id| names.iter().find(|(known, _)| *known == id).map(|(_, name)| name);
+            let named = demand.iter().filter_map(|(id, amount)| Some((by_id(id)?, amount)));
+            let wanted = Arc::new(named.map(amount).collect());
+            let class = Class { id, demand, wanted, infeasible, names: names.into(), is_gpu };
             client.classes.borrow_mut().insert(id.0, class);
             client.reply(core, to, &ClassDefined { class: id.0 });
         }
@@ -63,12 +69,18 @@ pub fn class_defined(core: &Rc<Core>, client: u64, to: ReplyTo, defined: Result<
 
 fn ask_for(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, wanted: &Archived<RequestLease>) -> Outcome {
     let (number, class_number) = (wanted.lease.to_native(), wanted.class.to_native());
-    let (class, is_gpu) = check(client, wanted)?;
+    let (class, is_gpu) = match check(client, wanted) {
+        Err(refusal) if refusal.code == RefusalCode::Infeasible => {
+            return spills::ask_elsewhere(core, client, to, class_number, refusal);
+        }
+        checked => checked?,
+    };
     let token = core.native.note(core, client, to, Op::Lease(number));
     let lease = Lease {
         class: class_number,
         unused_ns: wanted.unused_ns.to_native(),
         payload: wanted.payload.as_slice().to_vec(),
+        elsewhere: None,
         stage: Stage::Queued,
     };
     client.leases.borrow_mut().insert(number, lease);
@@ -89,8 +101,11 @@ fn ask_for(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, wanted: &Archived<
     };
     core.sched_here(SchedEvent::Request(Box::new(request)));
     let wait_ns = wanted.wait_ns.to_native();
-    if wait_ns != FOREVER_NS && core.native.pending.borrow().waits(token) {
-        deadline(core, token, wait_ns);
+    if core.native.pending.borrow().waits(token) {
+        spills::look_later(core);
+        if wait_ns != FOREVER_NS {
+            deadline(core, token, wait_ns);
+        }
     }
     Ok(())
 }
@@ -198,8 +213,10 @@ pub fn settle(core: &Rc<Core>, effect: SchedEffect) {
             granted(core, &asked, number, worker, &allocation);
         }
         (Op::Lease(number), effect) => {
-            asked.client.leases.borrow_mut().remove(&number);
-            let refusal = refusal_of(&effect, asked.late, number);
+            let lease = asked.client.leases.borrow_mut().remove(&number);
+            let is_taken_back = matches!(effect, SchedEffect::Cancelled { .. }) && !asked.late;
+            let elsewhere = lease.and_then(|lease| lease.elsewhere).filter(|_| is_taken_back);
+            let refusal = elsewhere.unwrap_or_else(|| refusal_of(&effect, asked.late, number));
             asked.client.refuse(core, asked.to, &refusal);
         }
         (Op::Cancel(lease), SchedEffect::CancelDone { cancelled, .. }) => {

@@ -10,7 +10,9 @@
 //! | `client.rs` | one client: what it holds, and what has to be given back at its end |
 //! | `objects.rs`, `leases.rs`, `workers.rs` | its requests, and the shards' answers |
 //! | `pending.rs` | requests without an answer yet |
-//! | `peers.rs` | what cores tell each other about each other's clients |
+//! | `siblings.rs` | what cores tell each other about each other's clients |
+//! | `spills.rs` | leases that wait here and could have another node |
+//! | `wishes.rs` | what is waited for and may be with another node |
 //! | `control.rs`, `classes.rs`, `processes.rs` | the control thread's part: names, classes, workers that are started |
 
 pub mod classes;
@@ -19,9 +21,11 @@ pub mod control;
 mod door;
 mod leases;
 mod objects;
-mod peers;
 mod pending;
 mod processes;
+mod siblings;
+mod spills;
+mod wishes;
 mod workers;
 
 use std::os::fd::AsFd;
@@ -37,12 +41,14 @@ use raylet_transport::messages::Limits;
 use raylet_transport::server::DEFAULT_LIMITS;
 
 use crate::bridge::{shard_of_object, CoreHandle, Requester, Socket};
+use crate::near::Nears;
 use crate::ray::accept::accept;
 
 pub use door::Natives;
 pub use leases::{lost, settle};
 pub use objects::{answer, object_gone, object_sealed, watched};
-pub use peers::NativePeer;
+pub use siblings::NativePeer;
+pub use wishes::{deps_over, wish_deps};
 
 /// Set in the local part of a token of the native door; no other token has this bit and the next one clear.
 const NATIVE_BIT: u64 = 1 << 46;
@@ -71,6 +77,8 @@ pub struct NativeShared {
     pub limits: Limits,
     /// How long a core looks at quiet rings before it sleeps; `None`: for ever.
     pub spin: Option<Duration>,
+    /// The node has peers: what is not here may be there.
+    pub has_peers: bool,
     /// By core: clients that want events of objects, and of the node.
     listeners: Vec<[AtomicU32; 2]>,
 }
@@ -91,6 +99,8 @@ pub struct NativeSettings {
     pub spin: Option<Duration>,
     /// What starts a worker: program and arguments. Empty: workers come by themselves.
     pub worker_command: Vec<String>,
+    /// The node has peers: what is not here may be there.
+    pub has_peers: bool,
 }
 
 impl NativeShared {
@@ -101,6 +111,7 @@ impl NativeShared {
             prefix,
             limits: DEFAULT_LIMITS,
             spin: settings.spin,
+            has_peers: settings.has_peers,
             listeners: (0..cores).map(|_| Default::default()).collect(),
         })
     }
@@ -160,9 +171,13 @@ impl NativeShared {
 ///
 /// # Errors
 /// As [`crate::socket::listen`].
-pub fn listen(settings: &NativeSettings, cores: Vec<CoreHandle>) -> std::io::Result<tokio::task::JoinHandle<()>> {
+pub fn listen(
+    settings: &NativeSettings,
+    cores: Vec<CoreHandle>,
+    nears: Nears,
+) -> std::io::Result<tokio::task::JoinHandle<()>> {
     let listener = crate::socket::listen(&settings.socket)?;
-    Ok(accept(listener, Socket::Native, cores))
+    Ok(accept(listener, Socket::Native, cores, nears))
 }
 
 /// The process at the other end of a socket; 0 where the system does not tell.
@@ -183,7 +198,8 @@ mod tests {
     use super::*;
 
     fn shared(cores: usize) -> Arc<NativeShared> {
-        let settings = NativeSettings { socket: PathBuf::new(), spin: None, worker_command: Vec::new() };
+        let settings =
+            NativeSettings { socket: PathBuf::new(), spin: None, worker_command: Vec::new(), has_peers: false };
         NativeShared::new(shard::NodeId([1; 28]), [7; 16], cores, &settings)
     }
 

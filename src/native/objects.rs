@@ -20,9 +20,9 @@ use smallvec::SmallVec;
 
 use super::client::Client;
 use super::door::{deadline, refused};
-use super::peers::NativePeer;
 use super::pending::Op;
-use super::{object, to_wire, Topic, KEEPER_BIT};
+use super::siblings::NativePeer;
+use super::{object, to_wire, wishes, Topic, KEEPER_BIT};
 use crate::bridge::{shard_of_object, PeerMessage, Requester};
 use crate::core_loop::{Core, SILENT};
 
@@ -86,7 +86,8 @@ pub fn request(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, request: Reque
             let admitted = client.credit.borrow().ledger.admit(credit.size_bytes.to_native())?;
             let token = native.note(core, client, to, Op::Credit);
             // On the client's own shard, where its objects live.
-            core.store_here(StoreEvent::GrantCredit { client: client.id, token, bytes: admitted.into() });
+            let near = client.near.segment();
+            core.store_here(StoreEvent::GrantCredit { client: client.id, token, bytes: admitted.into(), near });
             Ok(())
         }
         Request::ReturnCredit(back) => {
@@ -117,6 +118,7 @@ fn create_one(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, create: &Archiv
             source: ObjectSource::CreatedByWorker,
             mutable: false,
             try_immediately: wait_ns == 0,
+            near: client.near.segment(),
         },
     );
     if wait_ns != FOREVER_NS && core.native.pending.borrow().waits(token) {
@@ -183,6 +185,9 @@ fn get_one(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, get: &Archived<Get
     if timeout_ns > 0 && timeout_ns != FOREVER_NS && core.native.pending.borrow().waits(token) {
         deadline(core, token, timeout_ns);
     }
+    if timeout_ns > 0 && core.native.pending.borrow().waits(token) {
+        wishes::wish(core, token, id);
+    }
     Ok(())
 }
 
@@ -213,12 +218,19 @@ fn wait_for(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, wait: &Archived<W
         );
     }
     let waits = core.native.groups.borrow().get(group).is_some_and(|known| known.to == to);
+    let of = client.clone();
+    let is_same = move |known: &Group| known.to == to && Rc::ptr_eq(&known.client, &of);
+    if waits && !ids.is_empty() && timeout_ns > 0 {
+        let is_same = is_same.clone();
+        wishes::wish_all(core, move |core| {
+            let groups = core.native.groups.borrow();
+            groups.get(group).filter(|known| is_same(known)).map(|known| known.tokens.clone()).unwrap_or_default()
+        });
+    }
     if ids.is_empty() && waits {
         finish(core, group);
     } else if waits && timeout_ns > 0 && timeout_ns != FOREVER_NS {
-        let client = client.clone();
         core.io.after(std::time::Duration::from_nanos(timeout_ns), move |core| {
-            let is_same = |known: &Group| known.to == to && Rc::ptr_eq(&known.client, &client);
             if core.native.groups.borrow().get(group).is_some_and(is_same) {
                 finish(core, group);
             }

@@ -63,6 +63,21 @@ pub struct Request {
     pub op: Op,
     /// The time that it was to wait is over; its end is on its way.
     pub late: bool,
+    /// Other nodes are asked for what it waits for.
+    wished: bool,
+}
+
+fn token_at(shard: ShardId, uses: u64, place: usize) -> Token {
+    Requester::Shard(shard).tag(NATIVE_BIT | uses << PLACE_BITS | place as u64)
+}
+
+/// The token of a request of a client, which is of the client's core.
+fn token_of(client: &Client, uses: u64, place: usize) -> Token {
+    match Requester::of(client.id) {
+        Requester::Shard(shard) => token_at(shard, uses, place),
+        // No client is of another thread.
+        Requester::Control | Requester::Transfer => token_at(0, uses, place),
+    }
 }
 
 /// The requests of a core.
@@ -70,6 +85,8 @@ pub struct Request {
 pub struct Pending {
     places: Slab<(u64, Request)>,
     uses: u64,
+    /// Requests that have their answers and for which other nodes were asked.
+    fulfilled: Vec<Token>,
 }
 
 impl Pending {
@@ -77,8 +94,9 @@ impl Pending {
     pub fn add(&mut self, shard: ShardId, client: &Rc<Client>, to: ReplyTo, op: Op) -> Token {
         debug_assert!(self.places.len() < PLACES_MAX);
         self.uses = (self.uses + 1) % (NATIVE_BIT >> PLACE_BITS);
-        let place = self.places.insert((self.uses, Request { client: client.clone(), to, op, late: false }));
-        Requester::Shard(shard).tag(NATIVE_BIT | self.uses << PLACE_BITS | place as u64)
+        let place =
+            self.places.insert((self.uses, Request { client: client.clone(), to, op, late: false, wished: false }));
+        token_at(shard, self.uses, place)
     }
 
     fn find(&self, token: Token) -> Option<usize> {
@@ -89,7 +107,21 @@ impl Pending {
 
     /// The request of a token, which has its answer now. `None`: it has had one, or its client is gone.
     pub fn take(&mut self, token: Token) -> Option<Request> {
-        self.find(token).map(|place| self.places.remove(place).1)
+        let request = self.find(token).map(|place| self.places.remove(place).1)?;
+        if request.wished {
+            self.fulfilled.push(token);
+        }
+        Some(request)
+    }
+
+    /// Notes that other nodes are asked for what a request waits for. False: it waits no longer.
+    pub fn wish(&mut self, token: Token) -> bool {
+        self.get_mut(token).map(|request| request.wished = true).is_some()
+    }
+
+    /// The requests that have their answers and for which other nodes were asked, once each.
+    pub fn take_fulfilled(&mut self) -> Vec<Token> {
+        std::mem::take(&mut self.fulfilled)
     }
 
     /// The request of a token, which goes on waiting.
@@ -104,6 +136,13 @@ impl Pending {
 
     /// A client is gone, and so are its requests.
     pub fn forget(&mut self, client: &Rc<Client>) {
-        self.places.retain(|_, (_, request)| !Rc::ptr_eq(&request.client, client));
+        let Self { places, fulfilled, .. } = self;
+        places.retain(|place, (uses, request)| {
+            let goes = Rc::ptr_eq(&request.client, client);
+            if goes && request.wished {
+                fulfilled.push(token_of(client, *uses, place));
+            }
+            !goes
+        });
     }
 }

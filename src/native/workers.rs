@@ -15,7 +15,7 @@ use raylet_transport::server::{Outcome, ReplyTo};
 use super::client::{Client, Lease, Stage};
 use super::control::NativeAsk;
 use super::door::{ask, refused};
-use super::peers::NativePeer;
+use super::siblings::NativePeer;
 use crate::bridge::{PeerMessage, Requester, ToControl};
 use crate::core_loop::Core;
 

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,7 +12,7 @@ use raylet_shard::sched::{Fixed, SchedEvent};
 use tokio::sync::Notify;
 
 use super::{advice, service, status, NodeError};
-use crate::bridge::{CoreHandle, ToControl};
+use crate::bridge::ToControl;
 use crate::config::Config;
 use crate::engine::{Engine, EngineSettings, SchedSettings};
 use crate::native::control::{NativeControl, NativeParts};
@@ -22,6 +21,7 @@ use crate::observe::admin::{AdminServer, Routes};
 use crate::observe::log::LogHandle;
 use crate::observe::runtime_dir;
 use crate::observe::status::{Door, NodeStatus};
+use crate::peers::{PeerSettings, Peers};
 use crate::ray::resources::{kind_of, Names, CPU};
 
 /// Resources that consist of instances, as in Ray's default `predefined_unit_instance_resources`.
@@ -33,29 +33,31 @@ const UNIT_INSTANCES: [&str; 1] = ["GPU"];
 /// See [`NodeError`]; each names what to change.
 pub async fn run(config: Config, log: LogHandle) -> Result<i32, NodeError> {
     service::reopen_log_on_hangup(log.clone())?;
+    // Before any memory is taken: what is wrong with a setting is said at once.
+    let peer_settings = PeerSettings::of(&config).map_err(|e| NodeError::Setting(e.to_string()))?;
+    let has_peers = peer_settings.as_ref().is_some_and(|settings| !settings.peers.is_empty());
     let engine = Engine::start(&settings(&config)).map_err(NodeError::Engine)?;
     let names = Rc::new(RefCell::new(Names::default()));
     add_resources(&config, &engine, &mut names.borrow_mut())?;
     let admin = AdminServer::bind(&config.runtime_dir)?;
     let native = NativeControl::open(NativeParts {
-        settings: native_settings(&config),
+        settings: NativeSettings { has_peers, ..native_settings(&config) },
         node: NodeId(rand::random()),
         cores: engine.cores.clone(),
+        nears: engine.nears.clone(),
         names: names.clone(),
         capacity_bytes: engine.capacity_bytes,
         may_drain: true,
     })
     .map_err(NodeError::Io)?;
+    let open_peers = |settings| Peers::open(settings, &engine, native.clone(), names.clone());
+    let peers = peer_settings.map(open_peers).transpose().map_err(|e| NodeError::Setting(e.to_string()))?;
     let facts = status::Facts::of(&engine, vec![Door::Native]);
-    let banner = status::banner(&facts, admin.path(), native.socket());
+    let own = Rc::new(status::Own { cores: engine.cores.clone(), names, native: native.clone(), peers: peers.clone() });
+    let banner = status::banner(&facts, admin.path(), &own);
     let failed = Rc::new(Failure::default());
-    tokio::task::spawn_local(listen_to_cores(engine.from_cores.clone(), native.clone(), failed.clone()));
-    let routes = Routes {
-        status: provider(engine.cores.clone(), facts, names, native.socket()),
-        config: config.describe(),
-        log,
-        shutdown: None,
-    };
+    tokio::task::spawn_local(listen_to_cores(engine.from_cores.clone(), own.clone(), failed.clone()));
+    let routes = Routes { status: provider(own, facts), config: config.describe(), log, shutdown: None };
     let serving = tokio::task::spawn_local(admin.serve(routes));
     advice::give(&config, &engine);
     let up = || println!("{banner}");
@@ -83,6 +85,9 @@ pub async fn run(config: Config, log: LogHandle) -> Result<i32, NodeError> {
     if tokio::time::timeout(CHILDREN_TIMEOUT, native.close()).await.is_err() {
         tracing::warn!("workers of this node did not end in time");
     }
+    if let Some(peers) = peers {
+        peers.close();
+    }
     engine.stop();
     Ok(i32::from(failed.is_set.get()))
 }
@@ -97,6 +102,7 @@ pub fn native_settings(config: &Config) -> NativeSettings {
         socket: config.socket.clone().unwrap_or_else(in_runtime_dir),
         spin: (!config.busy_poll).then(|| Duration::from_micros(config.spin_us)),
         worker_command: config.worker_command.clone(),
+        has_peers: false,
     }
 }
 
@@ -107,17 +113,23 @@ struct Failure {
 }
 
 /// Takes what the cores tell, until they end.
-async fn listen_to_cores(messages: flume::Receiver<ToControl>, native: Rc<NativeControl>, failed: Rc<Failure>) {
+async fn listen_to_cores(messages: flume::Receiver<ToControl>, own: Rc<status::Own>, failed: Rc<Failure>) {
     while let Ok(message) = messages.recv_async().await {
-        handle(message, &native, &failed);
+        handle(message, &own, &failed);
     }
 }
 
-fn handle(message: ToControl, native: &Rc<NativeControl>, failed: &Failure) {
+fn handle(message: ToControl, own: &status::Own, failed: &Failure) {
+    let native = &own.native;
     match message {
+        message @ (ToControl::Peers(_) | ToControl::Found { .. }) => {
+            if let Some(peers) = &own.peers {
+                peers.take(message);
+            }
+        }
         ToControl::Native(ask) => native.ask(ask),
         ToControl::Sched(effect) if native.is_for(&effect) => native.sched_effect(effect),
-        ToControl::Batch(messages) => messages.into_iter().for_each(|message| handle(message, native, failed)),
+        ToControl::Batch(messages) => messages.into_iter().for_each(|message| handle(message, own, failed)),
         ToControl::Failed { shard, error } => {
             tracing::error!(shard, error, "a core failed, and the node with it");
             failed.is_set.set(true);
@@ -130,11 +142,10 @@ fn handle(message: ToControl, native: &Rc<NativeControl>, failed: &Failure) {
 
 type Provider = Box<dyn Fn() -> Pin<Box<dyn Future<Output = NodeStatus>>>>;
 
-fn provider(cores: Vec<CoreHandle>, facts: status::Facts, names: Rc<RefCell<Names>>, socket: &Path) -> Provider {
-    let socket = socket.display().to_string();
+fn provider(own: Rc<status::Own>, facts: status::Facts) -> Provider {
     Box::new(move || {
-        let (cores, facts, names, socket) = (cores.clone(), facts.clone(), names.clone(), socket.clone());
-        Box::pin(async move { status::of_cores(&cores, &facts, &names, socket).await })
+        let (own, facts) = (own.clone(), facts.clone());
+        Box::pin(async move { status::of_cores(&own, &facts).await })
     })
 }
 

@@ -12,11 +12,13 @@ use raylet_tuning::Segment;
 
 use crate::bridge::{core_reports, CoreHandle, CoreReport};
 use crate::engine::Engine;
+use crate::native::control::NativeControl;
 use crate::observe::histogram::Snapshot;
 use crate::observe::status::{
     ArenaStatus, Door, LeaseCounts, NodeStatus, ObjectCounts, QueueStatus, ResourceStatus, ShardStatus, SocketStatus,
     SpillStatus, TransferStatus, WorkerCounts,
 };
+use crate::peers::Peers;
 use crate::ray::control::Control;
 use crate::ray::resources::Names;
 
@@ -93,8 +95,21 @@ pub async fn with_reports(control: &Rc<Control>, facts: &Facts) -> (Vec<CoreRepo
     (reports, status)
 }
 
+/// What a node of its own tells of.
+pub struct Own {
+    /// Its cores.
+    pub cores: Vec<CoreHandle>,
+    /// Names of its resources.
+    pub names: Rc<RefCell<Names>>,
+    /// Its door.
+    pub native: Rc<NativeControl>,
+    /// Its peers, where it has any.
+    pub peers: Option<Rc<Peers>>,
+}
+
 /// The status of a node of its own.
-pub async fn of_cores(cores: &[CoreHandle], facts: &Facts, names: &RefCell<Names>, socket: String) -> NodeStatus {
+pub async fn of_cores(own: &Own, facts: &Facts) -> NodeStatus {
+    let Own { cores, names, native, peers } = own;
     let reports = core_reports(cores, false).await;
     let mut status = assemble(facts, &reports, Snapshot::default());
     let names = names.borrow();
@@ -103,7 +118,15 @@ pub async fn of_cores(cores: &[CoreHandle], facts: &Facts, names: &RefCell<Names
         resource.total = part.total.to_f64();
         resource.available += part.free.to_f64();
     }
+    status.node_id = native.node().to_string();
+    let socket = native.socket().display().to_string();
     status.sockets = vec![SocketStatus { name: "native".to_owned(), address: socket }];
+    if let Some(peers) = peers {
+        status.sockets.push(SocketStatus { name: "peers".to_owned(), address: peers.address().to_string() });
+        status.transfer = peers.transfer_status();
+        status.peers = peers.status();
+        status.peer_callers = peers.callers();
+    }
     status
 }
 
@@ -129,6 +152,8 @@ fn assemble(facts: &Facts, reports: &[CoreReport], mut latencies: Snapshot) -> N
         operations: latencies.operations(),
         clients: Vec::new(),
         transfer: TransferStatus::default(),
+        peers: Vec::new(),
+        peer_callers: 0,
         sockets: Vec::new(),
     }
 }
@@ -153,8 +178,7 @@ fn shard(facts: &Facts, report: &CoreReport) -> ShardStatus {
 }
 
 fn arenas(facts: &Facts, reports: &[CoreReport]) -> Vec<ArenaStatus> {
-    let used: u64 = reports.iter().map(|report| report.store.allocated_bytes).sum();
-    let size: u64 = facts.segments.iter().map(|segment| segment.size_bytes()).sum();
+    let used = |segment: usize| reports.iter().filter_map(|report| report.allocated_bytes.get(segment)).sum();
     let arenas = facts.segments.iter().enumerate().map(|(index, segment)| {
         let report = segment.report();
         ArenaStatus {
@@ -168,8 +192,7 @@ fn arenas(facts: &Facts, reports: &[CoreReport]) -> Vec<ArenaStatus> {
             numa_pages_on_node: report.numa_pages.map_or(0, |pages| pages.on_node),
             numa_pages_elsewhere: report.numa_pages.map_or(0, |pages| pages.elsewhere),
             touched_bytes: report.touched_bytes,
-            // Shards count what they use, not where; with one segment, which is the rule, that is exact.
-            used_bytes: used.checked_mul(report.size_bytes).and_then(|part| part.checked_div(size)).unwrap_or(0),
+            used_bytes: used(index),
         }
     });
     arenas.collect()
@@ -212,7 +235,7 @@ fn objects(reports: &[CoreReport]) -> ObjectCounts {
 }
 
 /// What a node of its own prints when it is up.
-pub fn banner(facts: &Facts, admin: &Path, native: &Path) -> String {
+pub fn banner(facts: &Facts, admin: &Path, own: &Own) -> String {
     let mut lines = vec![format!("raylet-uring {} (pid {})", env!("CARGO_PKG_VERSION"), std::process::id())];
     for (shard, core) in facts.placed.iter().enumerate() {
         let place = core.map_or_else(|| "any core".to_owned(), |core| format!("core {core}"));
@@ -225,7 +248,10 @@ pub fn banner(facts: &Facts, admin: &Path, native: &Path) -> String {
             report.fallback.map(|reason| format!(" (asked for {}: {reason})", report.asked)).unwrap_or_default();
         lines.push(format!("  arena {index}: {} MiB of {} on {node}{fallback}", report.size_bytes >> 20, report.pages));
     }
-    lines.push(format!("  native socket: {}", native.display()));
+    lines.push(format!("  native socket: {}", own.native.socket().display()));
+    if let Some(peers) = &own.peers {
+        lines.push(format!("  peers are served at {}", peers.address()));
+    }
     lines.push(format!("  admin socket: {}", admin.display()));
     lines.push("ready".to_owned());
     lines.join("\n")

@@ -30,6 +30,7 @@ fn write_status(out: &mut String, status: &NodeStatus) -> fmt::Result {
     section(out, "resources", resources(status))?;
     section(out, "leases and workers", counts(status))?;
     section(out, "objects", objects(status))?;
+    section(out, "peers", peers(status))?;
     section(out, "arenas", arenas(&status.arenas))?;
     section(out, "spilled objects", spill(&status.spill))?;
     section(out, "shards", shards(status))?;
@@ -121,12 +122,37 @@ fn objects(status: &NodeStatus) -> Rows {
     rows
 }
 
+fn peers(status: &NodeStatus) -> Rows {
+    let rows = status.peers.iter().map(|peer| {
+        let state = match (peer.state.as_str(), peer.draining) {
+            ("connected", false) => format!("connected {}", duration(peer.connected_s)),
+            ("connected", true) => format!("connected {}, draining", duration(peer.connected_s)),
+            ("down", _) => format!("down: {}", peer.why),
+            (state, _) => state.to_owned(),
+        };
+        let cpu = peer
+            .resources
+            .get("CPU")
+            .map_or_else(String::new, |cpu| format!("{} of {}", number(cpu.available), number(cpu.total)));
+        let received = format!("{} ({})", peer.received_objects, format_bytes(peer.received_bytes));
+        vec![peer.address.clone(), cpu, received, state]
+    });
+    let head = (!status.peers.is_empty()).then(|| row(["peer", "CPU free", "objects received", "state"]));
+    head.into_iter().chain(rows).collect()
+}
+
 fn transfer(t: &TransferStatus) -> String {
     let bytes = format_bytes;
     let mut text =
         format!("{} received, {} sent by {} lanes", bytes(t.lane_received_bytes), bytes(t.lane_sent_bytes), t.lanes);
     if t.call_received_bytes + t.call_sent_bytes > 0 {
         let _ = write!(text, "; {} received, {} sent by calls", bytes(t.call_received_bytes), bytes(t.call_sent_bytes));
+    }
+    if t.file_sent_bytes > 0 {
+        let _ = write!(text, "; {} sent from spill files", bytes(t.file_sent_bytes));
+    }
+    if t.relay_sent_bytes > 0 {
+        let _ = write!(text, "; {} sent on while coming", bytes(t.relay_sent_bytes));
     }
     if t.pulls_wanted > 0 {
         let _ = write!(text, "; {} wanted, {} asked for", t.pulls_wanted, t.pulls_asked);

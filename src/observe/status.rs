@@ -42,8 +42,12 @@ pub struct NodeStatus {
     pub resources: BTreeMap<String, ResourceStatus>,
     /// Latencies by operation since the boot.
     pub operations: Vec<OperationStatus>,
-    /// Objects that move between nodes; a node of its own has none.
+    /// Objects that move between nodes.
     pub transfer: TransferStatus,
+    /// The peers of a node of its own, in the order of its list.
+    pub peers: Vec<PeerStatus>,
+    /// Nodes that are connected to here as peers.
+    pub peer_callers: u64,
     /// The addresses at which the node listens.
     pub sockets: Vec<SocketStatus>,
 }
@@ -62,10 +66,46 @@ pub struct TransferStatus {
     pub call_received_bytes: u64,
     /// Sent in Ray's way.
     pub call_sent_bytes: u64,
+    /// Of what was sent either way: read from files, of objects that were on disk only.
+    pub file_sent_bytes: u64,
+    /// Of what was sent either way: of objects that were still being received.
+    pub relay_sent_bytes: u64,
     /// Objects that are wanted from other nodes.
     pub pulls_wanted: u64,
     /// Of these, those that a node was asked for.
     pub pulls_asked: u64,
+}
+
+/// A node that a node of its own fetches objects from and sends leases to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PeerStatus {
+    /// `host:port`, as in the list.
+    pub address: String,
+    /// "connected", "down", or "itself" where the list names the node that tells this.
+    pub state: String,
+    /// Why it is down; empty where it is not.
+    pub why: String,
+    /// Its id in hexadecimal; empty where it is not connected.
+    pub node_id: String,
+    /// The socket of its native door, on its machine; empty where it is not connected.
+    pub socket: String,
+    /// Seconds since it was connected to; 0 where it is not.
+    pub connected_s: f64,
+    /// How often it was connected to since the boot.
+    pub connects: u64,
+    /// It takes no new leases.
+    pub draining: bool,
+    /// Objects that came from it since the boot.
+    pub received_objects: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+    /// What it said on its link, besides the objects, in bytes.
+    pub link_received_bytes: u64,
+    /// What it was told, in bytes.
+    pub link_sent_bytes: u64,
+    /// What it has told of its resources.
+    pub resources: BTreeMap<String, ResourceStatus>,
 }
 
 /// Drivers and workers that a status lists; leased ones are listed first.

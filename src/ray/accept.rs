@@ -19,6 +19,7 @@ use super::rpc::router::Router;
 use super::rpc::server::{bind, Server, ServerConfig, MAX_CONNECTIONS};
 use super::rpc::tls::Tls;
 use crate::bridge::{CoreHandle, Socket, ToCore};
+use crate::near::{Near, Nears};
 use crate::node::NodeError;
 use crate::peer;
 
@@ -55,12 +56,15 @@ pub fn serve(router: Router, auth: &Auth, tls: Option<Tls>, listener: TcpListene
 }
 
 /// Hands the connections of a socket to the cores, in turn, until the task is aborted. Other users' are closed.
-pub fn accept(listener: UnixListener, socket: Socket, cores: Vec<CoreHandle>) -> JoinHandle<()> {
+pub fn accept(listener: UnixListener, socket: Socket, cores: Vec<CoreHandle>, nears: Nears) -> JoinHandle<()> {
     tokio::task::spawn_local(async move {
         for turn in 0.. {
             let accepted = match listener.accept().await {
                 Ok((stream, _)) => match peer::check(&stream) {
-                    Ok(()) => stream.into_std(),
+                    Ok(()) => {
+                        let near = nears.of_peer(&stream);
+                        stream.into_std().map(|stream| (stream, near))
+                    }
                     Err(error) => {
                         tracing::warn!(%error, ?socket, "a connection was refused");
                         continue;
@@ -69,9 +73,9 @@ pub fn accept(listener: UnixListener, socket: Socket, cores: Vec<CoreHandle>) ->
                 Err(error) => Err(error),
             };
             match accepted {
-                Ok(stream) => {
+                Ok((stream, near)) => {
                     let stream = stream.into();
-                    cores[turn % cores.len()].send(ToCore::Accepted { socket, stream });
+                    cores[turn % cores.len()].send(ToCore::Accepted { socket, stream, near });
                 }
                 Err(error) => {
                     tracing::warn!(%error, ?socket, "a connection could not be accepted");
@@ -96,7 +100,10 @@ pub fn accept_rpc(listener: TcpListener, tls: Option<Tls>, cores: Vec<CoreHandle
                 }),
             };
             match accepted {
-                Ok(Some(stream)) => cores[turn % cores.len()].send(ToCore::Accepted { socket: Socket::Rpc, stream }),
+                Ok(Some(stream)) => {
+                    let (socket, near) = (Socket::Rpc, Near::default());
+                    cores[turn % cores.len()].send(ToCore::Accepted { socket, stream, near });
+                }
                 Ok(None) => tracing::warn!(MAX_CONNECTIONS, "too many encrypted connections: closing this one"),
                 Err(error) => {
                     tracing::warn!(%error, "a gRPC connection could not be accepted");

@@ -48,10 +48,6 @@ use crate::workers::nursery::{Nursery, NurserySettings};
 use crate::workers::pinning::Pins;
 use crate::workers::process::{ProcessConfig, ProcessTable};
 
-/// Lanes to each node that objects are fetched from, where nobody says how many: one for each core, within these bounds.
-const LANES_AUTO_MIN: usize = 2;
-const LANES_AUTO_MAX: usize = 8;
-
 /// Longest wait for the GCS to take note of the node's end. It may be gone itself by then.
 const UNREGISTER_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -154,10 +150,8 @@ impl Door {
         let bulk_listeners: Result<_, _> = bulk_listeners.into_iter().map(tokio::net::TcpListener::into_std).collect();
         let (transfer, transferred) = transfer::start(TransferParts {
             bulk_listeners: bulk_listeners.map_err(NodeError::Io)?,
-            lanes_per_node: match config.bulk_lanes {
-                0 => engine.cores.len().clamp(LANES_AUTO_MIN, LANES_AUTO_MAX),
-                lanes => lanes,
-            },
+            peers: None,
+            lanes_per_node: transfer::lanes_per_node(config.bulk_lanes, engine.cores.len()),
             node_id,
             segments: engine.segments.clone(),
             files: engine.spill_shared.clone(),
@@ -188,7 +182,10 @@ impl Door {
             core_workers: CoreWorkers::new(context),
             names,
             agents: agents.clone(),
-            pins: config.pin_workers.then(|| Pins::new(&engine.topology, &engine.placed)).flatten(),
+            pins: config
+                .pin_workers
+                .then(|| Pins::new(&engine.topology, &engine.placed, engine.nears.clone()))
+                .flatten(),
         });
         let health = Health::new();
         health.set(&node_id.to_string(), true);
@@ -200,8 +197,8 @@ impl Door {
         let rpc = Arc::new(RpcSettings { auth: auth.clone(), node_id, methods, max_num_generator_returns });
         engine.cores.iter().for_each(|core| core.send(ToCore::OpenRpc(rpc.clone())));
         tokio::task::spawn_local(control.clone().hear_transfers(transferred));
-        accept(raylet_socket, Socket::Raylet, engine.cores.clone());
-        accept(plasma_socket, Socket::Plasma, engine.cores.clone());
+        accept(raylet_socket, Socket::Raylet, engine.cores.clone(), engine.nears.clone());
+        accept(plasma_socket, Socket::Plasma, engine.cores.clone(), engine.nears.clone());
         for listener in listeners {
             accept_rpc(listener, tls.clone(), engine.cores.clone(), stopped.clone());
         }

@@ -15,6 +15,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::bridge::Requester;
 use crate::core_io::Io;
 use crate::core_loop::Core;
+use crate::near::Near;
 use crate::observe::histogram::Operation;
 use crate::ray::messages::Owner;
 use crate::ray::wire::frame::Frame;
@@ -40,6 +41,7 @@ const CORE_ITSELF: u64 = 0;
 struct Client {
     writer: Writer,
     /// Segments whose descriptor it has, by bit.
+    near: Near,
     known_segments: u64,
     /// Objects in files of their own whose descriptor it has.
     known_files: FxHashSet<ObjectId>,
@@ -140,9 +142,9 @@ impl PlasmaClients {
     }
 
     /// A client is there.
-    pub fn add(&self, client: ClientId, writer: Writer) {
+    pub fn add(&self, client: ClientId, writer: Writer, near: Near) {
         let (creates, known_files) = Default::default();
-        let entry = Client { writer, known_segments: 0, known_files, creates, deletes: None };
+        let entry = Client { writer, near, known_segments: 0, known_files, creates, deletes: None };
         self.state.borrow_mut().clients.insert(client, entry);
     }
 
@@ -228,7 +230,7 @@ impl PlasmaClients {
 
     fn create(&self, core: &Rc<Core>, client: ClientId, since: Instant, create: &CreateRequest<'_>) {
         let id = create.object_id;
-        let request = {
+        let (request, near) = {
             let mut state = self.state.borrow_mut();
             state.next_request += 1;
             let request = state.next_request;
@@ -236,7 +238,7 @@ impl PlasmaClients {
                 return;
             };
             entry.creates.insert(id, PendingCreate::Waiting { request, told: false, since });
-            request
+            (request, entry.near.segment())
         };
         core.sightings.owner(core, create.owner_worker_id, || Owner {
             worker: create.owner_worker_id,
@@ -256,6 +258,7 @@ impl PlasmaClients {
                 source: ObjectSource::from_wire(create.source as i32).unwrap_or(ObjectSource::CreatedByWorker),
                 mutable: create.is_mutable,
                 try_immediately: create.try_immediately,
+                near,
             },
         );
         if self.is_waiting(client, &id, request) {
@@ -585,6 +588,7 @@ impl PlasmaClients {
                 source: ObjectSource::ErrorStoredByRaylet,
                 mutable: false,
                 try_immediately: true,
+                near: None,
             },
         );
     }

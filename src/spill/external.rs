@@ -238,6 +238,7 @@ mod tests {
             source,
             mutable,
             try_immediately,
+            near: None,
         }
     }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use raylet_shard::ids::{ObjectId, ShardId, WorkerId};
 use raylet_shard::store::{Placement, RestoreFailure, SpillFailure, SpillFile, StoreEffect, StoreEvent};
-use raylet_transport::spill::{Disk, DiskSettings, DiskUse, Outcome, Source, Target};
+use raylet_transport::spill::{Disk, DiskSettings, DiskUse, Outcome, Source, SpilledObject, Target};
 use raylet_transport::uring::{FileResult, IoMemory};
 use raylet_tuning::Segment;
 use rustc_hash::FxHashMap;
@@ -227,6 +227,13 @@ impl Spills {
             Some(external) => external.url(file, index),
             None => state.disk.url(file, index),
         }
+    }
+
+    /// What is needed to read an object from its file; `None`: only Python reaches it.
+    pub fn object(&self, file: SpillFile, index: u32) -> Option<SpilledObject> {
+        let state = self.state.borrow();
+        let state = state.as_ref().filter(|state| state.external.is_none())?;
+        state.disk.object(file, index)
     }
 
     /// True where an event was not for the store after all: a worker reads an object back.

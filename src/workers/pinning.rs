@@ -17,6 +17,8 @@ use rustc_hash::FxHashMap;
 use rustix::process::Pid;
 use rustix::thread::{sched_setaffinity, CpuSet};
 
+use crate::near::Nears;
+
 /// Rounds over the threads of a process: one that is bound no more starts threads that are bound already.
 const ROUNDS_MAX: usize = 8;
 
@@ -39,6 +41,7 @@ pub enum Doing {
 pub struct Pins {
     places: WorkerPlaces,
     bound: FxHashMap<WorkerId, Bound>,
+    nears: Nears,
     refused: bool,
 }
 
@@ -53,15 +56,15 @@ struct Bound {
 
 impl Pins {
     /// For a node whose shards are pinned to these hardware threads; `None`, with a word in the log, where binding would mean
-    /// nothing.
-    pub fn new(topology: &Topology, shards: &[Option<u32>]) -> Option<Pins> {
+    /// nothing. `nears` hears of every binding.
+    pub fn new(topology: &Topology, shards: &[Option<u32>], nears: Nears) -> Option<Pins> {
         let places = WorkerPlaces::new(topology, shards);
         if places.is_none() {
             tracing::info!(
                 "pin_workers has nothing to do: the node may use one NUMA node only, or its shards are not pinned"
             );
         }
-        Some(Pins { places: places?, bound: FxHashMap::default(), refused: false })
+        Some(Pins { places: places?, bound: FxHashMap::default(), nears, refused: false })
     }
 
     /// Workers that are bound now.
@@ -127,7 +130,10 @@ impl Pins {
     /// Binds a process to a place, or to none. A process that is gone meanwhile is no fault.
     fn bind(&mut self, pid: u32, place: Option<usize>) {
         let pus = match place.and_then(|place| self.places.get(place)) {
-            Some(place) => place.pus.clone(),
+            Some(place) => {
+                self.nears.bound(pid, place.numa_node);
+                place.pus.clone()
+            }
             None => self.places.all_pus(),
         };
         match bind_threads(pid, &pus) {
@@ -202,7 +208,7 @@ mod tests {
         let mut topology = Topology::discover().unwrap();
         topology.numa_nodes = vec![node(0), node(1)];
         topology.cores = vec![core(0), core(1)];
-        Pins::new(&topology, &[Some(0), Some(1)]).unwrap()
+        Pins::new(&topology, &[Some(0), Some(1)], Nears::default()).unwrap()
     }
 
     fn node(index: u32) -> NumaNode {

@@ -28,7 +28,8 @@ impl Node {
         let dir = tempfile::tempdir().expect("a directory");
         let mut child = Command::new(env!("CARGO_BIN_EXE_raylet-uring"))
             .args(["--socket", dir.path().join("door").to_str().expect("a path of text")])
-            .args(["--object-store-memory", "64M", "--warm-reserve", "0", "--log-level", "warn"])
+            .args(["--warm-reserve", "0", "--log-level", "warn"])
+            .args(if flags.contains(&"--object-store-memory") { &[][..] } else { &["--object-store-memory", "64M"] })
             .args(flags)
             .env("RAYLET_URING_RUNTIME_DIR", dir.path().join("run"))
             .stdout(Stdio::piped())

@@ -41,6 +41,16 @@ def our_binary():
     return pathlib.Path(os.environ.get("RAYLET_URING_BIN", REPOSITORY / "target" / "release" / "raylet-uring"))
 
 
+def change_bytes(path):
+    """Flips a byte in each MiB of a file, behind the back of whoever wrote it."""
+    with open(path, "r+b") as file:
+        for offset in range(5000, path.stat().st_size, MIB):
+            file.seek(offset)
+            byte = file.read(1)
+            file.seek(offset)
+            file.write(bytes([byte[0] ^ 255]))
+
+
 def wait_until(condition, what, timeout_s=PATIENCE_S, every_s=0.05):
     """Polls `condition` until it returns something true, and returns that; fails naming `what`."""
     deadline = time.monotonic() + timeout_s

@@ -4,13 +4,15 @@ The node is told of a machine with two NUMA nodes of one hardware thread each, s
 machine that has two hardware threads. Ray's own raylet knows nothing of it and lets workers run anywhere.
 """
 
+import json
 import os
+import subprocess
 import time
 
 import ray
 
 import harness
-from harness import OURS
+from harness import MIB, OURS
 
 ENVIRONMENT = {
     "HWLOC_SYNTHETIC": "node:2 core:1 pu:1",
@@ -34,6 +36,10 @@ class Bound:
         of_threads = {tuple(sorted(os.sched_getaffinity(int(thread)))) for thread in os.listdir("/proc/self/task")}
         return os.getpid(), of_threads
 
+    def put(self, count, size_bytes):
+        """Puts objects that this actor owns."""
+        return [ray.put(os.urandom(size_bytes)) for _ in range(count)]
+
 
 def test_leased_workers_are_bound_and_idle_ones_released(node):
     """Two leases fill both NUMA nodes with all threads of a worker; a worker that is idle again may run anywhere."""
@@ -47,6 +53,40 @@ def test_leased_workers_are_bound_and_idle_ones_released(node):
     answers = harness.wait_until(bound, f"the threads of both workers may run on {expected}")
     if OURS:
         assert answers[0][1] != answers[1][1], "each NUMA node has room for one lease"
+    for actor in actors:
+        ray.kill(actor)
+
+
+def used_by_arena(node):
+    """What objects take of the memory of each NUMA node, in bytes."""
+    out = subprocess.run([harness.our_binary(), "status", "--json"], capture_output=True, text=True, timeout=60)
+    (status,) = (status for status in json.loads(out.stdout) if status["pid"] == node.raylet.pid)
+    return [arena["used_bytes"] for arena in status["arenas"]]
+
+
+def test_what_a_worker_creates_lies_on_its_numa_node(node):
+    """Objects of a bound worker are in the memory of the NUMA node that it is bound to, whichever shard has them."""
+    actors = [Bound.remote() for _ in range(2)]
+
+    def places():
+        answers = harness.get([actor.threads.remote() for actor in actors])
+        of_actors = [{thread for threads in of_threads for thread in threads} for _, of_threads in answers]
+        return of_actors if not OURS or all(len(threads) == 1 for threads in of_actors) else None
+
+    kept = []
+    for actor, threads in zip(actors, harness.wait_until(places, "both workers are bound")):
+        before = used_by_arena(node) if OURS else None
+        # Large ones and small ones; each put goes to the shard of its task.
+        for _ in range(3):
+            kept.append(harness.get(actor.put.remote(3, MIB)))
+            kept.append(harness.get(actor.put.remote(20, 200)))
+        assert all(len(harness.get(ref)) in (MIB, 200) for refs in kept for ref in refs)
+        if OURS:
+            grown = [now - then for now, then in zip(used_by_arena(node), before)]
+            (own,) = threads
+            assert grown[own] >= 9 * MIB, f"{grown} of actor on hardware thread {own}"
+            assert grown[1 - own] < MIB, f"{grown} of actor on hardware thread {own}"
+    kept.clear()
     for actor in actors:
         ray.kill(actor)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import ray
 
-from harness import MIB, OURS, get, wait_until
+from harness import MIB, OURS, change_bytes, get, wait_until
 
 STORE = 100 * MIB
 
@@ -157,12 +157,7 @@ def test_changed_bytes_are_never_handed_out():
     changed = files()
     assert changed
     for path in changed:
-        with open(path, "r+b") as file:
-            for offset in range(5000, path.stat().st_size, MIB):
-                file.seek(offset)
-                byte = file.read(1)
-                file.seek(offset)
-                file.write(bytes([byte[0] ^ 255]))
+        change_bytes(path)
     lost = 0
     for seed, ref in enumerate(refs):
         try:

@@ -2,11 +2,13 @@
 
 import gc
 import json
+import pathlib
 import subprocess
 
 import numpy as np
 import pytest
 import ray
+from ray._private import internal_api
 
 import harness
 from harness import MIB, get
@@ -165,6 +167,48 @@ def test_arguments_of_many_calls_at_once(running, actors):
     batches = [maker.make.remote(size, seed) for seed in range(12)]
     calls = [reader.check.remote(batches[n % 12], size, n % 12) for n in range(count)]
     assert get(calls, 120) == [True] * count
+
+
+def store_of(node):
+    """What a raylet of either kind says of its store."""
+    found = next(found for found in ray.nodes() if found["NodeID"] == node.id)
+    address = found["NodeManagerAddress"], found["NodeManagerPort"]
+    return internal_api.node_stats(*address, include_memory_info=False).store_stats
+
+
+def spill_files_of(running, node):
+    """Files of what a node has spilled."""
+    directories = pathlib.Path(running.directory).rglob(f"ray_spilled_objects_{node.id}")
+    return [path for directory in directories for path in directory.iterdir() if not path.name.startswith(".")]
+
+
+def test_what_is_on_disk_only_is_served_from_its_file(running, actors):
+    """An object that its node has spilled comes to others as it was, and that node needs no room for it: it restores nothing."""
+    size, count, read = 10 * MIB + 33, 36, 6
+    source, maker = running.nodes[-1], actors[-1]
+    refs = [ref for seed in range(count) for ref in get(maker.put.remote(size, seed))]
+    # The oldest went to disk first, and their place in memory to those that came later.
+    harness.wait_until(lambda: store_of(source).spilled_bytes_total >= (count - 20) * size, "most are on disk")
+    before, files_before = store_of(source).restored_bytes_total, spill_files_of(running, source)
+    for seed in range(read):
+        assert is_right(get(refs[seed], 120), size, seed)
+    assert store_of(source).restored_bytes_total == before
+    if source.kind == "ours":
+        sent = status_of(source)["transfer"]["file_sent_bytes"]
+        assert sent >= read * size, f"{sent} bytes were sent from files"
+    # Bytes that change on the disk go nowhere; what is lost is called lost.
+    assert files_before
+    for path in spill_files_of(running, source):
+        harness.change_bytes(path)
+    lost = 0
+    for seed in range(read, read + 3):
+        try:
+            is_same = is_right(get(refs[seed], 120), size, seed)
+            # The stock raylet checks nothing.
+            assert is_same or source.kind == "stock", f"object {seed} came changed"
+        except ray.exceptions.ObjectLostError:
+            lost += 1
+    assert lost == 3 or source.kind == "stock", f"{lost} of 3 were called lost"
 
 
 def status_of(node):

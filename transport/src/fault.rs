@@ -82,10 +82,17 @@ pub(crate) fn file_result(_: &FileOperation, result: io::Result<FileResult>) -> 
     result
 }
 
-#[cfg(any(test, feature = "fault-injection"))]
-pub(crate) use files::file_result;
+/// What a plain read of a file came to.
+#[cfg(not(any(test, feature = "fault-injection")))]
+#[inline(always)]
+pub(crate) fn read_result(_: &mut [u8], result: io::Result<usize>) -> io::Result<usize> {
+    result
+}
+
 #[cfg(any(test, feature = "fault-injection"))]
 pub use files::{arm_file, FileFault, FileKind};
+#[cfg(any(test, feature = "fault-injection"))]
+pub(crate) use files::{file_result, read_result};
 
 /// Faults of disks, on the thread that arms them.
 #[cfg(any(test, feature = "fault-injection"))]
@@ -150,6 +157,19 @@ mod files {
                         assert!(memory.write(*offset + 30, &[byte[0] ^ 4]));
                     }
                 }
+                result
+            }
+            None => result,
+        }
+    }
+
+    /// What a plain read came to, or what a fault makes of it.
+    pub(crate) fn read_result(bytes: &mut [u8], result: io::Result<usize>) -> io::Result<usize> {
+        match FAULTS.with_borrow_mut(|faults| next(faults, FileKind::Read)) {
+            Some(FileFault::Error(errno)) => Err(io::Error::from_raw_os_error(errno)),
+            Some(FileFault::Short(most)) => result.map(|read| read.min(most as usize)),
+            Some(FileFault::Flip) => {
+                bytes.iter_mut().take(4096).for_each(|byte| *byte ^= 4);
                 result
             }
             None => result,

@@ -9,6 +9,7 @@
 //! | [`credit`] | private runs of memory: small objects without a round trip |
 //! | [`server`] | the node's side of a connection: state that a synchronous event loop drives, no I/O |
 //! | [`bulk`] | the bulk port: how objects travel between two nodes |
+//! | [`peers`] | what native nodes say to each other beside the objects |
 //! | [`client`] | the blocking client, the async one, and the worker |
 //! | [`fault`] | where a client can be made to die, for tests |
 //! | [`spill`] | files of spilled objects: their layout, writing, reading, checking |
@@ -24,6 +25,7 @@ pub mod fds;
 pub mod frame;
 pub mod ids;
 pub mod messages;
+pub mod peers;
 pub mod ring;
 pub mod server;
 pub mod spill;

@@ -47,6 +47,13 @@ pub struct Target {
     pub likely: Option<NodeId>,
 }
 
+impl Target {
+    /// An object that is not here, and of which nothing is known.
+    pub fn missing(object: ObjectId) -> Self {
+        Self { object, here: false, likely: None }
+    }
+}
+
 /// What happens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PullEvent {

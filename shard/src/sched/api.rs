@@ -527,7 +527,7 @@ pub struct SchedConfig {
     pub shard: ShardId,
     /// Shards of the node, at least 1.
     pub shards: ShardId,
-    /// Workers that this shard keeps although they are idle (Ray's `num_workers_soft_limit`, divided among the shards).
+    /// Workers that the node, all shards together, keeps although they are idle (Ray's `num_workers_soft_limit`).
     pub workers_soft_limit: u32,
     /// How long a worker above the soft limit may be idle (Ray's `idle_worker_killing_time_threshold_ms`).
     pub idle_timeout_ns: u64,
@@ -562,7 +562,7 @@ impl SchedConfig {
         Self {
             shard,
             shards: shards.max(1),
-            workers_soft_limit: share,
+            workers_soft_limit: cpus,
             idle_timeout_ns: 1_000_000_000,
             startup_concurrency: share,
             start_attempts_max: 3,

@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 
 use super::api::{SchedConfig, SchedEvent};
 use super::ledger::{full_credit, Ledger};
+use super::reaping::{Reaping, Staff};
 use super::types::*;
 use super::waiters::{Ticket, Waiters};
 use super::workers::{Fit, Worker};
@@ -68,6 +69,15 @@ pub enum SchedMsg {
     Gathered {
         /// Of the `Gather`.
         round: u64,
+    },
+    /// To the bank: what workers a shard has.
+    Staff(Staff),
+    /// From the bank: ask so many workers that were idle for long to exit.
+    Reap {
+        /// At most.
+        count: u32,
+        /// Named by the shard's next `Staff`.
+        order: u64,
     },
     /// From the bank: credit for a want, which is thereby settled.
     Grant {
@@ -183,6 +193,7 @@ pub(crate) struct Bank {
     dirty: Vec<ResourceId>,
     tickets: Ticket,
     rounds: u64,
+    reaping: Reaping,
 }
 
 /// Messages of the bank, to be delivered.
@@ -207,6 +218,7 @@ impl Bank {
             dirty: Vec::new(),
             tickets: 0,
             rounds: 0,
+            reaping: Reaping::new(config.shards, config.workers_soft_limit),
         }
     }
 
@@ -267,6 +279,7 @@ impl Bank {
                 self.drop_hopeless(now, out);
             }
             SchedMsg::Gathered { round } => self.gathered(round, out),
+            SchedMsg::Staff(staff) => return self.reaping.told(from, staff),
             // The rest goes from the bank to a shard or between shards, never to the bank.
             _ => {}
         }
@@ -275,6 +288,7 @@ impl Bank {
 
     /// Time has passed: let go of a hold in vain, begin the next.
     pub(crate) fn tick(&mut self, now: NowNs, out: &mut BankOut) {
+        self.reaping.decide(out);
         if self.hold.as_ref().is_some_and(|hold| hold.until_ns <= now) {
             self.let_go(now, out);
         }

@@ -20,6 +20,7 @@ mod leases;
 mod ledger;
 mod pool;
 mod queue;
+mod reaping;
 mod remote;
 mod report;
 mod scheduler;
@@ -31,6 +32,7 @@ mod workers;
 
 pub use api::*;
 pub use bank::{Mode, SchedMsg, WANT_BATCH};
+pub use reaping::Staff;
 pub use report::{LeaseInfo, ResourceUse};
 pub use scheduler::Scheduler;
 pub use types::*;

@@ -207,20 +207,4 @@ impl Scheduler {
             out.push(SchedEffect::ToShard { to, msg: SchedMsg::Forget { worker: id } });
         }
     }
-
-    /// Asks workers to exit that were idle for long, oldest first, down to the soft limit.
-    pub(crate) fn reap_idle(&mut self, now: NowNs, out: &mut Vec<SchedEffect>) {
-        let excess = self.workers.staying.saturating_sub(self.config.workers_soft_limit) as usize;
-        if excess == 0 {
-            return;
-        }
-        let timeout = self.config.idle_timeout_ns;
-        let old = self.workers.idle_by_age.iter().take_while(|(since, _, _)| now.saturating_sub(*since) >= timeout);
-        let kept = |id: &WorkerId| self.workers.map.get(id).is_some_and(|worker| worker.keep_until_ns > now);
-        let going: Vec<WorkerId> = old.map(|(_, _, id)| *id).filter(|id| !kept(id)).take(excess).collect();
-        for worker in going {
-            self.workers.retire(worker, Doing::AskedToExit);
-            out.push(SchedEffect::ExitWorker { worker, why: ExitReason::Idle });
-        }
-    }
 }

@@ -40,7 +40,7 @@ impl Scheduler {
         }
     }
 
-    fn send_bank(&mut self, from: ShardId, msg: SchedMsg, now: NowNs, out: &mut Vec<SchedEffect>) {
+    pub(crate) fn send_bank(&mut self, from: ShardId, msg: SchedMsg, now: NowNs, out: &mut Vec<SchedEffect>) {
         match &mut self.bank {
             Some(bank) => {
                 bank.handle(from, msg, now, &mut self.bank_out);
@@ -53,9 +53,15 @@ impl Scheduler {
     pub(crate) fn on_msg(&mut self, from: ShardId, msg: SchedMsg, now: NowNs, out: &mut Vec<SchedEffect>) {
         use SchedMsg as M;
         match msg {
-            M::Want { .. } | M::Unwant { .. } | M::Take { .. } | M::Credit { .. } | M::Gathered { .. } => {
+            M::Want { .. }
+            | M::Unwant { .. }
+            | M::Take { .. }
+            | M::Credit { .. }
+            | M::Gathered { .. }
+            | M::Staff(_) => {
                 self.send_bank(from, msg, now, out);
             }
+            M::Reap { count, order } => self.reap_ordered(count, order, now, out),
             M::Grant { class, want, credit } => self.granted(class, want, &credit, now, out),
             M::SetMode { id, mode } => self.set_mode(id, mode, now, out),
             M::Gather { round, ids } => {

@@ -9,6 +9,7 @@ use super::bank::{Bank, BankOut, Mode, SchedMsg};
 use super::bundles::Bundle;
 use super::ledger::{full_credit, Ledger};
 use super::queue::{Class, ClassState, LeaseIdx, Leases, Stage};
+use super::reaping::Staff;
 use super::remote::TakeFor;
 use super::types::*;
 use super::waiters::{Ticket, Waiters};
@@ -37,6 +38,10 @@ pub struct Scheduler {
     /// On shard 0 of several.
     pub(crate) bank: Option<Box<Bank>>,
     pub(crate) bank_out: BankOut,
+    /// What the bank was told of this shard's workers.
+    pub(crate) staff: Staff,
+    /// The bank's last order to end workers.
+    pub(crate) reap_order: u64,
     /// Messages of the bank to its own shard.
     pub(crate) local: VecDeque<SchedMsg>,
     /// How to treat resources; [`Mode::Keep`] where not named.
@@ -69,6 +74,8 @@ impl Scheduler {
             bundles: FxHashMap::default(),
             bank,
             bank_out: Vec::new(),
+            staff: Staff::default(),
+            reap_order: 0,
             local: VecDeque::new(),
             modes: FxHashMap::default(),
             dirty: Vec::new(),

@@ -165,6 +165,8 @@ pub enum StoreEvent {
         mutable: bool,
         /// Fail with [`StoreError::OutOfMemory`] instead of waiting for memory.
         try_immediately: bool,
+        /// The segment on the NUMA node of whoever writes it, which it is placed in while there is room; `None`: the shard's own.
+        near: Option<u32>,
     },
     /// Forget the queued creates of this client for this id. No answer; none is needed where nothing is queued.
     CancelCreate {
@@ -202,6 +204,23 @@ pub enum StoreEvent {
         id: ObjectId,
         /// Answer once it is sealed here; `false` answers now.
         wait: bool,
+    },
+    /// One object is wanted by another node. As a waiting [`StoreEvent::Get`], but for one that is on disk only: it is sent from its file,
+    /// and needs no room in memory. Answer: [`StoreEffect::SpilledAt`] at once, or [`StoreEffect::Got`].
+    GetToSend {
+        /// Who sends it.
+        client: ClientId,
+        /// Comes back in the answer.
+        token: Token,
+        /// Which object.
+        id: ObjectId,
+    },
+    /// The file of a [`StoreEffect::SpilledAt`] is not read for it any more. No answer.
+    SentSpilled {
+        /// The object.
+        id: ObjectId,
+        /// It could not be read there as it was written: from now on it is read back to memory first, where tries are counted.
+        faulty: bool,
     },
     /// A waiting get is forgotten, and not answered. Nothing happens where it was answered already.
     CancelGet {
@@ -284,6 +303,8 @@ pub enum StoreEvent {
         token: Token,
         /// How long a run, in bytes; cut to whole lines of 64 and to [`CREDIT_RUN_MAX_BYTES`](super::CREDIT_RUN_MAX_BYTES).
         bytes: u64,
+        /// As in [`StoreEvent::Create`].
+        near: Option<u32>,
     },
     /// The next lines of a run are a finished object: it exists from here on, sealed, and its memory is its own. Answer:
     /// [`StoreEffect::Adopted`]. The lines leave the run also where the object is refused.
@@ -351,11 +372,13 @@ pub enum StoreEvent {
         first: SpanIndex,
         /// How many.
         count: u32,
+        /// Which request is granted with it.
+        urgency: Urgency,
     },
     /// The bank has no such run now. A standing request ([`Urgency::Standing`]) stays in the bank's queue all the same.
     SpansRefused {
-        /// How many had been asked for.
-        count: u32,
+        /// What had been asked for.
+        wish: SpanWish,
     },
     /// The bank needs spans for another shard: give back every empty one, now and later until told otherwise, and evict for some.
     ReclaimSpans {
@@ -382,12 +405,25 @@ pub enum StoreEvent {
 pub enum Urgency {
     /// For the reserve: grant only what is free and what nobody waits for.
     Ahead,
+    /// A create waits that could have memory on another NUMA node: grant what is free of the segment that is named, or refuse.
+    Near,
     /// A create waits, but this shard could still evict: grant what is free or refuse.
     Now,
     /// A create waits and this shard has nothing left: collect from other shards, oldest request first, until granted or withdrawn.
     Standing,
     /// The same for an object on disk that is wanted: before all creates, for whoever wants it may hold what they wait for.
     Restore,
+}
+
+/// What a shard wants of the bank: a run of spans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpanWish {
+    /// How many, contiguous.
+    pub count: u32,
+    /// How badly.
+    pub urgency: Urgency,
+    /// The segment that they should be of.
+    pub near: u32,
 }
 
 /// Why a sealed object is gone.
@@ -453,6 +489,21 @@ pub enum StoreEffect {
         owner: WorkerId,
         /// It was not sealed yet when it was asked for.
         waited: bool,
+    },
+    /// Answer to [`StoreEvent::GetToSend`] for an object that is on disk only. The file stays until [`StoreEvent::SentSpilled`].
+    SpilledAt {
+        /// Who asked.
+        client: ClientId,
+        /// The token of the request.
+        token: Token,
+        /// The object.
+        id: ObjectId,
+        /// Its owner.
+        owner: WorkerId,
+        /// The file.
+        file: SpillFile,
+        /// The object's place among those of the file.
+        index: u32,
     },
     /// Answer to [`StoreEvent::Delete`].
     Deleted {
@@ -548,10 +599,8 @@ pub enum StoreEffect {
     /// To the bank: this shard wants a run of spans. At most one request of a shard is open at a time; an open
     /// [`Urgency::Standing`] request is replaced by the next one.
     SpansWanted {
-        /// How many, contiguous.
-        count: u32,
-        /// How badly.
-        urgency: Urgency,
+        /// What is wanted.
+        wish: SpanWish,
     },
     /// To the bank: the standing request is withdrawn.
     SpansUnwanted,
@@ -651,7 +700,7 @@ impl StoreEffect {
     /// The bank's event, where the effect is a message of `shard` to the bank.
     pub fn for_bank(&self, shard: ShardId) -> Option<BankEvent> {
         Some(match *self {
-            Self::SpansWanted { count, urgency } => BankEvent::Wanted { shard, count, urgency },
+            Self::SpansWanted { wish } => BankEvent::Wanted { shard, wish },
             Self::SpansUnwanted => BankEvent::Unwanted { shard },
             Self::SpansReturned { first, count } => BankEvent::Returned { shard, first, count },
             Self::ReclaimDone { count } => BankEvent::ReclaimDone { shard, count },
@@ -669,10 +718,8 @@ pub enum BankEvent {
     Wanted {
         /// Which shard.
         shard: ShardId,
-        /// How many, contiguous.
-        count: u32,
-        /// How badly.
-        urgency: Urgency,
+        /// What is wanted.
+        wish: SpanWish,
     },
     /// [`StoreEffect::SpansUnwanted`] of a shard.
     Unwanted {

@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 
 use super::api::SpanIndex;
 use super::blocks::{BlockId, Blocks};
-use super::config::{Layout, LARGE_ALIGN_BYTES, LARGE_OBJECT_BYTES, MIN_SPAN_BYTES, SMALL_ALIGN_BYTES};
+use super::config::{Layout, SegmentSpan, LARGE_ALIGN_BYTES, LARGE_OBJECT_BYTES, MIN_SPAN_BYTES, SMALL_ALIGN_BYTES};
 
 /// Small objects come from chunks of this size, in bytes.
 pub(super) const CHUNK_BYTES: u64 = MIN_SPAN_BYTES;
@@ -21,59 +21,53 @@ pub(super) struct Allocation {
     small: bool,
 }
 
-/// The memory of one shard.
+/// The part of a shard's memory that lies in one segment.
 #[derive(Debug)]
-pub(super) struct Arena {
-    layout: Layout,
+struct Part {
     large: Blocks,
     small: Blocks,
     /// Chunks of small objects: address -> block among the large ones.
     chunks: FxHashMap<u64, BlockId>,
     /// An empty chunk, kept for the next small object: a block among the large ones.
     spare: Option<BlockId>,
+    /// The end of the highest allocation ever made, as an address.
+    touched_until: u64,
+}
+
+/// The memory of one shard.
+#[derive(Debug)]
+pub(super) struct Arena {
+    layout: Layout,
+    /// By segment: what lies on different NUMA nodes never mixes.
+    parts: Vec<Part>,
+    /// Spans of other segments are given back before this one's.
+    home: u32,
     spans_held: u32,
-    /// Per segment: the end of the highest allocation ever made, as an address.
-    touched_until: Vec<u64>,
+}
+
+/// What memory is wanted for.
+#[derive(Clone, Copy)]
+enum Wish {
+    /// A large object: whole pages.
+    Large,
+    /// A small object: lines of a chunk, or, where there is no chunk, pages.
+    Small,
+    /// A run of small objects, which must lie in one chunk.
+    Run,
 }
 
 fn round_up(bytes: u64, to: u64) -> u64 {
     (bytes + to - 1) & !(to - 1)
 }
 
-impl Arena {
-    pub(super) fn new(layout: Layout) -> Self {
-        let span_bytes = layout.span_bytes();
-        let touched_until = layout.segments().iter().map(|s| u64::from(s.first) * span_bytes).collect();
-        Self {
-            large: Blocks::new(LARGE_ALIGN_BYTES, span_bytes, true),
-            small: Blocks::new(SMALL_ALIGN_BYTES, span_bytes, false),
-            chunks: FxHashMap::default(),
-            spare: None,
-            spans_held: 0,
-            touched_until,
-            layout,
-        }
-    }
-
-    /// What an object of this size takes, in bytes.
-    pub(super) fn footprint(bytes: u64) -> u64 {
-        if bytes >= LARGE_OBJECT_BYTES {
-            round_up(bytes, LARGE_ALIGN_BYTES)
-        } else {
-            round_up(bytes.max(1), SMALL_ALIGN_BYTES)
-        }
-    }
-
-    /// How many contiguous spans surely hold an object of this size.
-    pub(super) fn spans_for(&self, bytes: u64) -> u32 {
-        Self::footprint(bytes).div_ceil(self.layout.span_bytes()) as u32
-    }
-
-    /// Memory for an object, or `None` where no free block is large enough.
-    pub(super) fn alloc(&mut self, bytes: u64) -> Option<Allocation> {
-        let len = Self::footprint(bytes);
-        let got = if bytes < LARGE_OBJECT_BYTES { self.alloc_small(len) } else { self.alloc_large(len) }?;
-        self.touch(&got);
+impl Part {
+    fn alloc(&mut self, len: u64, wish: Wish) -> Option<Allocation> {
+        let got = match wish {
+            Wish::Large => self.alloc_large(len),
+            Wish::Small => self.alloc_small(len).or_else(|| self.alloc_large(round_up(len, LARGE_ALIGN_BYTES))),
+            Wish::Run => self.alloc_small(len),
+        }?;
+        self.touched_until = self.touched_until.max(got.addr + got.len);
         Some(got)
     }
 
@@ -82,11 +76,8 @@ impl Arena {
         if block.is_none() && self.add_chunk() {
             block = self.small.alloc(len);
         }
-        match block {
-            Some(block) => Some(Allocation { addr: self.small.start(block), len, block, small: true }),
-            // No chunk is left, but there may be single pages.
-            None => self.alloc_large(round_up(len, LARGE_ALIGN_BYTES)),
-        }
+        let block = block?;
+        Some(Allocation { addr: self.small.start(block), len, block, small: true })
     }
 
     fn alloc_large(&mut self, len: u64) -> Option<Allocation> {
@@ -96,33 +87,6 @@ impl Arena {
         }
         let block = block?;
         Some(Allocation { addr: self.large.start(block), len, block, small: false })
-    }
-
-    /// Memory for a run of small objects, of whole lines, or `None` where no chunk has so much in one piece.
-    pub(super) fn alloc_run(&mut self, len: u64) -> Option<Allocation> {
-        let mut block = self.small.alloc(len);
-        if block.is_none() && self.add_chunk() {
-            block = self.small.alloc(len);
-        }
-        let block = block?;
-        let run = Allocation { addr: self.small.start(block), len, block, small: true };
-        self.touch(&run);
-        Some(run)
-    }
-
-    /// Takes the first `len` bytes out of a run, which is longer, as memory of their own.
-    pub(super) fn cut(&mut self, run: &mut Allocation, len: u64) -> Allocation {
-        debug_assert!(run.small && len < run.len);
-        let rest = self.small.cut(run.block, len);
-        let piece = Allocation { len, ..*run };
-        *run = Allocation { addr: run.addr + len, len: run.len - len, block: rest, small: true };
-        piece
-    }
-
-    fn touch(&mut self, got: &Allocation) {
-        let segment = self.segment_of(got.addr) as usize;
-        let until = &mut self.touched_until[segment];
-        *until = (*until).max(got.addr + got.len);
     }
 
     /// Another chunk for small objects; false where there is none.
@@ -136,8 +100,7 @@ impl Arena {
         true
     }
 
-    /// Gives an object's memory back.
-    pub(super) fn free(&mut self, allocation: Allocation) {
+    fn free(&mut self, allocation: Allocation) {
         if !allocation.small {
             self.large.free(allocation.block);
             return;
@@ -157,27 +120,115 @@ impl Arena {
         self.spare.take().map(|chunk| self.large.free(chunk)).is_some()
     }
 
-    /// A run of spans from the bank.
+    fn take_run(&mut self, most: u32) -> Option<(SpanIndex, u32)> {
+        let block = self.large.find_whole_span()?;
+        let (first, count) = self.large.take_spans(block, most);
+        (count > 0).then_some((first, count))
+    }
+
+    fn free_bytes(&self) -> u64 {
+        let spare = if self.spare.is_some() { CHUNK_BYTES } else { 0 };
+        self.large.free_bytes() + self.small.free_bytes() + spare
+    }
+
+    /// What is in regions, in bytes: the spans that the shard holds here.
+    fn held_bytes(&self) -> u64 {
+        self.large.free_bytes() + self.large.used_bytes()
+    }
+}
+
+impl Arena {
+    pub(super) fn new(layout: Layout, home: u32) -> Self {
+        let span_bytes = layout.span_bytes();
+        let part = |segment: &SegmentSpan| Part {
+            large: Blocks::new(LARGE_ALIGN_BYTES, span_bytes, true),
+            small: Blocks::new(SMALL_ALIGN_BYTES, span_bytes, false),
+            chunks: FxHashMap::default(),
+            spare: None,
+            touched_until: u64::from(segment.first) * span_bytes,
+        };
+        Self { parts: layout.segments().iter().map(part).collect(), home, spans_held: 0, layout }
+    }
+
+    /// What an object of this size takes, in bytes.
+    pub(super) fn footprint(bytes: u64) -> u64 {
+        if bytes >= LARGE_OBJECT_BYTES {
+            round_up(bytes, LARGE_ALIGN_BYTES)
+        } else {
+            round_up(bytes.max(1), SMALL_ALIGN_BYTES)
+        }
+    }
+
+    /// How many contiguous spans surely hold an object of this size.
+    pub(super) fn spans_for(&self, bytes: u64) -> u32 {
+        Self::footprint(bytes).div_ceil(self.layout.span_bytes()) as u32
+    }
+
+    /// Memory for an object: of the segment `near`, else, where it may be `anywhere`, of any other. `None` where no free block is
+    /// large enough.
+    pub(super) fn alloc(&mut self, bytes: u64, near: u32, anywhere: bool) -> Option<Allocation> {
+        let wish = if bytes < LARGE_OBJECT_BYTES { Wish::Small } else { Wish::Large };
+        self.find(Self::footprint(bytes), wish, near, anywhere)
+    }
+
+    /// Memory for a run of small objects, of whole lines, or `None` where no chunk has so much in one piece.
+    pub(super) fn alloc_run(&mut self, len: u64, near: u32, anywhere: bool) -> Option<Allocation> {
+        self.find(len, Wish::Run, near, anywhere)
+    }
+
+    fn find(&mut self, len: u64, wish: Wish, near: u32, anywhere: bool) -> Option<Allocation> {
+        let got = self.parts.get_mut(near as usize).and_then(|part| part.alloc(len, wish));
+        if got.is_some() || !anywhere || self.parts.len() == 1 {
+            return got;
+        }
+        let mut others = self.parts.iter_mut().enumerate().filter(|(segment, _)| *segment != near as usize);
+        others.find_map(|(_, part)| part.alloc(len, wish))
+    }
+
+    /// Takes the first `len` bytes out of a run, which is longer, as memory of their own.
+    pub(super) fn cut(&mut self, run: &mut Allocation, len: u64) -> Allocation {
+        debug_assert!(run.small && len < run.len);
+        let rest = self.part_of(run.addr).small.cut(run.block, len);
+        let piece = Allocation { len, ..*run };
+        *run = Allocation { addr: run.addr + len, len: run.len - len, block: rest, small: true };
+        piece
+    }
+
+    fn part_of(&mut self, addr: u64) -> &mut Part {
+        let segment = self.segment_of(addr) as usize;
+        &mut self.parts[segment]
+    }
+
+    /// Gives an object's memory back.
+    pub(super) fn free(&mut self, allocation: Allocation) {
+        self.part_of(allocation.addr).free(allocation);
+    }
+
+    /// A run of spans from the bank, all of one segment.
     pub(super) fn grant(&mut self, first: SpanIndex, count: u32) {
         let span_bytes = self.layout.span_bytes();
-        self.large.add_region(u64::from(first) * span_bytes, u64::from(count) * span_bytes);
+        let (addr, len) = (u64::from(first) * span_bytes, u64::from(count) * span_bytes);
+        self.part_of(addr).large.add_region(addr, len);
         self.spans_held += count;
     }
 
-    /// Takes up to `most` empty spans out, as one run.
+    /// Takes up to `most` empty spans out, as one run. Those of the shard's own NUMA node go last.
     pub(super) fn take_run(&mut self, most: u32) -> Option<(SpanIndex, u32)> {
-        if self.large.whole_spans() == 0 && most > 0 {
-            self.drop_spare();
+        if most > 0 && self.empty_spans() == 0 {
+            for part in &mut self.parts {
+                part.drop_spare();
+            }
         }
-        let block = self.large.find_whole_span()?;
-        let (first, count) = self.large.take_spans(block, most);
-        self.spans_held -= count;
-        (count > 0).then_some((first, count))
+        let home = (self.home as usize).min(self.parts.len() - 1);
+        let others = (0..self.parts.len()).filter(|segment| *segment != home);
+        let taken = others.chain([home]).find_map(|segment| self.parts[segment].take_run(most));
+        self.spans_held -= taken.map_or(0, |(_, count)| count);
+        taken
     }
 
     /// Empty spans.
     pub(super) fn empty_spans(&self) -> u32 {
-        self.large.whole_spans()
+        self.parts.iter().map(|part| part.large.whole_spans()).sum()
     }
 
     /// Spans that the shard holds.
@@ -192,13 +243,12 @@ impl Arena {
 
     /// Bytes in free blocks, in chunks too.
     pub(super) fn free_bytes(&self) -> u64 {
-        let spare = if self.spare.is_some() { CHUNK_BYTES } else { 0 };
-        self.large.free_bytes() + self.small.free_bytes() + spare
+        self.parts.iter().map(Part::free_bytes).sum()
     }
 
     /// The segment of an address that the arena gave out.
     pub(super) fn segment_of(&self, addr: u64) -> u32 {
-        if self.touched_until.len() == 1 {
+        if self.parts.len() == 1 {
             return 0;
         }
         let span = (addr / self.layout.span_bytes()) as SpanIndex;
@@ -210,9 +260,14 @@ impl Arena {
         addr - u64::from(self.layout.segments()[segment as usize].first) * self.layout.span_bytes()
     }
 
-    /// Per segment: up to where this shard has ever allocated, in bytes from the segment's start.
+    /// Up to where this shard has ever allocated in a segment, in bytes from the segment's start.
     pub(super) fn touched_bytes(&self, segment: u32) -> u64 {
-        self.touched_until.get(segment as usize).map_or(0, |until| self.offset_in(segment, *until))
+        self.parts.get(segment as usize).map_or(0, |part| self.offset_in(segment, part.touched_until))
+    }
+
+    /// What objects (and runs of credit) take from a segment, padding included, in bytes.
+    pub(super) fn allocated_bytes(&self, segment: u32) -> u64 {
+        self.parts.get(segment as usize).map_or(0, |part| part.held_bytes() - part.free_bytes())
     }
 
     pub(super) fn layout(&self) -> &Layout {
@@ -221,11 +276,31 @@ impl Arena {
 
     /// Verifies the books. `objects`: every allocation that is in use.
     pub(super) fn check(&self, objects: impl Iterator<Item = Allocation>) -> Result<(), String> {
+        let mut by_part: Vec<Vec<Allocation>> = vec![Vec::new(); self.parts.len()];
+        objects.for_each(|object| by_part[self.segment_of(object.addr) as usize].push(object));
+        for (segment, (part, objects)) in self.parts.iter().zip(by_part).enumerate() {
+            part.check(&objects).map_err(|e| format!("segment {segment}: {e}"))?;
+            for (addr, _) in part.large.regions() {
+                if self.segment_of(addr) as usize != segment {
+                    return Err(format!("segment {segment} has a region at {addr}, which is another's"));
+                }
+            }
+        }
+        let held: u64 = self.parts.iter().map(Part::held_bytes).sum();
+        match held == self.held_bytes() {
+            true => Ok(()),
+            false => Err(format!("{held} bytes in regions, {} in spans held", self.held_bytes())),
+        }
+    }
+}
+
+impl Part {
+    fn check(&self, objects: &[Allocation]) -> Result<(), String> {
         self.large.check().map_err(|e| format!("large blocks: {e}"))?;
         self.small.check().map_err(|e| format!("small blocks: {e}"))?;
         let regions: u64 = self.large.regions().iter().map(|(_, len)| len).sum();
         if regions != self.held_bytes() {
-            return Err(format!("{} bytes in regions, {} in spans held", regions, self.held_bytes()));
+            return Err(format!("{} bytes in regions, {} in blocks", regions, self.held_bytes()));
         }
         let mut owned_large: FxHashMap<u64, u64> = self.large.used().map(|(_, addr, len)| (addr, len)).collect();
         let mut owned_small: FxHashMap<u64, u64> = self.small.used().map(|(_, addr, len)| (addr, len)).collect();
@@ -262,7 +337,7 @@ mod tests {
 
     fn arena(spans: u32) -> Arena {
         let segment = SegmentSpec { bytes: u64::from(spans) * MIB, numa_node: 0 };
-        let mut arena = Arena::new(Layout::new(&[segment], MIB).unwrap());
+        let mut arena = Arena::new(Layout::new(&[segment], MIB).unwrap(), 0);
         arena.grant(0, spans);
         arena
     }
@@ -270,9 +345,9 @@ mod tests {
     #[test]
     fn small_objects_leave_large_runs_whole() {
         let mut arena = arena(4);
-        let small: Vec<_> = (0..100).map(|_| arena.alloc(1000).unwrap()).collect();
+        let small: Vec<_> = (0..100).map(|_| arena.alloc(1000, 0, true).unwrap()).collect();
         // 100 KB of small objects take one chunk; the rest is one run.
-        assert!(arena.alloc(4 * MIB - CHUNK_BYTES).is_some());
+        assert!(arena.alloc(4 * MIB - CHUNK_BYTES, 0, true).is_some());
         for object in small {
             arena.free(object);
         }
@@ -282,7 +357,7 @@ mod tests {
     fn a_large_object_starts_on_a_page_whatever_came_before() {
         let mut arena = arena(4);
         for bytes in [1, 70_001, 63, 65_536, 5000, 300_001] {
-            let got = arena.alloc(bytes).unwrap();
+            let got = arena.alloc(bytes, 0, true).unwrap();
             if bytes >= LARGE_OBJECT_BYTES {
                 assert_eq!((got.addr % 4096, got.len % 4096), (0, 0), "{bytes}");
             }
@@ -292,9 +367,9 @@ mod tests {
     #[test]
     fn the_last_pages_hold_small_objects_when_no_chunk_is_left() {
         let mut arena = arena(1);
-        let large = arena.alloc(MIB - 8192).unwrap();
-        let small = [arena.alloc(100).unwrap(), arena.alloc(100).unwrap()];
-        assert!(arena.alloc(100).is_none());
+        let large = arena.alloc(MIB - 8192, 0, true).unwrap();
+        let small = [arena.alloc(100, 0, true).unwrap(), arena.alloc(100, 0, true).unwrap()];
+        assert!(arena.alloc(100, 0, true).is_none());
         arena.check([large, small[0], small[1]].into_iter()).unwrap();
         [large, small[0], small[1]].into_iter().for_each(|a| arena.free(a));
         assert_eq!((arena.free_bytes(), arena.empty_spans()), (MIB, 1));
@@ -303,16 +378,16 @@ mod tests {
     #[test]
     fn an_idle_spare_chunk_does_not_keep_a_large_object_out() {
         let mut arena = arena(1);
-        let small = arena.alloc(100).unwrap();
+        let small = arena.alloc(100, 0, true).unwrap();
         arena.free(small);
         assert_eq!(arena.free_bytes(), MIB);
-        assert!(arena.alloc(MIB).is_some());
+        assert!(arena.alloc(MIB, 0, true).is_some());
     }
 
     #[test]
     fn an_empty_shard_can_give_every_span_back() {
         let mut arena = arena(3);
-        let objects: Vec<_> = [100, 200_000, 70_000, 64].map(|bytes| arena.alloc(bytes).unwrap()).into();
+        let objects: Vec<_> = [100, 200_000, 70_000, 64].map(|bytes| arena.alloc(bytes, 0, true).unwrap()).into();
         objects.into_iter().for_each(|a| arena.free(a));
         let mut got = 0;
         while let Some((_, count)) = arena.take_run(u32::MAX) {

@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 
-use super::api::{BankEffect, BankEvent, SpanIndex, StoreEvent, Urgency};
+use super::api::{BankEffect, BankEvent, SpanIndex, SpanWish, StoreEvent, Urgency};
 use super::config::Layout;
 use super::line::{Line, Ticket};
 use super::pool::SpanPool;
@@ -24,8 +24,8 @@ const FREE: ShardId = ShardId::MAX;
 pub struct BankConfig {
     /// The node's memory.
     pub segments: Layout,
-    /// Of each shard: the segment on its own NUMA node, which it is served from first. Its length is the number of shards.
-    pub home_segments: Vec<u32>,
+    /// How many shards there are.
+    pub shards: ShardId,
     /// How long a standing request waits before the other shards must hold back, in nanoseconds.
     pub hold_after_ns: u64,
     /// So many turns in a row for which memory had to be collected once at most dissolve the line.
@@ -37,8 +37,8 @@ const EASY_TURNS_MAX: u32 = 64;
 
 impl BankConfig {
     /// A bank that makes shards hold back after 200 ms, a tenth of the grace period after which a create fails.
-    pub fn new(segments: Layout, home_segments: Vec<u32>) -> Self {
-        Self { segments, home_segments, hold_after_ns: 200_000_000, easy_turns_max: EASY_TURNS_MAX }
+    pub fn new(segments: Layout, shards: ShardId) -> Self {
+        Self { segments, shards, hold_after_ns: 200_000_000, easy_turns_max: EASY_TURNS_MAX }
     }
 }
 
@@ -46,14 +46,12 @@ impl BankConfig {
 #[derive(Clone, Copy, Debug)]
 struct Standing {
     shard: ShardId,
-    count: u32,
+    wish: SpanWish,
     since: NowNs,
     /// The other shards have been asked on its behalf.
     asked: bool,
     /// They gave something back since then.
     collected: bool,
-    /// For a restore: before all others.
-    restore: bool,
     /// It has stood for long.
     late: bool,
     /// The shard knows that nothing could be collected so far.
@@ -112,7 +110,7 @@ pub struct SpanBank {
 impl SpanBank {
     /// All spans free. `None` where there is no shard or more than [`ShardId`] can count.
     pub fn new(config: BankConfig) -> Option<Self> {
-        let shards = config.home_segments.len();
+        let shards = usize::from(config.shards);
         if shards == 0 || shards >= usize::from(FREE) {
             return None;
         }
@@ -136,7 +134,7 @@ impl SpanBank {
     /// Takes one event and appends what it leads to.
     pub fn handle(&mut self, event: BankEvent, now: NowNs, out: &mut Vec<BankEffect>) {
         match event {
-            BankEvent::Wanted { shard, count, urgency } => self.wanted(shard, count, urgency, now, out),
+            BankEvent::Wanted { shard, wish } => self.wanted(shard, wish, now, out),
             BankEvent::Unwanted { shard } => {
                 self.standing.retain(|s| s.shard != shard);
                 self.serve(out);
@@ -192,6 +190,11 @@ impl SpanBank {
         self.pool.fresh(segment)
     }
 
+    /// Spans of the longest run of a segment that no shard holds; 0 where nothing is free.
+    pub fn longest_run_in(&self, segment: u32) -> u32 {
+        self.pool.longest_in(segment)
+    }
+
     /// Who holds a span.
     pub fn holder(&self, span: SpanIndex) -> Option<ShardId> {
         self.holders.get(span as usize).copied().filter(|holder| *holder != FREE)
@@ -202,65 +205,96 @@ impl SpanBank {
         self.shards.get(usize::from(shard)).map_or(0, |s| s.held)
     }
 
-    fn wanted(&mut self, shard: ShardId, count: u32, urgency: Urgency, now: NowNs, out: &mut Vec<BankEffect>) {
-        if usize::from(shard) >= self.shards.len() || count == 0 {
+    fn wanted(&mut self, shard: ShardId, wish: SpanWish, now: NowNs, out: &mut Vec<BankEffect>) {
+        if usize::from(shard) >= self.shards.len() || wish.count == 0 {
             self.stats.faults += 1;
             return;
         }
-        if urgency >= Urgency::Standing {
-            let restore = urgency == Urgency::Restore;
-            let is_same = |s: &&mut Standing| (s.shard, s.count, s.restore) == (shard, count, restore);
-            if let Some(same) = self.standing.iter_mut().find(is_same) {
-                // The shard does not know of it any more: its answer is still to come.
-                same.told = false;
-            } else {
-                self.standing.retain(|s| s.shard != shard);
-                let (asked, collected, told, late) = (false, false, false, false);
-                let new = Standing { shard, count, since: now, asked, collected, told, restore, late };
-                self.standing.push_back(new);
-            }
+        if wish.urgency >= Urgency::Standing {
+            self.stand(shard, wish, now);
             return self.serve(out);
         }
         // What is free is being collected for those who stand, or is for the one who has its turn.
         let in_turn = self.line.turn().is_none_or(|turn| turn == shard);
-        if in_turn && self.standing.iter().all(|s| s.shard == shard) {
-            if self.grant(shard, count, out) || (urgency == Urgency::Ahead && self.grant(shard, 1, out)) {
-                return;
-            }
-            if self.shards.len() == 1 && urgency == Urgency::Now && self.grant_rest(shard, out) {
-                return;
-            }
+        let is_free = in_turn && self.standing.iter().all(|s| s.shard == shard);
+        if !is_free || !self.grant_now(shard, wish, out) {
+            self.refuse(shard, wish, out);
         }
-        self.refuse(shard, count, out);
     }
 
-    fn refuse(&mut self, shard: ShardId, count: u32, out: &mut Vec<BankEffect>) {
+    fn stand(&mut self, shard: ShardId, wish: SpanWish, now: NowNs) {
+        let same = |s: &&mut Standing| s.shard == shard && s.wish.count == wish.count && s.wish.urgency == wish.urgency;
+        if let Some(same) = self.standing.iter_mut().find(same) {
+            // The shard does not know of it any more: its answer is still to come.
+            (same.told, same.wish) = (false, wish);
+            return;
+        }
+        self.standing.retain(|s| s.shard != shard);
+        let (asked, collected, told, late) = (false, false, false, false);
+        self.standing.push_back(Standing { shard, wish, since: now, asked, collected, told, late });
+    }
+
+    fn refuse(&mut self, shard: ShardId, wish: SpanWish, out: &mut Vec<BankEffect>) {
         self.stats.refusals += 1;
-        out.push(BankEffect { shard, event: StoreEvent::SpansRefused { count } });
+        out.push(BankEffect { shard, event: StoreEvent::SpansRefused { wish } });
     }
 
-    fn grant(&mut self, shard: ShardId, count: u32, out: &mut Vec<BankEffect>) -> bool {
-        let home = self.config.home_segments[usize::from(shard)];
-        let Some(first) = self.pool.take(count, home) else {
-            return false;
+    /// Grants a request that does not stand, or a part of it that is of use; false where there is none.
+    fn grant_now(&mut self, shard: ShardId, wish: SpanWish, out: &mut Vec<BankEffect>) -> bool {
+        if self.grant(shard, wish, out) {
+            return true;
+        }
+        // A lone shard gets all that is left, for it may hold the spans beside them.
+        let lone = self.shards.len() == 1;
+        match wish.urgency {
+            Urgency::Ahead => self.grant(shard, SpanWish { count: 1, ..wish }, out),
+            Urgency::Near => lone && self.grant_rest_of(wish.near, shard, wish, out),
+            Urgency::Now | Urgency::Standing | Urgency::Restore => lone && self.grant_rest(shard, wish, out),
+        }
+    }
+
+    /// Grants a run of the segment that is wished for if there is one, else, unless it is to be of that, of any other.
+    fn grant(&mut self, shard: ShardId, wish: SpanWish, out: &mut Vec<BankEffect>) -> bool {
+        let first = match wish.urgency {
+            Urgency::Near => self.pool.take_in(wish.count, wish.near),
+            _ => self.pool.take(wish.count, wish.near),
         };
+        first.map(|first| self.hand_over(shard, (first, wish.count), wish.urgency, out)).is_some()
+    }
+
+    fn hand_over(
+        &mut self,
+        shard: ShardId,
+        (first, count): (SpanIndex, u32),
+        urgency: Urgency,
+        out: &mut Vec<BankEffect>,
+    ) {
         self.holders[first as usize..(first + count) as usize].fill(shard);
         self.shards[usize::from(shard)].held += count;
         self.stats.grants += 1;
         // Or it would give them back at once.
         self.end_debt(usize::from(shard), out);
-        out.push(BankEffect { shard, event: StoreEvent::SpansGranted { first, count } });
-        true
+        out.push(BankEffect { shard, event: StoreEvent::SpansGranted { first, count, urgency } });
     }
 
-    /// A lone shard gets all that is left, for it may hold the spans beside them. False where nothing is.
-    fn grant_rest(&mut self, shard: ShardId, out: &mut Vec<BankEffect>) -> bool {
+    /// Grants all that is left. False where nothing is.
+    fn grant_rest(&mut self, shard: ShardId, wish: SpanWish, out: &mut Vec<BankEffect>) -> bool {
+        let mut any = false;
+        for segment in 0..self.config.segments.segments().len() as u32 {
+            any |= self.grant_rest_of(segment, shard, wish, out);
+        }
+        any
+    }
+
+    /// Grants all that is left of a segment. False where nothing is.
+    fn grant_rest_of(&mut self, segment: u32, shard: ShardId, wish: SpanWish, out: &mut Vec<BankEffect>) -> bool {
         let mut any = false;
         loop {
-            let count = self.pool.longest();
-            if count == 0 || !self.grant(shard, count, out) {
+            let count = self.pool.longest_in(segment);
+            let Some(first) = (count > 0).then(|| self.pool.take_in(count, segment)).flatten() else {
                 return any;
-            }
+            };
+            self.hand_over(shard, (first, count), wish.urgency, out);
             any = true;
         }
     }
@@ -281,8 +315,8 @@ impl SpanBank {
     /// Grants to those who stand, oldest first, and collects for the first who can't be served.
     fn serve(&mut self, out: &mut Vec<BankEffect>) {
         while let Some(first) = self.first_standing() {
-            let Standing { shard, count, .. } = self.standing[first];
-            if !self.grant(shard, count, out) {
+            let Standing { shard, wish, .. } = self.standing[first];
+            if !self.grant(shard, wish, out) {
                 return self.collect(first, out);
             }
             self.standing.remove(first);
@@ -299,7 +333,7 @@ impl SpanBank {
 
     /// Whose request is served next: restores, then the one that has its turn. `None`: nobody's now.
     fn first_standing(&self) -> Option<usize> {
-        let restore = self.standing.iter().position(|s| s.restore);
+        let restore = self.standing.iter().position(|s| s.wish.urgency == Urgency::Restore);
         restore.or_else(|| match self.line.turn() {
             Some(turn) => self.standing.iter().position(|s| s.shard == turn),
             None => (!self.standing.is_empty()).then_some(0),
@@ -355,20 +389,20 @@ impl SpanBank {
     fn collect(&mut self, first: usize, out: &mut Vec<BankEffect>) {
         let waiting = self.shards.iter().any(|s| s.reclaims_open > 0);
         let head = &mut self.standing[first];
-        let Standing { shard, count, .. } = *head;
+        let Standing { shard, wish, .. } = *head;
         if !head.asked || (!waiting && head.collected) {
             let again = std::mem::replace(&mut head.asked, true);
             head.collected = false;
             if again {
                 self.line.is_hard();
             }
-            self.ask_others(shard, count, out);
+            self.ask_others(shard, wish.count, out);
         }
         let waiting = self.shards.iter().any(|s| s.reclaims_open > 0);
         let head = &mut self.standing[first];
         if !waiting && !std::mem::replace(&mut head.told, true) {
             self.line.is_hard();
-            self.refuse(shard, count, out);
+            self.refuse(shard, wish, out);
         }
     }
 
@@ -398,7 +432,7 @@ impl SpanBank {
         };
         let head = &mut self.standing[first];
         head.late = true;
-        let (shard, count) = (head.shard, head.count);
+        let (shard, count) = (head.shard, head.wish.count);
         self.hold(out);
         self.ask_others(shard, count, out);
     }

@@ -14,6 +14,21 @@ fn id(number: u64) -> ObjectId {
     ObjectId(bytes)
 }
 
+fn create(number: u64, data_bytes: u64, near: Option<u32>) -> StoreEvent {
+    StoreEvent::Create {
+        client: 1,
+        token: number,
+        id: id(number),
+        data_bytes,
+        metadata_bytes: 0,
+        owner: WorkerId::NIL,
+        source: ObjectSource::CreatedByWorker,
+        mutable: false,
+        try_immediately: false,
+        near,
+    }
+}
+
 /// Shards whose messages to the bank and back arrive at once.
 struct Node {
     stores: Vec<Store>,
@@ -23,10 +38,16 @@ struct Node {
 
 impl Node {
     fn new(shards: u16, spans: u64, change: impl Fn(&mut StoreConfig)) -> Self {
-        let layout = Layout::new(&[SegmentSpec { bytes: spans * SPAN, numa_node: 0 }], SPAN).unwrap();
+        Self::of(shards, &[spans], change)
+    }
+
+    /// With a segment of so many spans on each NUMA node.
+    fn of(shards: u16, spans: &[u64], change: impl Fn(&mut StoreConfig)) -> Self {
+        let segment = |(node, spans): (usize, &u64)| SegmentSpec { bytes: spans * SPAN, numa_node: node as u32 };
+        let layout = Layout::new(&spans.iter().enumerate().map(segment).collect::<Vec<_>>(), SPAN).unwrap();
         let mut config = StoreConfig::new(layout.clone(), shards);
         change(&mut config);
-        let bank = SpanBank::new(BankConfig::new(layout, vec![0; usize::from(shards)])).unwrap();
+        let bank = SpanBank::new(BankConfig::new(layout, shards)).unwrap();
         Self { stores: (0..shards).map(|_| Store::new(config.clone())).collect(), bank, now: 0 }
     }
 
@@ -54,18 +75,17 @@ impl Node {
     }
 
     fn create(&mut self, shard: ShardId, number: u64, data_bytes: u64) -> Vec<(ShardId, StoreEffect)> {
-        let event = StoreEvent::Create {
-            client: 1,
-            token: number,
-            id: id(number),
-            data_bytes,
-            metadata_bytes: 0,
-            owner: WorkerId::NIL,
-            source: ObjectSource::CreatedByWorker,
-            mutable: false,
-            try_immediately: false,
-        };
-        self.tell(shard, event)
+        self.create_near(shard, number, data_bytes, None)
+    }
+
+    fn create_near(
+        &mut self,
+        shard: ShardId,
+        number: u64,
+        data_bytes: u64,
+        near: Option<u32>,
+    ) -> Vec<(ShardId, StoreEffect)> {
+        self.tell(shard, create(number, data_bytes, near))
     }
 
     /// A sealed object that nobody uses; false where it could not be made at once.
@@ -76,6 +96,25 @@ impl Node {
         made
     }
 
+    /// The segment that a new object is placed in.
+    fn segment_near(&mut self, shard: ShardId, number: u64, bytes: u64, near: Option<u32>) -> u32 {
+        let said = self.create_near(shard, number, bytes, near);
+        let place = said.iter().find_map(|(_, effect)| match effect {
+            StoreEffect::Created { result: Ok(place), .. } => Some(place.segment),
+            _ => None,
+        });
+        place.unwrap_or_else(|| panic!("{said:?}"))
+    }
+
+    /// The segment of a run of credit.
+    fn run_near(&mut self, shard: ShardId, near: u32) -> u32 {
+        let said = self.tell(shard, StoreEvent::GrantCredit { client: 1, token: 0, bytes: SPAN, near: Some(near) });
+        match said[..] {
+            [(_, StoreEffect::CreditGranted { result: Ok(run), .. })] => run.segment,
+            ref other => panic!("{other:?}"),
+        }
+    }
+
     /// Time passes for all.
     fn wait(&mut self, ms: u64) -> Vec<(ShardId, StoreEffect)> {
         self.now += ms * MS;
@@ -84,6 +123,10 @@ impl Node {
         let ticks = (0..self.stores.len() as ShardId).map(|shard| BankEffect { shard, event: StoreEvent::Tick });
         self.run(answers.into_iter().chain(ticks).collect())
     }
+}
+
+fn wish(count: u32, urgency: Urgency, near: u32) -> SpanWish {
+    SpanWish { count, urgency, near }
 }
 
 fn is_made(said: &[(ShardId, StoreEffect)], number: u64) -> bool {
@@ -180,8 +223,7 @@ fn a_client_that_leaves_takes_its_place_in_the_line_along() {
 fn a_line_of_creates_that_all_find_room_is_dissolved() {
     let mut node = Node::new(2, 64, |_| ());
     node.bank =
-        SpanBank::new(BankConfig { easy_turns_max: 2, ..BankConfig::new(node.bank.layout().clone(), vec![0; 2]) })
-            .unwrap();
+        SpanBank::new(BankConfig { easy_turns_max: 2, ..BankConfig::new(node.bank.layout().clone(), 2) }).unwrap();
     assert!(is_made(&node.create(0, 1, 60 * SPAN), 1));
     assert!(!is_made(&node.create(1, 2, 30 * SPAN), 2));
     (3..10).for_each(|number| assert!(!is_made(&node.create(1, number, SPAN), number)));
@@ -247,6 +289,32 @@ fn a_long_run_is_granted_while_other_shards_go_on_putting() {
 }
 
 #[test]
+fn spans_that_a_restore_left_empty_go_back_to_the_bank_at_once() {
+    let mut node = Node::new(2, 16, |config| {
+        (config.spans_ahead, config.spans_kept) = (0, 2);
+        config.spill = Some(SpillConfig { threshold_bytes: 0, ..SpillConfig::new(16 * SPAN) });
+    });
+    assert!(is_made(&node.create(1, 1, 7 * SPAN), 1));
+    // On disk, and at the next need no longer in memory.
+    assert!(is_made(&node.create(0, 2, SPAN), 2));
+    for event in [
+        StoreEvent::Seal { client: 1, token: 0, id: id(2) },
+        StoreEvent::Pin { token: 0, id: id(2) },
+        StoreEvent::Release { client: 1, id: id(2) },
+        StoreEvent::SpillDone { file: 0, result: Ok(()) },
+    ] {
+        node.tell(0, event);
+    }
+    assert!(node.put(0, 3, 8 * SPAN), "it can be evicted whole");
+    assert!(is_made(&node.create(0, 4, SPAN), 4));
+    assert!(node.stores[0].place(&id(2)).is_none() && node.bank.stats().free_spans == 0);
+    // The bank had nothing a moment ago, so the restore evicts at once.
+    let said = node.tell(0, StoreEvent::Get { client: 1, token: 9, id: id(2), wait: true });
+    assert!(said.iter().any(|(_, effect)| matches!(effect, StoreEffect::RestoreObject { .. })), "{said:?}");
+    assert_eq!((node.bank.held_by(0), node.bank.stats().free_spans), (4, 5));
+}
+
+#[test]
 fn a_create_that_nobody_can_serve_fails_after_the_grace_period_and_leaves_the_others_free() {
     let mut node = Node::new(2, 16, |_| ());
     assert!(is_made(&node.create(0, 1, 8 * SPAN), 1));
@@ -266,10 +334,10 @@ fn a_create_that_nobody_can_serve_fails_after_the_grace_period_and_leaves_the_ot
 fn spans_of_the_shards_own_numa_node_come_first() {
     let segments = [0, 1].map(|numa_node| SegmentSpec { bytes: 8 * SPAN, numa_node });
     let layout = Layout::new(&segments, SPAN).unwrap();
-    let mut bank = SpanBank::new(BankConfig::new(layout.clone(), vec![0, 1])).unwrap();
+    let mut bank = SpanBank::new(BankConfig::new(layout.clone(), 2)).unwrap();
     let mut out = Vec::new();
     for count in [4, 4, 1] {
-        bank.handle(BankEvent::Wanted { shard: 1, count, urgency: Urgency::Now }, 0, &mut out);
+        bank.handle(BankEvent::Wanted { shard: 1, wish: wish(count, Urgency::Now, 1) }, 0, &mut out);
     }
     let segment_of = |effect: &BankEffect| match effect.event {
         StoreEvent::SpansGranted { first, .. } => layout.segment_of(first),
@@ -279,16 +347,91 @@ fn spans_of_the_shards_own_numa_node_come_first() {
 }
 
 #[test]
+fn objects_lie_on_the_numa_node_of_their_writer_while_it_has_room() {
+    for shards in [1, 3] {
+        let mut node = Node::of(shards, &[40, 40], |config| config.home_segment = 1);
+        for shard in 0..shards {
+            let first = u64::from(shard) * 10;
+            for (number, bytes, near, segment) in [
+                (0, 100, Some(0), 0),
+                (1, 100, Some(1), 1),
+                (2, SPAN, Some(0), 0),
+                (3, SPAN, None, 1),
+                (4, 70_000, Some(9), 1),
+            ] {
+                let got = node.segment_near(shard, first + number, bytes, near);
+                assert_eq!(got, segment, "{shards} shards, shard {shard}, object {number}");
+            }
+        }
+        assert_eq!([node.run_near(0, 0), node.run_near(0, 1)], [0, 1]);
+        let used = |node: &Node, segment| node.stores.iter().map(|store| store.allocated_bytes(segment)).sum::<u64>();
+        let in_all: u64 = node.stores.iter().map(|store| store.stats().allocated_bytes).sum();
+        assert_eq!(used(&node, 0) + used(&node, 1), in_all);
+        assert_eq!(used(&node, 2), 0, "there is no such segment");
+    }
+}
+
+#[test]
+fn no_numa_node_is_left_empty_while_another_is_full() {
+    for shards in [1, 2] {
+        let mut node = Node::of(shards, &[8, 8], |_| ());
+        let last = shards - 1;
+        // All want to be on node 1: half of them are, the others find room on node 0, and then nothing is left.
+        let segments: Vec<u32> = (0..16).map(|number| node.segment_near(last, number, SPAN, Some(1))).collect();
+        assert_eq!(segments[..8], [1; 8], "{shards} shards");
+        assert_eq!(segments[8..], [0; 8], "{shards} shards");
+        assert!(!is_made(&node.create_near(last, 16, SPAN, Some(1)), 16));
+        // What comes free far away is as welcome as what comes free near.
+        node.tell(last, StoreEvent::Abort { client: 1, token: 0, id: id(15) });
+        assert!(node.stores[usize::from(last)].info(&id(16)).is_some_and(|info| info.place.segment == 0));
+        // When the near one has room again it is used again, once the store has asked for it.
+        node.tell(last, StoreEvent::Abort { client: 1, token: 0, id: id(3) });
+        node.tell(last, StoreEvent::Abort { client: 1, token: 0, id: id(12) });
+        node.wait(20);
+        assert_eq!(node.segment_near(last, 17, SPAN, Some(1)), 1);
+    }
+}
+
+#[test]
+fn a_create_waits_for_the_bank_rather_than_go_far_and_does_not_ask_twice_in_vain() {
+    let layout = Layout::new(&[0, 1].map(|numa_node| SegmentSpec { bytes: 8 * SPAN, numa_node }), SPAN).unwrap();
+    let mut store = Store::new(StoreConfig { spans_ahead: 0, ..StoreConfig::new(layout, 2) });
+    let asked = |out: &[StoreEffect]| {
+        let wishes = out.iter().filter_map(|effect| match effect {
+            StoreEffect::SpansWanted { wish } => Some(*wish),
+            _ => None,
+        });
+        wishes.collect::<Vec<_>>()
+    };
+    let mut tell = |event, now| {
+        let mut out = Vec::new();
+        store.handle(event, now, &mut out);
+        store.check().unwrap();
+        out
+    };
+    tell(StoreEvent::SpansGranted { first: 0, count: 1, urgency: Urgency::Ahead }, 0);
+    let out = tell(create(1, 100, Some(1)), 0);
+    assert_eq!(asked(&out), [wish(1, Urgency::Near, 1)]);
+    let out = tell(StoreEvent::SpansRefused { wish: wish(1, Urgency::Near, 1) }, 0);
+    assert!(matches!(out[..], [StoreEffect::Created { result: Ok(Placement { segment: 0, .. }), .. }]), "{out:?}");
+    // For a while it is known that there is nothing.
+    assert_eq!(asked(&tell(create(2, 100, Some(1)), 9 * MS)), []);
+    assert_eq!(asked(&tell(create(3, 100, Some(1)), 10 * MS)), [wish(1, Urgency::Near, 1)]);
+    let out = tell(StoreEvent::SpansGranted { first: 9, count: 1, urgency: Urgency::Near }, 11 * MS);
+    assert!(matches!(out[..], [StoreEffect::Created { result: Ok(Placement { segment: 1, .. }), .. }]), "{out:?}");
+}
+
+#[test]
 fn a_message_that_makes_no_sense_changes_nothing_and_is_counted() {
     let layout = Layout::new(&[SegmentSpec { bytes: 8 * SPAN, numa_node: 0 }], SPAN).unwrap();
-    let mut bank = SpanBank::new(BankConfig::new(layout, vec![0, 0])).unwrap();
+    let mut bank = SpanBank::new(BankConfig::new(layout, 2)).unwrap();
     let mut out = Vec::new();
     for event in [
         BankEvent::Returned { shard: 0, first: 3, count: 1 },
         BankEvent::Returned { shard: 0, first: 7, count: u32::MAX },
         BankEvent::Returned { shard: ShardId::MAX, first: 0, count: 1 },
-        BankEvent::Wanted { shard: 5, count: 1, urgency: Urgency::Now },
-        BankEvent::Wanted { shard: 0, count: 0, urgency: Urgency::Standing },
+        BankEvent::Wanted { shard: 5, wish: wish(1, Urgency::Now, 0) },
+        BankEvent::Wanted { shard: 0, wish: wish(0, Urgency::Standing, 0) },
         BankEvent::ReclaimDone { shard: 9, count: 0 },
         BankEvent::ReclaimDone { shard: 1, count: 0 },
     ] {

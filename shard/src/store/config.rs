@@ -203,6 +203,8 @@ impl SpillConfig {
 pub struct StoreConfig {
     /// The node's memory.
     pub segments: Layout,
+    /// The segment on the shard's own NUMA node: for what is written by nobody of whom more is known.
+    pub home_segment: u32,
     /// Empty spans that the shard asks for ahead of need. 0: none (a store that reaches its bank without a message needs none).
     pub spans_ahead: u32,
     /// Empty spans that the shard keeps; more are given back to the bank. `u32::MAX`: all are kept (a node of one shard).
@@ -225,7 +227,7 @@ pub struct StoreConfig {
 }
 
 impl StoreConfig {
-    /// Ray's times and the limits of this project, for one of `shards` shards on this memory.
+    /// Ray's times and the limits of this project, for one of `shards` shards on this memory, at home in segment 0.
     pub fn new(segments: Layout, shards: u16) -> Self {
         const MS: u64 = 1_000_000;
         let share = segments.span_count() / u32::from(shards.max(1));
@@ -233,6 +235,7 @@ impl StoreConfig {
         let kept = if shards <= 1 { u32::MAX } else { (share / 4).clamp(1, 8) };
         Self {
             segments,
+            home_segment: 0,
             spans_ahead: if shards <= 1 { 0 } else { kept.min(2) },
             spans_kept: kept,
             max_queued_creates: 10_000,

@@ -5,7 +5,7 @@
 //! the bank, evicts what nobody uses, and then waits for others to free memory. It fails when it has seen
 //! no progress for the grace period; those behind it fail at once then, until a create succeeds again.
 
-use super::api::{GoneReason, ObjectSource, StoreEffect, StoreError, Urgency};
+use super::api::{GoneReason, ObjectSource, SpanWish, StoreEffect, StoreError, Urgency};
 use super::arena::Arena;
 use super::machine::Store;
 use super::objects::{Backing, NewObject};
@@ -41,7 +41,9 @@ impl Store {
         // Those of other shards wait too, or this shard's own.
         let first = self.queue.is_empty() && !self.link.hold;
         if first || create.try_immediately {
-            if let Some(slot) = self.make(&create, bytes, now) {
+            // Behind others it can't ask the bank.
+            let asks_near = first && self.asks_near(create.near, bytes, now);
+            if let Some(slot) = self.make(&create, bytes, !asks_near, now) {
                 return self.made(&create, slot, out);
             }
         }
@@ -133,9 +135,9 @@ impl Store {
         }
     }
 
-    /// Makes the object if there is memory for it now.
-    fn make(&mut self, create: &Create, bytes: u64, now: NowNs) -> Option<u32> {
-        let allocation = self.arena.alloc(bytes)?;
+    /// Makes the object if there is memory for it now: on the NUMA node of who writes it, or, where it may be `anywhere`, on another.
+    fn make(&mut self, create: &Create, bytes: u64, anywhere: bool, now: NowNs) -> Option<u32> {
+        let allocation = self.arena.alloc(bytes, create.near, anywhere)?;
         Some(self.insert(create, Backing::Arena(allocation), now))
     }
 
@@ -181,7 +183,7 @@ impl Store {
         }
         while self.evict_one(out) {
             if self.arena.free_bytes() >= needed {
-                if let Some(slot) = self.make(create, bytes, now) {
+                if let Some(slot) = self.make(create, bytes, true, now) {
                     return Some(slot);
                 }
             }
@@ -226,15 +228,22 @@ impl Store {
         if self.objects.find(&create.id).is_some() {
             return Attempt::Exists;
         }
-        if let Some(slot) = self.make(create, bytes, now) {
+        let asks_near = self.asks_near(create.near, bytes, now);
+        if let Some(slot) = self.make(create, bytes, !asks_near, now) {
             return Attempt::Made(slot);
         }
         let spans = self.arena.spans_for(bytes);
         if self.link.answer_due {
             return Attempt::Waits;
         }
+        if asks_near {
+            // One that was here before may stand for another.
+            self.withdraw();
+            self.want(spans, Urgency::Near, create.near);
+            return Attempt::Waits;
+        }
         if self.link.standing.is_none() && now >= self.link.dry_until_ns {
-            self.want(spans, Urgency::Now);
+            self.want(spans, Urgency::Now, create.near);
             return Attempt::Waits;
         }
         if let Some(slot) = self.evict_for(create, bytes, now, out) {
@@ -251,7 +260,8 @@ impl Store {
         }
         // Creates behind a restore wait as well.
         self.line_up();
-        self.stand(spans, if create.client == RESTORER { Urgency::Restore } else { Urgency::Standing });
+        let urgency = if create.client == RESTORER { Urgency::Restore } else { Urgency::Standing };
+        self.stand(SpanWish { count: spans, urgency, near: create.near });
         self.spill.pressed = true;
         self.ask_for_gc(now, out);
         Attempt::Waits

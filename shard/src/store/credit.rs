@@ -28,11 +28,13 @@ struct Run {
     rest: Allocation,
 }
 
+/// A [`StoreEvent::GrantCredit`](super::StoreEvent::GrantCredit).
 #[derive(Clone, Copy, Debug)]
-struct Wanted {
-    client: ClientId,
-    token: Token,
-    bytes: u64,
+pub(super) struct Wanted {
+    pub(super) client: ClientId,
+    pub(super) token: Token,
+    pub(super) bytes: u64,
+    pub(super) near: u32,
 }
 
 /// A [`StoreEvent::Adopt`](super::StoreEvent::Adopt).
@@ -70,36 +72,37 @@ impl Credit {
 }
 
 impl Store {
-    pub(super) fn want_credit(
-        &mut self,
-        client: ClientId,
-        token: Token,
-        bytes: u64,
-        now: NowNs,
-        out: &mut Vec<StoreEffect>,
-    ) {
+    pub(super) fn want_credit(&mut self, mut wanted: Wanted, now: NowNs, out: &mut Vec<StoreEffect>) {
         if self.credit.wanted.len() >= self.config.max_queued_creates {
             self.counters.queue_full += 1;
+            let Wanted { client, token, .. } = wanted;
             let result = Err(StoreError::QueueFull);
             return out.push(StoreEffect::CreditGranted { client, token, result });
         }
-        let bytes = bytes.clamp(SMALL_ALIGN_BYTES, CREDIT_RUN_MAX_BYTES) / SMALL_ALIGN_BYTES * SMALL_ALIGN_BYTES;
-        self.credit.wanted.push_back(Wanted { client, token, bytes });
+        let bytes = wanted.bytes.clamp(SMALL_ALIGN_BYTES, CREDIT_RUN_MAX_BYTES);
+        wanted.bytes = bytes / SMALL_ALIGN_BYTES * SMALL_ALIGN_BYTES;
+        self.credit.wanted.push_back(wanted);
         self.serve_credit(now, out);
     }
 
     /// Answers those who want a run, until one has to wait for the bank.
     pub(super) fn serve_credit(&mut self, now: NowNs, out: &mut Vec<StoreEffect>) {
-        while let Some(&Wanted { client, token, bytes }) = self.credit.wanted.front() {
-            let mut run = self.arena.alloc_run(bytes);
-            if run.is_none() && self.queue.is_empty() && !self.link.hold {
+        while let Some(&Wanted { client, token, bytes, near }) = self.credit.wanted.front() {
+            // Creates that wait go first at the bank.
+            let may_ask = self.queue.is_empty() && !self.link.hold;
+            let asks_near = may_ask && self.asks_near(near, bytes, now);
+            let mut run = self.arena.alloc_run(bytes, near, !asks_near);
+            if run.is_none() && may_ask {
                 if self.link.answer_due {
                     return;
                 }
-                if now >= self.link.dry_until_ns {
-                    return self.want(1, Urgency::Now);
+                if asks_near {
+                    return self.want(1, Urgency::Near, near);
                 }
-                run = self.evict_for_run(bytes, out);
+                if now >= self.link.dry_until_ns {
+                    return self.want(1, Urgency::Now, near);
+                }
+                run = self.evict_for_run(bytes, near, out);
             }
             self.credit.wanted.pop_front();
             let result = run.ok_or(StoreError::OutOfMemory).map(|rest| self.open_run(client, rest));
@@ -107,10 +110,10 @@ impl Store {
         }
     }
 
-    fn evict_for_run(&mut self, bytes: u64, out: &mut Vec<StoreEffect>) -> Option<Allocation> {
+    fn evict_for_run(&mut self, bytes: u64, near: u32, out: &mut Vec<StoreEffect>) -> Option<Allocation> {
         let before = self.arena.free_bytes();
         while self.arena.free_bytes() < before + EVICT_FACTOR * bytes && self.evict_one(out) {
-            if let Some(run) = self.arena.alloc_run(bytes) {
+            if let Some(run) = self.arena.alloc_run(bytes, near, true) {
                 return Some(run);
             }
         }

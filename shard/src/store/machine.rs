@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::api::{GoneReason, StoreEffect, StoreError, StoreEvent};
 use super::arena::Arena;
 use super::config::StoreConfig;
-use super::credit::{Adoption, Credit};
+use super::credit::{Adoption, Credit, Wanted};
 use super::objects::{Backing, Object, Objects};
 use super::queue::{Create, Queue};
 use super::refs::Refs;
@@ -38,14 +38,14 @@ impl Store {
     /// A store without memory; the bank grants it some.
     pub fn new(config: StoreConfig) -> Self {
         Self {
-            arena: Arena::new(config.segments.clone()),
+            arena: Arena::new(config.segments.clone(), config.home_segment),
             objects: Objects::new(),
             refs: Refs::default(),
             waiters: Waiters::default(),
             queue: Queue::default(),
             credit: Credit::default(),
             spill: Spill::default(),
-            link: BankLink::default(),
+            link: BankLink::new(config.segments.segments().len()),
             counters: Counters::default(),
             to_bank: VecDeque::new(),
             freed: false,
@@ -72,7 +72,9 @@ impl Store {
                 source,
                 mutable,
                 try_immediately,
+                near,
             } => {
+                let near = self.near(near);
                 let create = Create {
                     client,
                     token,
@@ -83,6 +85,7 @@ impl Store {
                     source,
                     mutable,
                     try_immediately,
+                    near,
                     since: now,
                 };
                 self.create(create, now, out);
@@ -94,6 +97,8 @@ impl Store {
             StoreEvent::Seal { client, token, id } => self.seal(client, token, id, now, out),
             StoreEvent::Abort { client, token, id } => self.abort(client, token, id, out),
             StoreEvent::Get { client, token, id, wait } => self.get(client, token, id, wait, out),
+            StoreEvent::GetToSend { client, token, id } => self.get_to_send(client, token, id, out),
+            StoreEvent::SentSpilled { id, faulty } => self.sent_spilled(&id, faulty, out),
             StoreEvent::CancelGet { client, token, id } => {
                 self.waiters.cancel(&id, Who::Get(client), token);
             }
@@ -117,7 +122,10 @@ impl Store {
             StoreEvent::Unwatch { token, id } => {
                 self.waiters.cancel(&id, Who::Watch, token);
             }
-            StoreEvent::GrantCredit { client, token, bytes } => self.want_credit(client, token, bytes, now, out),
+            StoreEvent::GrantCredit { client, token, bytes, near } => {
+                let near = self.near(near);
+                self.want_credit(Wanted { client, token, bytes, near }, now, out);
+            }
             StoreEvent::Adopt { client, token, run, id, data_bytes, metadata_bytes, owner, keeper } => {
                 let adoption = Adoption { client, token, run, id, data_bytes, metadata_bytes, owner, keeper };
                 self.adopt(&adoption, now, out);
@@ -128,8 +136,8 @@ impl Store {
             StoreEvent::RestoreDone { id, result } => self.restored(id, result, now, out),
             StoreEvent::OthersUse { bytes, spilling } => self.spill.others(bytes, spilling),
             StoreEvent::FallbackReady { id, token, segment } => self.filed(id, token, segment, now, out),
-            StoreEvent::SpansGranted { first, count } => self.granted(first, count, now, out),
-            StoreEvent::SpansRefused { .. } => self.refused(now, out),
+            StoreEvent::SpansGranted { first, count, urgency } => self.granted((first, count), urgency, now, out),
+            StoreEvent::SpansRefused { wish } => self.refused(wish, now, out),
             StoreEvent::ReclaimSpans { count } => self.reclaim(count, now, out),
             StoreEvent::Hold { on } => self.held(on, now, out),
             StoreEvent::Turn { since, full_since } => self.turn(since, full_since, now, out),
@@ -200,7 +208,7 @@ impl Store {
         self.destroy(slot, GoneReason::Deleted, out);
     }
 
-    fn get(&mut self, client: ClientId, token: Token, id: ObjectId, wait: bool, out: &mut Vec<StoreEffect>) {
+    pub(super) fn get(&mut self, client: ClientId, token: Token, id: ObjectId, wait: bool, out: &mut Vec<StoreEffect>) {
         if let Some(slot) = self.sealed_slot(&id) {
             self.give(client, token, slot, false, out);
         } else if wait && self.waiters.len() < self.config.max_waiters {

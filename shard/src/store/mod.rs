@@ -13,7 +13,7 @@
 //! use raylet_shard::store::*;
 //!
 //! let layout = Layout::new(&[SegmentSpec { bytes: 64 << 20, numa_node: 0 }], Layout::span_bytes_for(64 << 20, 1))?;
-//! let bank = SpanBank::new(BankConfig::new(layout.clone(), vec![0])).expect("one shard");
+//! let bank = SpanBank::new(BankConfig::new(layout.clone(), 1)).expect("one shard");
 //! let mut memory = NodeMemory::new(Store::new(StoreConfig::new(layout, 1)), bank, 0);
 //!
 //! let (mut effects, mut to_other_shards) = (Vec::new(), Vec::new());
@@ -27,6 +27,7 @@
 //!     source: ObjectSource::CreatedByWorker,
 //!     mutable: false,
 //!     try_immediately: false,
+//!     near: None,
 //! };
 //! memory.handle(create, 0, &mut effects, &mut to_other_shards);
 //! assert!(matches!(effects[..], [StoreEffect::Created { token: 7, result: Ok(Placement { data_offset: 0, .. }), .. }]));

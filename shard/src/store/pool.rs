@@ -100,28 +100,31 @@ impl SpanPool {
         Self { segments: segments.collect(), stamp: 0 }
     }
 
-    /// A run of `count` spans: of the home segment if it has one (warm before fresh), else of any other.
-    pub(super) fn take(&mut self, count: u32, home: u32) -> Option<SpanIndex> {
-        let home = (home as usize).min(self.segments.len() - 1);
-        let others = (0..self.segments.len()).filter(|index| *index != home);
-        for index in std::iter::once(home).chain(others) {
-            let segment = &mut self.segments[index];
-            let got = segment.take_warm(count).or_else(|| segment.take_fresh(count));
-            if got.is_some() {
-                return got;
-            }
-        }
-        None
+    /// A run of `count` spans: of the segment `near` if it has one, else of any other.
+    pub(super) fn take(&mut self, count: u32, near: u32) -> Option<SpanIndex> {
+        let others = (0..self.segments.len() as u32).filter(|segment| *segment != near);
+        std::iter::once(near).chain(others).find_map(|segment| self.take_in(count, segment))
     }
 
-    /// The longest run there is, for taking what is left: its length in spans, 0 where nothing is.
+    /// A run of `count` spans of one segment, warm before fresh.
+    pub(super) fn take_in(&mut self, count: u32, segment: u32) -> Option<SpanIndex> {
+        let segment = self.segments.get_mut(segment as usize)?;
+        segment.take_warm(count).or_else(|| segment.take_fresh(count))
+    }
+
+    /// The longest run there is: its length in spans, 0 where nothing is.
     pub(super) fn longest(&self) -> u32 {
-        let of = |s: &Segment| {
-            let warm = s.by_fit.last().map_or(0, |(count, _, _)| *count);
-            let joined = s.warm.last_key_value().filter(|(first, run)| *first + run.count == s.fresh);
-            warm.max(s.end - joined.map_or(s.fresh, |(first, _)| *first))
+        (0..self.segments.len() as u32).map(|segment| self.longest_in(segment)).max().unwrap_or(0)
+    }
+
+    /// The longest run of one segment.
+    pub(super) fn longest_in(&self, segment: u32) -> u32 {
+        let Some(s) = self.segments.get(segment as usize) else {
+            return 0;
         };
-        self.segments.iter().map(of).max().unwrap_or(0)
+        let warm = s.by_fit.last().map_or(0, |(count, _, _)| *count);
+        let joined = s.warm.last_key_value().filter(|(first, run)| *first + run.count == s.fresh);
+        warm.max(s.end - joined.map_or(s.fresh, |(first, _)| *first))
     }
 
     /// A run, all of one segment, is free again.

@@ -19,6 +19,8 @@ pub(super) struct Create {
     pub(super) source: ObjectSource,
     pub(super) mutable: bool,
     pub(super) try_immediately: bool,
+    /// The segment that it is to be in, if there is room.
+    pub(super) near: u32,
     /// When it came.
     pub(super) since: NowNs,
 }

@@ -184,6 +184,11 @@ impl Store {
         self.arena.touched_bytes(segment)
     }
 
+    /// What objects (and runs of credit) of this shard take from a segment, padding included, in bytes.
+    pub fn allocated_bytes(&self, segment: u32) -> u64 {
+        self.arena.allocated_bytes(segment)
+    }
+
     fn info_of(&self, object: &Object) -> ObjectInfo {
         ObjectInfo {
             id: object.id,

@@ -1,6 +1,6 @@
 //! A shard's dealings with the bank of spans: asking, giving back, being asked.
 
-use super::api::{SpanIndex, StoreEffect, Urgency};
+use super::api::{SpanIndex, SpanWish, StoreEffect, Urgency};
 use super::machine::Store;
 use super::queue::Create;
 use super::spill::RESTORER;
@@ -11,8 +11,12 @@ use crate::ids::NowNs;
 pub(super) struct BankLink {
     /// A request that is answered at once (not a standing one) is on its way.
     pub(super) answer_due: bool,
-    /// The standing request: how many spans, and for a create or a restore.
-    pub(super) standing: Option<(u32, Urgency)>,
+    /// By segment: the bank had no run of so many spans of it, so it isn't asked for one as long before this.
+    near_dry: Vec<(NowNs, u32)>,
+    /// The segment that was last short of memory: what is asked for ahead should be of it.
+    short: Option<u32>,
+    /// The standing request.
+    pub(super) standing: Option<SpanWish>,
     /// The bank has collected for it in vain.
     refused: bool,
     /// The bank had nothing, so it isn't asked before this.
@@ -35,28 +39,54 @@ pub(super) struct BankLink {
 }
 
 impl BankLink {
+    pub(super) fn new(segments: usize) -> Self {
+        Self { near_dry: vec![(0, 0); segments], ..Self::default() }
+    }
+
     /// The bank has collected in vain for a standing request of this length.
     pub(super) fn standing_refused(&self, spans: u32) -> bool {
-        self.standing.is_some_and(|(standing, _)| standing == spans) && self.refused
+        self.refused && self.standing.is_some_and(|wish| wish.count == spans)
     }
 }
 
 impl Store {
-    pub(super) fn want(&mut self, count: u32, urgency: Urgency) {
+    /// The segment that a hint means.
+    pub(super) fn near(&self, hint: Option<u32>) -> u32 {
+        let last = self.link.near_dry.len() as u32 - 1;
+        hint.unwrap_or(self.config.home_segment).min(last)
+    }
+
+    /// The bank is worth a question for so many bytes of this segment before those of another are taken. Never where there is only
+    /// one segment.
+    pub(super) fn asks_near(&self, near: u32, bytes: u64, now: NowNs) -> bool {
+        if self.link.near_dry.len() == 1 {
+            return false;
+        }
+        let spans = self.arena.spans_for(bytes);
+        let (until, dry_spans) = self.link.near_dry[near as usize];
+        // The bank looks there first for a standing request too.
+        let stands = self.link.standing.is_some_and(|wish| (wish.count, wish.near) == (spans, near));
+        !stands && (now >= until || spans < dry_spans)
+    }
+
+    pub(super) fn want(&mut self, count: u32, urgency: Urgency, near: u32) {
         self.link.answer_due = true;
-        self.to_bank.push_back(StoreEffect::SpansWanted { count, urgency });
+        if urgency != Urgency::Ahead {
+            self.link.short = Some(near);
+        }
+        self.to_bank.push_back(StoreEffect::SpansWanted { wish: SpanWish { count, urgency, near } });
     }
 
     /// Stands in the bank's queue, if the store does not already. A shard that shares the memory with others first gives back the empty
     /// spans that it has: they may be what the run lacks.
-    pub(super) fn stand(&mut self, count: u32, urgency: Urgency) {
+    pub(super) fn stand(&mut self, wish: SpanWish) {
         if !self.is_alone() {
             self.give_back(u32::MAX);
         }
-        if self.link.standing != Some((count, urgency)) {
-            self.link.standing = Some((count, urgency));
+        if self.link.standing != Some(wish) {
+            self.link.standing = Some(wish);
             self.link.refused = false;
-            self.to_bank.push_back(StoreEffect::SpansWanted { count, urgency });
+            self.to_bank.push_back(StoreEffect::SpansWanted { wish });
         }
     }
 
@@ -130,10 +160,19 @@ impl Store {
         }
     }
 
-    pub(super) fn granted(&mut self, first: SpanIndex, count: u32, now: NowNs, out: &mut Vec<StoreEffect>) {
-        let stood = self.link.standing.is_some_and(|(standing, _)| standing == count);
-        if !std::mem::take(&mut self.link.answer_due) && stood {
-            self.link.standing = None;
+    pub(super) fn granted(
+        &mut self,
+        (first, count): (SpanIndex, u32),
+        urgency: Urgency,
+        now: NowNs,
+        out: &mut Vec<StoreEffect>,
+    ) {
+        match urgency {
+            Urgency::Standing | Urgency::Restore => {
+                // Another may stand by now, or none.
+                self.link.standing = self.link.standing.filter(|wish| (wish.count, wish.urgency) != (count, urgency));
+            }
+            Urgency::Ahead | Urgency::Near | Urgency::Now => self.link.answer_due = false,
         }
         self.link.dry_until_ns = 0;
         self.arena.grant(first, count);
@@ -141,10 +180,17 @@ impl Store {
         self.serve_credit(now, out);
     }
 
-    pub(super) fn refused(&mut self, now: NowNs, out: &mut Vec<StoreEffect>) {
-        self.link.dry_until_ns = now.saturating_add(self.config.retry_interval_ns);
-        if !std::mem::take(&mut self.link.answer_due) {
-            self.link.refused = self.link.standing.is_some();
+    pub(super) fn refused(&mut self, wish: SpanWish, now: NowNs, out: &mut Vec<StoreEffect>) {
+        let until = now.saturating_add(self.config.retry_interval_ns);
+        if let Some(dry) = self.link.near_dry.get_mut(wish.near as usize) {
+            *dry = (until, wish.count);
+        }
+        if wish.urgency != Urgency::Near {
+            self.link.dry_until_ns = until;
+        }
+        match wish.urgency {
+            Urgency::Standing | Urgency::Restore => self.link.refused |= self.link.standing == Some(wish),
+            Urgency::Ahead | Urgency::Near | Urgency::Now => self.link.answer_due = false,
         }
         self.run_queue(now, out);
         self.serve_credit(now, out);
@@ -205,7 +251,8 @@ impl Store {
         if empty > self.config.spans_kept {
             self.give_back(empty - self.config.spans_kept);
         } else if empty < self.config.spans_ahead && !self.link.answer_due && now >= self.link.dry_until_ns {
-            self.want(self.config.spans_ahead - empty, Urgency::Ahead);
+            let near = self.near(self.link.short);
+            self.want(self.config.spans_ahead - empty, Urgency::Ahead, near);
         }
     }
 }

@@ -53,6 +53,8 @@ pub(super) struct Copy {
     metadata_bytes: u64,
     restore: Restore,
     attempts: u32,
+    /// It could not be sent from its file.
+    faulty: bool,
 }
 
 #[derive(Debug, Default)]
@@ -65,6 +67,15 @@ struct File {
     live: u32,
     /// Objects that are being read.
     reading: u32,
+    /// Objects that are being sent to other nodes from here.
+    sending: u32,
+}
+
+impl File {
+    /// It has a reason to be.
+    fn is_needed(&self) -> bool {
+        self.live > 0 || self.reading > 0 || self.sending > 0 || !self.writing.is_empty()
+    }
 }
 
 /// All that a shard has on disk.
@@ -80,6 +91,8 @@ pub(super) struct Spill {
     watches: VecDeque<ObjectId>,
     /// Restores that wait for memory or are being read.
     restoring: Tally,
+    /// Objects that are being sent from their files. Whoever sends has a bounded number of them.
+    sending: FxHashMap<ObjectId, SpillFile>,
     /// Nothing is written before this, because writing failed.
     paused_until_ns: NowNs,
     /// Nothing is restored before this, because there was no memory for it or reading failed.
@@ -225,7 +238,7 @@ impl Store {
             let (index, last) = (index as u32, index + 1 == count);
             out.push(StoreEffect::SpillObject { file, index, id, owner, place, last });
         }
-        self.spill.files.insert(File { writing: slots, writing_bytes: bytes, live: 0, reading: 0 });
+        self.spill.files.insert(File { writing: slots, writing_bytes: bytes, ..File::default() });
         self.spill.writing_files += 1;
         self.spill.writing_bytes += bytes;
         true
@@ -278,15 +291,15 @@ impl Store {
         self.counters.on_disk.add(size_bytes);
         self.counters.spilled.add(size_bytes);
         self.spill.files[file as usize].live += 1;
-        let copy = Copy { file, index, owner, data_bytes, metadata_bytes, restore: Restore::No, attempts: 0 };
+        let copy =
+            Copy { file, index, owner, data_bytes, metadata_bytes, restore: Restore::No, attempts: 0, faulty: false };
         self.spill.copies.insert(id, copy);
         out.push(StoreEffect::ObjectSpilled { id, owner, file, index });
     }
 
     /// A file of which nothing is wanted any more goes.
     fn end_file(&mut self, file: SpillFile, out: &mut Vec<StoreEffect>) {
-        let entry = &self.spill.files[file as usize];
-        if entry.live == 0 && entry.reading == 0 && entry.writing.is_empty() {
+        if !self.spill.files[file as usize].is_needed() {
             self.spill.files.remove(file as usize);
             out.push(StoreEffect::SpillFileUnneeded { file });
         }
@@ -343,6 +356,7 @@ impl Store {
                 source,
                 mutable,
                 try_immediately,
+                near: self.near(None),
                 since: now,
             };
             self.queue.push_restore(create, data_bytes + metadata_bytes);
@@ -350,6 +364,8 @@ impl Store {
         }
         if fed {
             self.run_queue(now, out);
+            // It may have emptied the queue, and left more empty spans than the shard may keep.
+            self.settle_memory(now, out);
         }
     }
 
@@ -449,6 +465,34 @@ impl Store {
         self.drop_copy(&id, out);
     }
 
+    /// Another node wants an object: it is sent from memory where it is there or will be, and from its file where it is not.
+    pub(super) fn get_to_send(&mut self, client: ClientId, token: Token, id: ObjectId, out: &mut Vec<StoreEffect>) {
+        let copy = self.spill.copies.get(&id).copied();
+        // Nothing can be read of what is empty, and nothing is lost by having it in memory.
+        let copy = copy.filter(|copy| !copy.faulty && copy.data_bytes + copy.metadata_bytes > 0);
+        match copy {
+            Some(Copy { file, index, owner, .. }) if !self.has(&id) && !self.spill.sending.contains_key(&id) => {
+                self.spill.sending.insert(id, file);
+                self.spill.files[file as usize].sending += 1;
+                out.push(StoreEffect::SpilledAt { client, token, id, owner, file, index });
+            }
+            _ => self.get(client, token, id, true, out),
+        }
+    }
+
+    /// An object is sent from its file no longer.
+    pub(super) fn sent_spilled(&mut self, id: &ObjectId, faulty: bool, out: &mut Vec<StoreEffect>) {
+        let Some(file) = self.spill.sending.remove(id) else {
+            self.counters.stray_events += 1;
+            return;
+        };
+        if let Some(copy) = self.spill.copies.get_mut(id).filter(|copy| copy.file == file) {
+            copy.faulty |= faulty;
+        }
+        self.spill.files[file as usize].sending -= 1;
+        self.end_file(file, out);
+    }
+
     /// When something is tried again that failed; `None`: nothing is.
     pub(super) fn spill_deadline(&self) -> Option<NowNs> {
         let spill = &self.spill;
@@ -502,14 +546,18 @@ impl Store {
                 restoring.add(object.size_bytes());
             }
         }
+        let mut sending: FxHashMap<SpillFile, u32> = FxHashMap::default();
+        for file in self.spill.sending.values() {
+            *sending.entry(*file).or_default() += 1;
+        }
         let (mut writing, mut files) = (0, 0);
         for (number, file) in &self.spill.files {
             let key = number as SpillFile;
-            let counted = (live.remove(&key).unwrap_or(0), reading.remove(&key).unwrap_or(0));
-            if counted != (file.live, file.reading) {
+            let counted = [&mut live, &mut reading, &mut sending].map(|of| of.remove(&key).unwrap_or(0));
+            if counted != [file.live, file.reading, file.sending] {
                 return Err(format!("file {number} is {file:?}, counted {counted:?}"));
             }
-            if file.live == 0 && file.reading == 0 && file.writing.is_empty() {
+            if !file.is_needed() {
                 return Err(format!("file {number} is empty and kept"));
             }
             let bytes: u64 = file.writing.iter().map(|slot| self.objects.get(*slot).backing.bytes()).sum();
@@ -520,9 +568,10 @@ impl Store {
             files += u32::from(!file.writing.is_empty());
         }
         let spill = &self.spill;
-        if !live.is_empty() || !reading.is_empty() || (writing, files) != (spill.writing_bytes, spill.writing_files) {
+        let astray = !live.is_empty() || !reading.is_empty() || !sending.is_empty();
+        if astray || (writing, files) != (spill.writing_bytes, spill.writing_files) {
             return Err(format!(
-                "{live:?} and {reading:?} are in no file; {files} files of {writing} bytes are written"
+                "{live:?}, {reading:?}, {sending:?} are in no file; {files} files of {writing} bytes are written"
             ));
         }
         if restoring != spill.restoring {

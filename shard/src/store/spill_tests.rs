@@ -25,7 +25,7 @@ impl Node {
         change(&mut spill);
         let mut config = StoreConfig::new(layout.clone(), 1);
         config.spill = Some(spill);
-        let bank = SpanBank::new(BankConfig::new(layout, vec![0])).unwrap();
+        let bank = SpanBank::new(BankConfig::new(layout, 1)).unwrap();
         Self { memory: NodeMemory::new(Store::new(config), bank, 0), now: 0 }
     }
 
@@ -47,6 +47,7 @@ impl Node {
             source: ObjectSource::CreatedByWorker,
             mutable: false,
             try_immediately: false,
+            near: None,
         })
     }
 
@@ -237,4 +238,51 @@ fn what_can_not_be_read_back_is_tried_again_and_then_lost() {
         assert_eq!(restores(&node.tell(StoreEvent::Tick)).is_empty(), lost);
     }
     assert!(node.memory.store().spilled_at(&id(1)).is_none());
+}
+
+#[test]
+fn what_another_node_wants_is_sent_from_its_file_which_stays_until_then() {
+    let mut node = Node::new(|_| {});
+    let out: Vec<_> = (1..=4).flat_map(|number| node.put(number, 900 << 10)).collect();
+    let (file, ..) = spills(&out)[0];
+    node.wrote(file);
+    let sender = 77;
+    let wants = |node: &mut Node, number| node.tell(StoreEvent::GetToSend { client: sender, token: 8, id: id(number) });
+    // In memory still, and so sent from there.
+    let out = wants(&mut node, 1);
+    assert!(matches!(out[..], [StoreEffect::Got { place: Some(_), .. }]), "{out:?}");
+    node.tell(StoreEvent::Release { client: sender, id: id(1) });
+    // The other one of the file was used longer ago, and goes.
+    let out = node.put(5, 900 << 10);
+    let gone = |effect: &StoreEffect| matches!(effect, StoreEffect::ObjectGone { reason: GoneReason::Spilled, .. });
+    assert!(out.iter().any(gone) && !node.memory.store().has(&id(2)), "{out:?}");
+    let expected = StoreEffect::SpilledAt { client: sender, token: 8, id: id(2), owner: OWNER, file, index: 1 };
+    assert_eq!(wants(&mut node, 2), [expected]);
+    // Both are freed meanwhile.
+    let mut out = node.tell(StoreEvent::Free { id: id(1) });
+    out.extend(node.tell(StoreEvent::Free { id: id(2) }));
+    let ended = StoreEffect::SpillFileUnneeded { file };
+    assert!(!out.contains(&ended), "the file is read: {out:?}");
+    assert_eq!(node.tell(StoreEvent::SentSpilled { id: id(2), faulty: false }), [ended]);
+    // Nobody sends it any more.
+    assert_eq!(node.tell(StoreEvent::SentSpilled { id: id(2), faulty: false }), []);
+}
+
+#[test]
+fn what_can_not_be_sent_from_its_file_is_read_back_to_memory() {
+    let mut node = Node::new(|_| {});
+    let out: Vec<_> = (1..=4).flat_map(|number| node.put(number, 900 << 10)).collect();
+    node.wrote(spills(&out)[0].0);
+    node.put(5, 900 << 10);
+    let get = StoreEvent::GetToSend { client: 77, token: 8, id: id(1) };
+    assert!(matches!(node.tell(get)[..], [StoreEffect::SpilledAt { .. }]));
+    // One at a time, since a client has at most one hold.
+    let mut out = node.tell(get);
+    out.extend(node.tell(StoreEvent::SentSpilled { id: id(1), faulty: true }));
+    out.extend(node.tell(get));
+    assert!(!out.iter().any(|effect| matches!(effect, StoreEffect::SpilledAt { .. })), "{out:?}");
+    for (file, ..) in spills(&out).into_iter().filter(|spill| spill.3) {
+        out.extend(node.wrote(file));
+    }
+    assert_eq!(restores(&out), [id(1)]);
 }

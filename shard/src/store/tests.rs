@@ -23,7 +23,7 @@ impl Node {
         let layout = Layout::new(&[segment], MIN_SPAN_BYTES).unwrap();
         let mut config = StoreConfig::new(layout.clone(), 1);
         change(&mut config);
-        let bank = SpanBank::new(BankConfig::new(layout, vec![0])).unwrap();
+        let bank = SpanBank::new(BankConfig::new(layout, 1)).unwrap();
         Self { memory: NodeMemory::new(Store::new(config), bank, 0), now: 0, token: 0 }
     }
 
@@ -56,6 +56,7 @@ impl Node {
             source: ObjectSource::CreatedByWorker,
             mutable: false,
             try_immediately: false,
+            near: None,
         }
     }
 

@@ -84,6 +84,8 @@ impl Control {
                 }
             }
             ToControl::Contained { token, has } => self.looked(token, has),
+            // A node of a Ray cluster has other nodes, and no peers.
+            ToControl::Peers(_) | ToControl::Found { .. } => {}
             ToControl::Seen(sightings) => self.seen(sightings),
             ToControl::Spill(ask) => self.spill(ask),
             ToControl::StoreFull => self.collect_garbage_soon(),

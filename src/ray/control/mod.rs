@@ -18,7 +18,7 @@ mod memory;
 mod objects;
 mod placing;
 mod pool;
-mod pulls;
+pub mod pulls;
 mod reports;
 mod service;
 mod workers;

@@ -85,6 +85,18 @@ impl Pulls {
     }
 }
 
+/// What can be received by a store of this size: without what is used or pinned. What is being received counts as room, because its
+/// bytes are promised already. `creating`: creates of the thread that moves objects, which wait for room.
+pub fn room(reports: &[CoreReport], capacity_bytes: u64, creating: u64) -> PullEvent {
+    let (mut used, mut queued) = (0u64, 0u64);
+    for report in reports {
+        let (counters, store) = (&report.store.counters, &report.store);
+        used += counters.in_use.bytes.saturating_sub(counters.unsealed.bytes) + store.spillable_bytes;
+        queued += store.queued_creates;
+    }
+    PullEvent::Room { free_bytes: capacity_bytes.saturating_sub(used), starving: queued > creating }
+}
+
 impl Control {
     /// A wish for objects begins to be seen to. `here` says which of them are here, where that is known.
     pub(super) fn pull(self: &Rc<Self>, wish: WishId, kind: Kind, objects: Vec<ObjectId>, here: Option<&[bool]>) {
@@ -265,7 +277,10 @@ impl Control {
         loop {
             tokio::time::sleep(TICK).await;
             let reports = core_reports(&self.cores, false).await;
-            let room = self.room(&reports);
+            let room = {
+                let pulls = self.pulls.borrow();
+                room(&reports, pulls.capacity_bytes, pulls.link.creating())
+            };
             self.pulled(room);
             self.pulled(PullEvent::Tick);
             let mut pulls = self.pulls.borrow_mut();
@@ -277,22 +292,6 @@ impl Control {
                 pulls.ticking = false;
                 return;
             }
-        }
-    }
-
-    /// What can be received: the store without what is used or pinned. What is being received counts as room, because its bytes are
-    /// promised already.
-    fn room(&self, reports: &[CoreReport]) -> PullEvent {
-        let (mut used, mut queued) = (0u64, 0u64);
-        for report in reports {
-            let (counters, store) = (&report.store.counters, &report.store);
-            used += counters.in_use.bytes.saturating_sub(counters.unsealed.bytes) + store.spillable_bytes;
-            queued += store.queued_creates;
-        }
-        let pulls = self.pulls.borrow();
-        PullEvent::Room {
-            free_bytes: pulls.capacity_bytes.saturating_sub(used),
-            starving: queued > pulls.link.creating(),
         }
     }
 

@@ -26,7 +26,7 @@ use tonic::{Code, Status};
 
 use super::rpc::auth::Auth;
 use super::rpc::frame::{encode, FrameReader};
-use super::rpc::ring_stream::{Pipe, RingStream};
+use super::rpc::ring_stream::{Pipe, RingStream, Urgency};
 use super::rpc::router::{parse, unary_reply, LocalFuture, ReplyBody};
 use super::rpc::server::http2_builder;
 use crate::bridge::{Requester, ToControl, MAX_RPCS_IN_FLIGHT};
@@ -80,6 +80,13 @@ impl Method {
             Some("RequestWorkerLease") => Self::Lease,
             Some("ReturnWorkerLease") => Self::Return,
             _ => Self::Forward,
+        }
+    }
+
+    fn urgency(self) -> Urgency {
+        match self {
+            Self::Pin | Self::Free => Urgency::Quiet,
+            Self::Lease | Self::Return | Self::Forward => Urgency::Prompt,
         }
     }
 
@@ -159,7 +166,7 @@ impl CoreRpc {
             tracing::debug!(%error, "a gRPC connection keeps the system's settings");
         }
         let executor = CoreExec(core.clone());
-        let service = PortService { core: core.clone(), port };
+        let service = PortService { core: core.clone(), port, pipe: pipe.clone() };
         let connection = http2_builder(executor.clone()).serve_connection(RingStream(pipe), service);
         hyper::rt::Executor::execute(&executor, async move {
             if let Err(error) = connection.await {
@@ -222,6 +229,7 @@ fn prepare(stream: &OwnedFd) -> rustix::io::Result<()> {
 struct PortService {
     core: Rc<Core>,
     port: Rc<Port>,
+    pipe: Rc<Pipe>,
 }
 
 impl Service<Request<Incoming>> for PortService {
@@ -230,17 +238,29 @@ impl Service<Request<Incoming>> for PortService {
     type Future = LocalFuture<Result<Response<ReplyBody>, Infallible>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let (core, port) = (self.core.clone(), self.port.clone());
-        Box::pin(async move { Ok(unary_reply(serve(&core, &port, request).await)) })
+        let (core, port, pipe) = (self.core.clone(), self.port.clone(), self.pipe.clone());
+        Box::pin(async move {
+            let entry = port.methods.get(request.uri().path()).copied();
+            let urgency = entry.map_or(Urgency::Prompt, |entry| entry.method.urgency());
+            pipe.called(urgency);
+            let reply = match entry {
+                Some(entry) => serve(&core, &port, entry, request).await,
+                None => Err(no_method(request.uri().path())),
+            };
+            if let Some(keep) = pipe.answered(urgency) {
+                core.io.after(keep, move |_| pipe.send_kept());
+            }
+            Ok(unary_reply(reply))
+        })
     }
 }
 
-async fn serve(core: &Rc<Core>, port: &Port, request: Request<Incoming>) -> Result<Bytes, Status> {
+fn no_method(path: &str) -> Status {
+    Status::new(Code::Unimplemented, format!("this server has no method {path}"))
+}
+
+async fn serve(core: &Rc<Core>, port: &Port, entry: Entry, request: Request<Incoming>) -> Result<Bytes, Status> {
     let start = Instant::now();
-    let Some(entry) = port.methods.get(request.uri().path()).copied() else {
-        let text = format!("this server has no method {}", request.uri().path());
-        return Err(Status::new(Code::Unimplemented, text));
-    };
     if entry.needs_auth {
         port.auth.check(request.headers())?;
     }

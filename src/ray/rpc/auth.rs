@@ -9,7 +9,7 @@
 
 use std::fmt;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use http::header::{HeaderMap, HeaderName, HeaderValue, AUTHORIZATION};
 use tonic::{Code, Status};
@@ -44,6 +44,12 @@ pub enum AuthError {
     /// The file that `RAY_AUTH_TOKEN_PATH` names is missing or empty.
     #[error("RAY_AUTH_TOKEN_PATH is set, but {path} cannot be read or its first line is empty: put the token there")]
     TokenFile {
+        /// The file named.
+        path: PathBuf,
+    },
+    /// A file that a setting of ours names is missing or empty.
+    #[error("{path} (token_file) cannot be read or its first line is empty: put the token there")]
+    NoTokenIn {
         /// The file named.
         path: PathBuf,
     },
@@ -162,6 +168,28 @@ impl Auth {
         Token::new(&secret).map(Self::with_token)
     }
 
+    /// As [`Self::from_env`], whether `RAY_AUTH_MODE` asks for a token or not, where one of Ray's variables has one: for native nodes.
+    ///
+    /// # Errors
+    /// As [`Self::from_env`].
+    pub fn from_env_if_any() -> Result<Self, AuthError> {
+        let var = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let has_token = [TOKEN_VAR, TOKEN_PATH_VAR].into_iter().any(|name| var(name).is_some());
+        Self::from_vars(|name| match name {
+            MODE_VAR if has_token => Some("token".to_owned()),
+            name => var(name),
+        })
+    }
+
+    /// Authentication with the token in the first line of a file.
+    ///
+    /// # Errors
+    /// [`AuthError::NoTokenIn`], [`AuthError::NotAHeader`].
+    pub fn from_file(path: &Path) -> Result<Self, AuthError> {
+        let secret = first_line(path).ok_or_else(|| AuthError::NoTokenIn { path: path.to_owned() })?;
+        Token::new(&secret).map(Self::with_token)
+    }
+
     /// The token, where one is used.
     pub fn token(&self) -> Option<&Token> {
         self.token.as_ref()
@@ -187,7 +215,7 @@ fn trim(text: &str) -> &str {
     text.trim_matches([' ', '\t', '\n', '\r', '\x0c', '\x0b'])
 }
 
-fn first_line(path: &PathBuf) -> Option<String> {
+fn first_line(path: &Path) -> Option<String> {
     // Ray takes such a file, and secrets that are mounted into containers are often like this: so it is said, not refused.
     if is_open_to_others(path) {
         tracing::warn!(path = %path.display(), "the authentication token can be read by other users: chmod 600 its file");

@@ -181,6 +181,8 @@ impl Drop for Call {
 pub fn http2_builder<E: Clone>(executor: E) -> http2::Builder<E> {
     let mut builder = http2::Builder::new(executor);
     builder
+        // gRPC knows no such header.
+        .auto_date_header(false)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_send_buf_size(SEND_BUFFER_BYTES)

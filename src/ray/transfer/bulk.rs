@@ -21,10 +21,11 @@ use rustc_hash::FxHashMap;
 use tokio::sync::oneshot;
 
 use super::greet::GreetError;
-use super::send::Here;
+use super::send::{CopyAt, Here};
+use super::spilled::ReadChunk;
 use super::{Transfer, TransferNews};
 use crate::bridge::ToCore;
-use crate::bulk::{LaneId, LaneNews, LaneTell};
+use crate::bulk::{ChunkMemory, LaneId, LaneNews, LaneTell};
 
 /// Lanes that other nodes may have open to here. Further ones are refused, and their nodes fetch in Ray's way.
 pub const LANES_IN_MAX: usize = 4_096;
@@ -112,7 +113,7 @@ fn about(kind: Kind, object: ObjectId) -> Frame {
 
 /// A frame about the copy that is here, or about a piece of it.
 fn about_copy(kind: Kind, object: ObjectId, here: &Here) -> Frame {
-    let (total_bytes, metadata_bytes) = (here.total_bytes(), here.place.metadata_bytes);
+    let (total_bytes, metadata_bytes) = (here.total_bytes(), here.metadata_bytes());
     Frame { push: here.push(), total_bytes, metadata_bytes, ..about(kind, object) }
 }
 
@@ -141,6 +142,10 @@ impl Transfer {
     /// Where a node's bulk port is.
     pub(super) fn bulk_port(&self, node: NodeId, address: Option<String>) {
         let mut bulk = self.bulk.borrow_mut();
+        // Whoever says where it is, is there: it is tried anew.
+        if matches!(bulk.sources.get(&node), Some(Source::Shut { .. })) {
+            bulk.sources.remove(&node);
+        }
         match address.filter(|_| self.greeting.is_open()) {
             Some(address) => bulk.ports.insert(node, address),
             None => bulk.ports.remove(&node),
@@ -172,11 +177,15 @@ impl Transfer {
             Some(Source::Open { lanes }) => {
                 let lane = lane_of(lanes, &object);
                 bulk.asked.insert(object, node);
-                let came_to_nothing = bulk.detours.get(&object).is_some_and(|named| *named != Some(node));
-                let want = if came_to_nothing { Kind::WantFromYou } else { want };
-                if came_to_nothing {
-                    bulk.detours.remove(&object);
-                }
+                let want = match bulk.detours.get(&object) {
+                    // One that does not get it any more is to say so at once.
+                    Some(named) if *named == Some(node) => Kind::WantIfThere,
+                    Some(_) => {
+                        bulk.detours.remove(&object);
+                        Kind::WantFromYou
+                    }
+                    None => want,
+                };
                 drop(bulk);
                 lane.into_iter().for_each(|lane| self.tell_lane(lane, LaneTell::Say(about(want, object))));
                 return true;
@@ -238,7 +247,9 @@ impl Transfer {
     fn say_why_not(&self, node: &NodeId, address: &str, error: &GreetError, some: bool) {
         match some {
             true => tracing::debug!(%node, address, %error, "fewer lanes to a node than wanted"),
-            false => tracing::warn!(%node, address, %error, "objects of a node are fetched in Ray's way"),
+            false => {
+                tracing::warn!(%node, address, %error, "no lane to a node: its objects are fetched in Ray's way, if it has one")
+            }
         }
     }
 
@@ -356,9 +367,11 @@ impl Transfer {
             Kind::Gone => self.tell(TransferNews::Failed { object, from: node }),
             Kind::Elsewhere => {
                 let to = NodeId(frame.node.0);
-                let detours = &mut self.bulk.borrow_mut().detours;
-                let named = if detours.contains_key(&object) { None } else { Some(to) };
-                detours.insert(object, named);
+                {
+                    let detours = &mut self.bulk.borrow_mut().detours;
+                    let named = if detours.contains_key(&object) { None } else { Some(to) };
+                    detours.insert(object, named);
+                }
                 self.tell(TransferNews::Elsewhere { object, from: node, to });
             }
             Kind::Chunk | Kind::Whole => {}
@@ -467,17 +480,20 @@ impl Transfer {
         true
     }
 
-    /// Sends an object that is small enough at once. False: it is not, or can't be read.
+    /// Sends an object that is small enough at once. False: it is not, or can't be read, or lies in a file.
     pub(super) fn send_whole(&self, node: &NodeId, object: ObjectId, here: &Here) -> bool {
         let total_bytes = here.total_bytes();
         if total_bytes > u64::from(WHOLE_MAX_BYTES).min(self.chunk_bytes) {
             return false;
         }
-        let (Some(lane), Some(segment)) = (self.lane_to_taker(node, &object), self.segment(here.place.segment)) else {
+        let CopyAt::Memory(place) = &here.at else {
+            return false;
+        };
+        let (Some(lane), Some(segment)) = (self.lane_to_taker(node, &object), self.segment(place.segment)) else {
             return false;
         };
         let mut bytes = vec![0; total_bytes as usize].into_boxed_slice();
-        if let Err(error) = segment.read_at(here.place.data_offset, &mut bytes) {
+        if let Err(error) = segment.read_at(place.data_offset, &mut bytes) {
             tracing::warn!(%object, %error, "an object can't be read");
             return false;
         }
@@ -488,9 +504,22 @@ impl Transfer {
     }
 
     /// Sends a chunk. False: the node gets no more of the object by these lanes.
-    pub(super) async fn send_by_lane(&self, node: NodeId, object: ObjectId, index: u32, here: &Here) -> bool {
+    pub(super) async fn send_by_lane(
+        &self,
+        node: NodeId,
+        object: ObjectId,
+        index: u32,
+        here: &Here,
+        read: Option<&ReadChunk>,
+    ) -> bool {
         let (start, len) = here.chunk(index, self.chunk_bytes);
-        let (Some(segment), Ok(len_bytes)) = (self.segment(here.place.segment), u32::try_from(len)) else {
+        let from = match &here.at {
+            CopyAt::Memory(place) => {
+                self.segment(place.segment).map(|segment| (ChunkMemory::Store(segment), place.data_offset + start))
+            }
+            CopyAt::File(_) => read.map(|read| (ChunkMemory::Buffer(read.buffer.clone()), read.offset)),
+        };
+        let (Some((memory, offset)), Ok(len_bytes)) = (from, u32::try_from(len)) else {
             return false;
         };
         let frame = Frame { index, len_bytes, ..about_copy(Kind::Chunk, object, here) };
@@ -510,8 +539,7 @@ impl Transfer {
             }
             (lane, ticket)
         };
-        let offset = here.place.data_offset + start;
-        self.tell_lane(lane, LaneTell::SendChunk { ticket, frame, segment, offset });
+        self.tell_lane(lane, LaneTell::SendChunk { ticket, frame, memory, offset });
         let sent = wait.await.is_ok();
         if sent {
             self.used.lane_sent_bytes.fetch_add(len, Ordering::Relaxed);

@@ -1,15 +1,16 @@
 //! The greeting of the bulk port, on both sides ([`raylet_transport::bulk::hello`]): after it a connection is a lane.
 
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
 use raylet_shard::ids::NodeId;
 use raylet_transport::bulk::hello::{
-    is_proven, prove, Challenge, Hello, Refusal, Side, Verdict, CHALLENGE_BYTES, HELLO_BYTES, PROOF_BYTES,
+    is_proven, prove, Challenge, Hello, Purpose, Refusal, Side, Verdict, CHALLENGE_BYTES, HELLO_BYTES, PROOF_BYTES,
     VERDICT_BYTES,
 };
 use raylet_transport::ids as wire;
@@ -60,6 +61,34 @@ pub struct Greeting {
     places: Arc<Semaphore>,
 }
 
+/// A native node that calls, let in.
+#[derive(Debug)]
+pub struct PeerCaller {
+    /// Its id.
+    pub node: NodeId,
+    /// Where it calls from.
+    pub address: SocketAddr,
+    /// The connection.
+    pub stream: std::net::TcpStream,
+}
+
+/// Where native nodes go that were let in.
+#[derive(Clone, Debug)]
+pub struct PeerDoor {
+    /// To whoever serves them.
+    pub callers: flume::Sender<PeerCaller>,
+    /// How many are served; counted by whoever does that.
+    pub served: Arc<AtomicUsize>,
+    /// How many may be.
+    pub served_max: usize,
+}
+
+impl PeerDoor {
+    fn has_room(&self) -> bool {
+        self.served.load(Ordering::Relaxed) < self.served_max
+    }
+}
+
 /// A secret that is not printed.
 struct Key(Vec<u8>);
 
@@ -81,16 +110,34 @@ impl Greeting {
         self.is_open
     }
 
-    /// Calls a node.
+    /// Calls a node, for a lane.
     ///
     /// # Errors
     /// See [`GreetError`].
     pub async fn call(&self, address: &str, node: NodeId, session: u64) -> Result<OwnedFd, GreetError> {
+        Ok(lane(self.greet(address, Purpose::Lane, wire::NodeId(node.0), session).await?)?)
+    }
+
+    /// Calls whatever native node is at an address, as its peer.
+    ///
+    /// # Errors
+    /// See [`GreetError`].
+    pub async fn call_peer(&self, address: &str) -> Result<TcpStream, GreetError> {
+        self.greet(address, Purpose::Peer, wire::NodeId::NIL, 0).await
+    }
+
+    async fn greet(
+        &self,
+        address: &str,
+        purpose: Purpose,
+        to: wire::NodeId,
+        session: u64,
+    ) -> Result<TcpStream, GreetError> {
         let greeted = async {
             let mut stream = TcpStream::connect(address).await?;
             prepare(&stream)?;
-            let (chunk_bytes, from, to, nonce) = (self.chunk_bytes, self.here, wire::NodeId(node.0), rand::random());
-            let hello = Hello { chunk_bytes, from, to, nonce, session }.encode();
+            let (chunk_bytes, from, nonce) = (self.chunk_bytes, self.here, rand::random());
+            let hello = Hello { purpose, chunk_bytes, from, to, nonce, session }.encode();
             stream.write_all(&hello).await?;
             let mut bytes = [0; CHALLENGE_BYTES];
             stream.read_exact(&mut bytes).await?;
@@ -102,7 +149,7 @@ impl Greeting {
             let mut bytes = [0; VERDICT_BYTES];
             stream.read_exact(&mut bytes).await?;
             Verdict::decode(&bytes).map_err(GreetError::Refused)?;
-            Ok(lane(stream)?)
+            Ok(stream)
         };
         tokio::time::timeout(GREETING_TIMEOUT, greeted).await.unwrap_or(Err(GreetError::Late))
     }
@@ -124,7 +171,10 @@ impl Greeting {
                     tokio::task::spawn_local(async move {
                         let greeting = transfer.greeting.clone();
                         match greeting.answer(stream, &transfer).await {
-                            Ok((node, session, stream)) => transfer.taken(node, session, stream),
+                            Ok((hello, stream)) => greeting.let_in(&hello, stream, peer, &transfer),
+                            Err(error @ GreetError::Refused(Refusal::Itself)) => {
+                                tracing::debug!(%peer, %error, "a greeting")
+                            }
                             Err(error) => tracing::warn!(%peer, %error, "a caller of the bulk port was not let in"),
                         }
                         drop(place);
@@ -138,14 +188,35 @@ impl Greeting {
         }
     }
 
-    async fn answer(&self, mut stream: TcpStream, transfer: &Transfer) -> Result<(NodeId, u64, OwnedFd), GreetError> {
+    /// A caller goes to where it belongs.
+    fn let_in(&self, hello: &Hello, stream: TcpStream, address: SocketAddr, transfer: &Rc<Transfer>) {
+        let node = NodeId(hello.from.0);
+        let let_in = match hello.purpose {
+            Purpose::Lane => lane(stream).map(|stream| transfer.taken(node, hello.session, stream)),
+            Purpose::Peer => stream.into_std().map(|stream| {
+                let caller = PeerCaller { node, address, stream };
+                // Whoever serves peers ends with the node.
+                let _ = transfer.peer_door.as_ref().map(|door| door.callers.send(caller));
+            }),
+        };
+        if let Err(error) = let_in {
+            tracing::warn!(%address, %error, "a caller of the bulk port was lost after its greeting");
+        }
+    }
+
+    async fn answer(&self, mut stream: TcpStream, transfer: &Transfer) -> Result<(Hello, TcpStream), GreetError> {
         let greeted = async {
             prepare(&stream)?;
             let mut said = [0; HELLO_BYTES];
             stream.read_exact(&mut said).await?;
             let hello = Hello::decode(&said).and_then(|hello| {
                 hello.check(&self.here, self.chunk_bytes)?;
-                transfer.has_room_for_lane().then_some(hello).ok_or(Refusal::Full)
+                let has_room = match (hello.purpose, &transfer.peer_door) {
+                    (Purpose::Lane, _) => transfer.has_room_for_lane(),
+                    (Purpose::Peer, Some(door)) => door.has_room(),
+                    (Purpose::Peer, None) => return Err(Refusal::NoPeers),
+                };
+                has_room.then_some(hello).ok_or(Refusal::Full)
             });
             let hello = match hello {
                 Ok(hello) => hello,
@@ -163,7 +234,7 @@ impl Greeting {
             let verdict = is_proven.then_some(()).ok_or(Refusal::Token);
             stream.write_all(&Verdict::encode(verdict)).await?;
             verdict.map_err(GreetError::Refused)?;
-            Ok((NodeId(hello.from.0), hello.session, lane(stream)?))
+            Ok((hello, stream))
         };
         tokio::time::timeout(GREETING_TIMEOUT, greeted).await.unwrap_or(Err(GreetError::Late))
     }

@@ -8,11 +8,12 @@
 //! Ray, and any node where that fails, in Ray's way. The state machines ([`raylet_shard::pull`]) are the same for both.
 
 mod bulk;
-mod greet;
+pub mod greet;
 mod receive;
 mod relay;
 mod send;
 mod service;
+mod spilled;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,7 @@ use std::time::Duration;
 
 use raylet_shard::ids::{ClientId, NodeId, ObjectId, WorkerId};
 use raylet_shard::store::{StoreEffect, StoreEvent};
+use raylet_transport::spill::SpilledObject;
 use raylet_tuning::Segment;
 use rustc_hash::FxHashMap;
 use tokio::sync::watch;
@@ -42,12 +44,25 @@ use crate::observe::status::TransferStatus;
 use crate::spill::SpillShared;
 
 use bulk::Bulk;
-use greet::Greeting;
+use greet::{Greeting, PeerDoor};
 use receive::Receiving;
 use send::Sending;
+use spilled::FileReads;
 
 /// Messages handled before other tasks of the thread get their turn.
 const BATCH: usize = 64;
+
+/// Lanes to each node that objects are fetched from, where nobody says how many: one for each core, within these bounds.
+const LANES_AUTO_MIN: usize = 2;
+const LANES_AUTO_MAX: usize = 8;
+
+/// How many lanes to open to a node: as set, or for so many cores where that is 0.
+pub fn lanes_per_node(set: usize, cores: usize) -> usize {
+    match set {
+        0 => cores.clamp(LANES_AUTO_MIN, LANES_AUTO_MAX),
+        lanes => lanes,
+    }
+}
 
 /// What the thread is given at start.
 pub struct TransferParts {
@@ -63,6 +78,8 @@ pub struct TransferParts {
     pub listeners: Vec<TcpListener>,
     /// The bulk port, bound; empty where it is off.
     pub bulk_listeners: Vec<TcpListener>,
+    /// Where native nodes go that call the bulk port; `None` where this node has no peers.
+    pub peers: Option<PeerDoor>,
     /// Lanes to each node that objects are fetched from.
     pub lanes_per_node: usize,
     /// Who may call, and how calls authenticate.
@@ -84,6 +101,17 @@ pub struct TransferParts {
 pub enum ToTransfer {
     /// An answer of an object table.
     Store(StoreEffect),
+    /// An object that is on disk only, and what can be read of it there; the store waits for [`StoreEvent::SentSpilled`].
+    Spilled {
+        /// Of the request.
+        token: u64,
+        /// The object.
+        id: ObjectId,
+        /// Its owner.
+        owner: WorkerId,
+        /// Its place on disk; `None`: where only others can read it.
+        object: Option<SpilledObject>,
+    },
     /// News of a lane.
     Lane(LaneId, LaneNews),
     /// Ask a node for an object, and take what it sends.
@@ -178,6 +206,10 @@ pub struct TransferUse {
     lane_sent_bytes: AtomicU64,
     call_received_bytes: AtomicU64,
     call_sent_bytes: AtomicU64,
+    /// Of what was sent either way: read from files, of objects that were on disk only.
+    file_sent_bytes: AtomicU64,
+    /// Of what was sent either way: of objects that were still being received.
+    relay_sent_bytes: AtomicU64,
 }
 
 /// The way to the thread.
@@ -208,6 +240,8 @@ impl TransferLink {
             lane_sent_bytes: of(&self.used.lane_sent_bytes),
             call_received_bytes: of(&self.used.call_received_bytes),
             call_sent_bytes: of(&self.used.call_sent_bytes),
+            file_sent_bytes: of(&self.used.file_sent_bytes),
+            relay_sent_bytes: of(&self.used.relay_sent_bytes),
             ..TransferStatus::default()
         }
     }
@@ -263,7 +297,9 @@ pub(super) struct Transfer {
     owners: RefCell<FxHashMap<WorkerId, Address>>,
     receiving: RefCell<Receiving>,
     sending: RefCell<Sending>,
+    file_reads: Rc<FileReads>,
     greeting: Rc<Greeting>,
+    peer_door: Option<PeerDoor>,
     lanes_per_node: usize,
     bulk: RefCell<Bulk>,
 }
@@ -281,6 +317,7 @@ impl Transfer {
         let is_open = !parts.bulk_listeners.is_empty();
         let transfer = Rc::new(Self {
             greeting: Rc::new(Greeting::new(parts.node_id, parts.chunk_bytes.max(1), key, is_open)),
+            peer_door: parts.peers,
             lanes_per_node: parts.lanes_per_node.max(1),
             bulk: RefCell::default(),
             node_id: parts.node_id,
@@ -298,6 +335,7 @@ impl Transfer {
             owners: RefCell::default(),
             receiving: RefCell::new(Receiving::new(parts.chunk_bytes.max(1))),
             sending: RefCell::new(Sending::new(chunks_max)),
+            file_reads: Rc::new(FileReads::new(parts.chunk_bytes.max(1))),
         });
         transfer.serve_bulk(parts.bulk_listeners);
         Ok((transfer, parts.listeners))
@@ -327,6 +365,7 @@ impl Transfer {
     fn take(self: &Rc<Self>, message: ToTransfer) -> bool {
         match message {
             ToTransfer::Store(effect) => self.answered(effect),
+            ToTransfer::Spilled { token, id, owner, object } => self.got_spilled(id, token, owner, object),
             ToTransfer::Lane(lane, news) => self.lane_news(lane, news),
             ToTransfer::Ask { object, owner, from, if_there } => self.ask(object, owner, from, if_there),
             ToTransfer::Stop { object } => self.stop(object),

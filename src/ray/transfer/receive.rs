@@ -60,6 +60,11 @@ impl Receiving {
 }
 
 impl Receiving {
+    /// True where an object was asked for and has not come.
+    pub(super) fn expects(&self, object: &ObjectId) -> bool {
+        self.machine.is_expected(object)
+    }
+
     /// An object that is being received and is `worth` it, with what is there of it, and where; see [`Receiver::lend`].
     pub(super) fn lend_if(&mut self, object: &ObjectId, worth: impl Fn(u64) -> bool) -> Option<(Lent<'_>, Placement)> {
         let place = self.places.get(object).copied().filter(|place| worth(place.data_bytes + place.metadata_bytes))?;
@@ -91,7 +96,11 @@ impl Transfer {
 
     pub(super) fn stop(self: &Rc<Self>, object: ObjectId) {
         self.asked_no_more(&object);
+        let was_expected = self.receiving.borrow().expects(&object);
         self.receive(ReceiveEvent::Forget { object });
+        if was_expected {
+            self.comes_no_more(object);
+        }
     }
 
     /// Sends what [`Self::ask`] has collected, in few calls.
@@ -183,6 +192,7 @@ impl Transfer {
                 }
                 // The last chunk could not be written.
                 ReceiveEffect::Seal { object } if unwritten == Some(object) => self.abandon(object),
+                ReceiveEffect::Arrived { object, .. } if unwritten == Some(object) => {}
                 effect => self.carry_out(effect),
             }
         }
@@ -210,6 +220,7 @@ impl Transfer {
                         source,
                         mutable,
                         try_immediately,
+                        near: None,
                     },
                 );
                 self.count_creates();

@@ -11,7 +11,7 @@ use raylet_shard::ids::{NodeId, NowNs, ObjectId};
 use raylet_shard::pull::{ReceiveEvent, SendEvent, Serve, Spread};
 use raylet_shard::store::StoreEvent;
 
-use super::send::{Here, Relay};
+use super::send::{CopyAt, Here, Relay};
 use super::{sender, Transfer};
 
 /// Smallest object that nodes send on to each other: a smaller one is there before another node could have begun.
@@ -79,7 +79,7 @@ impl Transfer {
             let Some((lent, place)) = receiving.lend_if(&object, is_large) else {
                 return;
             };
-            served.here = Some(Here::new(place, self.address_of(lent.owner)));
+            served.here = Some(Here::new(CopyAt::Memory(place), self.address_of(lent.owner)));
             served.relay = Some(Relay::Lent);
             let chunks = u32::try_from(lent.total_bytes.div_ceil(self.chunk_bytes)).unwrap_or(u32::MAX);
             (chunks, lent.chunks().collect::<Vec<u32>>(), served.token)
@@ -93,6 +93,14 @@ impl Transfer {
             self.strike_waiting(&object, &node);
         }
         self.release_if_over(object);
+    }
+
+    /// An object is not received any more: whoever waits for it here has to ask again.
+    pub(super) fn comes_no_more(&self, object: ObjectId) {
+        let sending = self.sending.borrow();
+        let waits = sending.served.get(&object).filter(|served| served.here.is_none()).map(|served| served.token);
+        drop(sending);
+        waits.into_iter().for_each(|token| self.give_up_waiting(object, token));
     }
 
     /// An object was sealed. One that is lent is held by the store from now on: the receiver's reference may go at any time.

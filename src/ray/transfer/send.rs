@@ -1,7 +1,9 @@
-//! Sending: objects that other nodes ask for go out in chunks, straight from the store's memory.
+//! Sending: objects that other nodes ask for go out in chunks, straight from the store's memory, or from their file where they are on
+//! disk only (`spilled`).
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -10,12 +12,15 @@ use prost::Message;
 use raylet_shard::ids::{NodeId, ObjectId, WorkerId};
 use raylet_shard::pull::{SendEffect, SendEvent, Sender};
 use raylet_shard::store::{Placement, StoreEvent};
+use raylet_transport::spill::SpilledObject;
+use raylet_transport::uring::IoMemory;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 use tonic::Status;
 
 use super::bulk::UNOFFERED_MAX_BYTES;
 use super::relay::Spreading;
+use super::spilled::ReadChunk;
 use super::{sender, Transfer};
 use crate::ray::proto::{Address, PushReply, PushRequest};
 use crate::ray::rpc::client::Channel;
@@ -54,10 +59,12 @@ pub(super) struct Served {
     patient: bool,
     /// Where it lies, once a reference is held.
     pub(super) here: Option<Here>,
+    /// It lies in a file, and could not be read there.
+    pub(super) faulty: bool,
     /// Nodes that wait for it to be here.
     pub(super) waiting: SmallVec<[NodeId; 2]>,
     /// Nodes that it is under way to.
-    pushes: SmallVec<[NodeId; 2]>,
+    pub(super) pushes: SmallVec<[NodeId; 2]>,
     /// Nodes that it was offered to by the bulk port.
     pub(super) offers: SmallVec<[NodeId; 2]>,
     /// It is sent on while it is still being received.
@@ -80,7 +87,15 @@ pub(super) enum Relay {
 impl Served {
     fn new(token: u64, patient: bool, node: NodeId) -> Self {
         let (pushes, offers) = Default::default();
-        Self { token, patient, here: None, waiting: SmallVec::from_slice(&[node]), pushes, offers, relay: None }
+        let waiting = SmallVec::from_slice(&[node]);
+        Self { token, patient, here: None, faulty: false, waiting, pushes, offers, relay: None }
+    }
+
+    /// A node waits for the object to be here.
+    pub(super) fn wait(&mut self, node: NodeId) {
+        if !self.waiting.contains(&node) {
+            self.waiting.push(node);
+        }
     }
 
     /// Nobody gets it any more, so that its reference can go.
@@ -89,23 +104,44 @@ impl Served {
     }
 }
 
+/// Where the bytes of an object are.
+#[derive(Clone)]
+pub(super) enum CopyAt {
+    /// In the store's memory.
+    Memory(Placement),
+    /// In a file, and nowhere else on this node.
+    File(Arc<SpilledObject>),
+}
+
 /// An object whose bytes can be read.
 #[derive(Clone)]
 pub(super) struct Here {
-    pub(super) place: Placement,
+    pub(super) at: CopyAt,
     owner: Address,
     push_id: Bytes,
 }
 
 impl Here {
     /// A copy, under a push number of its own.
-    pub(super) fn new(place: Placement, owner: Address) -> Self {
-        Self { place, owner, push_id: Bytes::copy_from_slice(&rand::random::<[u8; 28]>()) }
+    pub(super) fn new(at: CopyAt, owner: Address) -> Self {
+        Self { at, owner, push_id: Bytes::copy_from_slice(&rand::random::<[u8; 28]>()) }
     }
 
     /// Size of the data, and of the metadata behind them.
     pub(super) fn total_bytes(&self) -> u64 {
-        self.place.data_bytes + self.place.metadata_bytes
+        let data_bytes = match &self.at {
+            CopyAt::Memory(place) => place.data_bytes,
+            CopyAt::File(object) => object.data_bytes(),
+        };
+        data_bytes + self.metadata_bytes()
+    }
+
+    /// Size of the metadata.
+    pub(super) fn metadata_bytes(&self) -> u64 {
+        match &self.at {
+            CopyAt::Memory(place) => place.metadata_bytes,
+            CopyAt::File(object) => object.metadata_bytes(),
+        }
     }
 
     /// Where a chunk starts, and how many bytes it has.
@@ -128,7 +164,7 @@ impl Sending {
 }
 
 impl Transfer {
-    /// A node wants an object. One that is not here is waited for if the node is `patient`, as in Ray: it may be on its way to here.
+    /// A node wants an object. One that is not here is waited for if it is on its way to here, or if the node is `patient`, as in Ray.
     /// `direct`: it was sent to another node before, which came to nothing.
     pub(super) fn wanted_by(
         self: &Rc<Self>,
@@ -137,6 +173,7 @@ impl Transfer {
         patient: bool,
         direct: bool,
     ) -> Result<(), Status> {
+        let patient = patient || self.receiving.borrow().expects(&object);
         let mut in_vain: SmallVec<[NodeId; 2]> = SmallVec::new();
         let token = {
             let mut sending = self.sending.borrow_mut();
@@ -154,9 +191,7 @@ impl Transfer {
                     return Ok(());
                 }
                 Some(served) if served.patient == patient => {
-                    if !served.waiting.contains(&node) {
-                        served.waiting.push(node);
-                    }
+                    served.wait(node);
                     return Ok(());
                 }
                 // Whoever is in a hurry is not to wait with this one.
@@ -171,21 +206,26 @@ impl Transfer {
             token
         };
         in_vain.iter().for_each(|node| self.say_gone(node, object));
-        self.store(object, StoreEvent::Get { client: sender(), token, id: object, wait: patient });
         if !patient {
+            self.store(object, StoreEvent::Get { client: sender(), token, id: object, wait: false });
             return Ok(());
         }
+        self.store(object, StoreEvent::GetToSend { client: sender(), token, id: object });
         self.lend_to_waiting(object);
+        self.wait_patiently(object, token);
+        Ok(())
+    }
+
+    pub(super) fn wait_patiently(self: &Rc<Self>, object: ObjectId, token: u64) {
         let transfer = self.clone();
         let patience = self.push_timeout;
         tokio::task::spawn_local(async move {
             tokio::time::sleep(patience).await;
             transfer.give_up_waiting(object, token);
         });
-        Ok(())
     }
 
-    fn give_up_waiting(&self, object: ObjectId, token: u64) {
+    pub(super) fn give_up_waiting(&self, object: ObjectId, token: u64) {
         let mut sending = self.sending.borrow_mut();
         let waits = sending.served.get(&object).is_some_and(|served| served.here.is_none() && served.token == token);
         if let Some(served) = waits.then(|| sending.served.remove(&object)).flatten() {
@@ -198,28 +238,32 @@ impl Transfer {
 
     /// The store has the object, or can't say.
     pub(super) fn got(self: &Rc<Self>, object: ObjectId, token: u64, place: Option<Placement>, owner: WorkerId) {
+        if let Some(place) = place {
+            let unknown = !self.sending.borrow().served.contains_key(&object);
+            // It may have been given up while the answer was on its way.
+            if !self.is_here(object, token, CopyAt::Memory(place), owner) && unknown {
+                self.store(object, StoreEvent::Release { client: sender(), id: object });
+            }
+            return;
+        }
+        let waiting = {
+            let mut sending = self.sending.borrow_mut();
+            let served = sending.served.get(&object);
+            let is_answer = served.is_some_and(|served| served.token == token && served.here.is_none());
+            is_answer.then(|| sending.served.remove(&object)).flatten().map(|served| served.waiting)
+        };
+        waiting.into_iter().flatten().for_each(|node| self.say_gone(&node, object));
+    }
+
+    /// An object that was asked for can be sent. False: nobody waits for this answer any more.
+    pub(super) fn is_here(self: &Rc<Self>, object: ObjectId, token: u64, at: CopyAt, owner: WorkerId) -> bool {
         {
             let mut sending = self.sending.borrow_mut();
-            let unknown = !sending.served.contains_key(&object);
             let served = sending.served.get_mut(&object);
-            let served = served.filter(|served| served.token == token && served.here.is_none());
-            match (served, place) {
-                (Some(served), Some(place)) => {
-                    served.here = Some(Here::new(place, self.address_of(owner)));
-                }
-                (Some(served), None) => {
-                    let waiting = std::mem::take(&mut served.waiting);
-                    sending.served.remove(&object);
-                    drop(sending);
-                    return waiting.iter().for_each(|node| self.say_gone(node, object));
-                }
-                // It was given up while the answer was on its way.
-                (None, Some(_)) if unknown => {
-                    drop(sending);
-                    return self.store(object, StoreEvent::Release { client: sender(), id: object });
-                }
-                (None, _) => return,
-            }
+            let Some(served) = served.filter(|served| served.token == token && served.here.is_none()) else {
+                return false;
+            };
+            served.here = Some(Here::new(at, self.address_of(owner)));
         }
         // One that still waits keeps the object here.
         while let Some(node) = self.next_waiting(&object) {
@@ -227,6 +271,7 @@ impl Transfer {
             self.strike_waiting(&object, &node);
         }
         self.release_if_over(object);
+        true
     }
 
     pub(super) fn next_waiting(&self, object: &ObjectId) -> Option<NodeId> {
@@ -246,7 +291,9 @@ impl Transfer {
 
     /// Sends what is here the way that the node has, or has another one send it.
     pub(super) fn push_to(self: &Rc<Self>, node: NodeId, object: ObjectId, direct: bool) {
-        let (here, relay) = match self.sending.borrow().served.get(&object) {
+        let (here, relay) = match self.sending.borrow_mut().served.get_mut(&object) {
+            // What is under way ends first.
+            Some(served) if served.faulty => return served.wait(node),
             Some(served) => (served.here.clone(), served.relay),
             None => return,
         };
@@ -361,11 +408,15 @@ impl Transfer {
     fn finished(self: &Rc<Self>, node: NodeId, object: ObjectId) {
         self.served_no_more(&node, &object, true);
         let mut sending = self.sending.borrow_mut();
-        if let Some(served) = sending.served.get_mut(&object) {
+        let faulty = sending.served.get_mut(&object).is_some_and(|served| {
             served.pushes.retain(|push| *push != node);
-        }
+            served.faulty
+        });
         drop(sending);
-        self.release_if_over(object);
+        match faulty {
+            true => self.wait_again(object, node),
+            false => self.release_if_over(object),
+        }
     }
 
     pub(super) fn release_if_over(self: &Rc<Self>, object: ObjectId) {
@@ -378,24 +429,68 @@ impl Transfer {
             // Its reference goes when nothing is read of it: `returned`.
             return self.send(SendEvent::GiveUp { object });
         }
-        sending.served.remove(&object);
+        let Some(Served { here, faulty, .. }) = sending.served.remove(&object) else {
+            return;
+        };
         drop(sending);
-        self.store(object, StoreEvent::Release { client: sender(), id: object });
+        let id = object;
+        let ends = match here {
+            Some(Here { at: CopyAt::File(_), .. }) => StoreEvent::SentSpilled { id, faulty },
+            _ => StoreEvent::Release { client: sender(), id },
+        };
+        self.store(id, ends);
     }
 
     /// Sends one chunk. False: the node gets no more of the object now.
     async fn send_chunk(&self, node: NodeId, object: ObjectId, index: u32) -> bool {
-        let Some(here) = self.sending.borrow().served.get(&object).and_then(|served| served.here.clone()) else {
+        let (here, is_coming) = match self.sending.borrow().served.get(&object) {
+            Some(served) if !served.faulty => (served.here.clone(), served.relay == Some(Relay::Lent)),
+            _ => (None, false),
+        };
+        let Some(here) = here else {
             return false;
         };
+        let read = match &here.at {
+            CopyAt::Memory(_) => None,
+            CopyAt::File(file) => {
+                let (start, len) = here.chunk(index, self.chunk_bytes);
+                match self.file_reads.read(file.clone(), start, len).await {
+                    Ok(read) => Some(read),
+                    Err(error) => {
+                        self.file_failed(object, &error);
+                        return false;
+                    }
+                }
+            }
+        };
+        let sent = self.send_read_chunk(node, object, index, &here, read.as_ref()).await;
+        let (_, len) = here.chunk(index, self.chunk_bytes);
+        if sent && read.is_some() {
+            self.used.file_sent_bytes.fetch_add(len, Ordering::Relaxed);
+        }
+        if sent && is_coming {
+            self.used.relay_sent_bytes.fetch_add(len, Ordering::Relaxed);
+        }
+        sent
+    }
+
+    /// Sends one chunk, which lies in memory or was read.
+    async fn send_read_chunk(
+        &self,
+        node: NodeId,
+        object: ObjectId,
+        index: u32,
+        here: &Here,
+        read: Option<&ReadChunk>,
+    ) -> bool {
         if self.has_taker(&node) {
-            return self.send_by_lane(node, object, index, &here).await;
+            return self.send_by_lane(node, object, index, here, read).await;
         }
         let Some(peer) = self.known_peer(&node).await else {
             tracing::debug!(%node, %object, "an unknown node asked for an object");
             return false;
         };
-        let sent: Result<PushReply, Status> = match self.frame(object, index, &here) {
+        let sent: Result<PushReply, Status> = match self.frame(object, index, here, read) {
             Ok(frame) => peer.call_frame("/ray.rpc.ObjectManagerService/Push", frame, Some(CHUNK_TIMEOUT)).await,
             Err(status) => Err(status),
         };
@@ -421,8 +516,8 @@ impl Transfer {
     }
 
     /// A PushRequest as it travels, with the chunk read out of the store into its place: the only copy.
-    fn frame(&self, object: ObjectId, index: u32, here: &Here) -> Result<Bytes, Status> {
-        let Here { place, owner, push_id } = here;
+    fn frame(&self, object: ObjectId, index: u32, here: &Here, read: Option<&ReadChunk>) -> Result<Bytes, Status> {
+        let Here { at, owner, push_id } = here;
         let (start, len) = here.chunk(index, self.chunk_bytes);
         let head = PushRequest {
             push_id: push_id.clone(),
@@ -431,7 +526,7 @@ impl Transfer {
             owner_address: Some(owner.clone()),
             chunk_index: index,
             data_size: here.total_bytes(),
-            metadata_size: place.metadata_bytes,
+            metadata_size: here.metadata_bytes(),
             data: Bytes::new(),
         };
         // A field's key, its length, its bytes.
@@ -443,9 +538,15 @@ impl Transfer {
         encode_varint(len, &mut frame);
         let data = frame.len();
         frame.resize(data + len as usize, 0);
-        let segment = self.segment(place.segment).ok_or_else(|| Status::internal("no such segment"))?;
-        let read = segment.read_at(place.data_offset + start, &mut frame[data..]);
-        read.map_err(|error| Status::internal(error.to_string()))?;
+        match (at, read) {
+            (CopyAt::Memory(place), _) => {
+                let segment = self.segment(place.segment).ok_or_else(|| Status::internal("no such segment"))?;
+                let read = segment.read_at(place.data_offset + start, &mut frame[data..]);
+                read.map_err(|error| Status::internal(error.to_string()))?;
+            }
+            (CopyAt::File(_), Some(read)) if read.buffer.read(read.offset, &mut frame[data..]) => {}
+            (CopyAt::File(_), _) => return Err(Status::internal("a chunk is not in its buffer")),
+        }
         Ok(frame.freeze())
     }
 }

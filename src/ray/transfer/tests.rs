@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use raylet_shard::ids::NodeId;
-use raylet_transport::bulk::hello::{Challenge, Hello, Refusal, CHALLENGE_BYTES, PROOF_BYTES, VERDICT_BYTES};
+use raylet_transport::bulk::hello::{Challenge, Hello, Purpose, Refusal, CHALLENGE_BYTES, PROOF_BYTES, VERDICT_BYTES};
 use raylet_transport::ids as wire;
 use raylet_transport::uring::Doorbell;
 
@@ -49,6 +49,7 @@ fn port() -> Port {
         cores: vec![CoreHandle::new(queue, Doorbell::new().expect("a doorbell"))],
         listeners: Vec::new(),
         bulk_listeners: vec![listener],
+        peers: None,
         lanes_per_node: 1,
         auth: Auth::with_token(Token::new(TOKEN).expect("a token")),
         tls: None,
@@ -113,6 +114,7 @@ fn a_caller_who_does_not_know_the_token_is_told_so_and_http_is_refused() {
     run(async {
         let port = port();
         let hello = Hello {
+            purpose: Purpose::Lane,
             chunk_bytes: CHUNK_BYTES,
             from: wire::NodeId(THERE.0),
             to: wire::NodeId(HERE.0),

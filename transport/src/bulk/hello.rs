@@ -1,4 +1,4 @@
-//! The greeting on a lane: who is there, and that both know the cluster's token.
+//! The greeting on a connection between nodes: who is there, what the connection is for, and that both know the cluster's token.
 //!
 //! Four messages of fixed length, all numbers little-endian. The caller says [`Hello`]; the other answers with [`Challenge`], which
 //! proves that it knows the token, or refuses; the caller sends its own [proof](prove); and a [`Verdict`] ends it. Each proof is an
@@ -8,7 +8,7 @@
 //!
 //! | message | bytes |
 //! |---|---|
-//! | hello | `RLUBULK1`, version (u16), 6 zero, bytes of a chunk (u64), id of the caller (28), of the node called (28), 32 random, session (u64) |
+//! | hello | `RLUBULK1` for a lane, `RLUPEER1` for a [peer](crate::peers), version (u16), 6 zero, bytes of a chunk (u64), id of the caller (28), of the node called (28; a peer does not know it, and says all ones), 32 random, session (u64) |
 //! | challenge | [`Refusal`] or 0 (u32), 4 zero, 32 random, proof (32) |
 //! | proof | 32 |
 //! | verdict | [`Refusal`] or 0 (u32), 4 zero |
@@ -19,6 +19,9 @@ use crate::ids::NodeId;
 
 /// First bytes on a lane.
 pub const MAGIC: [u8; 8] = *b"RLUBULK1";
+
+/// First bytes of a peer.
+pub const PEER_MAGIC: [u8; 8] = *b"RLUPEER1";
 
 /// Version of the protocol. Nodes of different versions use Ray's own way.
 pub const VERSION: u16 = 2;
@@ -33,6 +36,24 @@ pub const PROOF_BYTES: usize = 32;
 pub const VERDICT_BYTES: usize = 8;
 /// Length of the random part of a message.
 pub const NONCE_BYTES: usize = 32;
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Bytes of objects ([`super::frame`]).
+    Lane,
+    /// What a native node asks another one, and is told by it ([`crate::peers`]).
+    Peer,
+}
+
+impl Purpose {
+    fn magic(self) -> [u8; 8] {
+        match self {
+            Self::Lane => MAGIC,
+            Self::Peer => PEER_MAGIC,
+        }
+    }
+}
 
 /// Why a caller is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,7 +72,7 @@ pub enum Refusal {
     #[error("the nodes have different settings for object_manager_default_chunk_size")]
     ChunkBytes = 4,
     /// It does not know the token.
-    #[error("the tokens differ: give every node of the cluster the same (RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH)")]
+    #[error("the tokens differ: give every node of the cluster the same (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, or token_file of a node of its own)")]
     Token = 5,
     /// There are too many.
     #[error("the port has as many connections as it serves")]
@@ -59,6 +80,12 @@ pub enum Refusal {
     /// A later version refuses for a reason of its own.
     #[error("the other node refuses for a reason that this version does not know")]
     Other = 7,
+    /// A node has called itself: its own address is in its list of peers.
+    #[error("the address is that of the calling node itself")]
+    Itself = 8,
+    /// The node called has no peers.
+    #[error("the node knows no peers: it is one of a Ray cluster")]
+    NoPeers = 9,
 }
 
 impl Refusal {
@@ -71,6 +98,8 @@ impl Refusal {
             4 => Some(Self::ChunkBytes),
             5 => Some(Self::Token),
             6 => Some(Self::Full),
+            8 => Some(Self::Itself),
+            9 => Some(Self::NoPeers),
             _ => Some(Self::Other),
         }
     }
@@ -79,11 +108,13 @@ impl Refusal {
 /// The caller's first message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
+    /// What the connection is for.
+    pub purpose: Purpose,
     /// Bytes of a chunk, except an object's last.
     pub chunk_bytes: u64,
     /// Who calls.
     pub from: NodeId,
-    /// Who is called.
+    /// Who is called; nil for a [`Purpose::Peer`], which takes whoever is there.
     pub to: NodeId,
     /// Random.
     pub nonce: [u8; NONCE_BYTES],
@@ -95,7 +126,7 @@ impl Hello {
     /// As it travels.
     pub fn encode(&self) -> [u8; HELLO_BYTES] {
         let mut bytes = [0; HELLO_BYTES];
-        bytes[0..8].copy_from_slice(&MAGIC);
+        bytes[0..8].copy_from_slice(&self.purpose.magic());
         bytes[8..10].copy_from_slice(&VERSION.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.chunk_bytes.to_le_bytes());
         bytes[24..52].copy_from_slice(&self.from.0);
@@ -110,9 +141,8 @@ impl Hello {
     /// # Errors
     /// [`Refusal::NoHello`], [`Refusal::Version`].
     pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Self, Refusal> {
-        if bytes[0..8] != MAGIC {
-            return Err(Refusal::NoHello);
-        }
+        let purposes = [Purpose::Lane, Purpose::Peer];
+        let purpose = purposes.into_iter().find(|purpose| bytes[0..8] == purpose.magic()).ok_or(Refusal::NoHello)?;
         if bytes[8..10] != VERSION.to_le_bytes() || bytes[10..16].iter().any(|byte| *byte != 0) {
             return Err(Refusal::Version);
         }
@@ -124,16 +154,18 @@ impl Hello {
         nonce.copy_from_slice(&bytes[80..112]);
         session.copy_from_slice(&bytes[112..120]);
         let (chunk_bytes, session) = (u64::from_le_bytes(chunk), u64::from_le_bytes(session));
-        Ok(Self { chunk_bytes, from: NodeId(from), to: NodeId(to), nonce, session })
+        Ok(Self { purpose, chunk_bytes, from: NodeId(from), to: NodeId(to), nonce, session })
     }
 
     /// Whether the node called is this one, and cuts objects alike.
     ///
     /// # Errors
-    /// [`Refusal::OtherNode`], [`Refusal::ChunkBytes`].
+    /// [`Refusal::OtherNode`], [`Refusal::Itself`], [`Refusal::ChunkBytes`].
     pub fn check(&self, here: &NodeId, chunk_bytes: u64) -> Result<(), Refusal> {
-        if self.to != *here {
-            return Err(Refusal::OtherNode);
+        match self.purpose {
+            Purpose::Lane if self.to != *here => return Err(Refusal::OtherNode),
+            Purpose::Peer if self.from == *here => return Err(Refusal::Itself),
+            Purpose::Lane | Purpose::Peer => {}
         }
         if self.chunk_bytes != chunk_bytes {
             return Err(Refusal::ChunkBytes);

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use proptest::prelude::*;
 
 use super::frame::{Frame, FrameError, Kind, FRAME_BYTES, WHOLE_MAX_BYTES};
-use super::hello::{is_proven, prove, Challenge, Hello, Refusal, Side, Verdict};
+use super::hello::{is_proven, prove, Challenge, Hello, Purpose, Refusal, Side, Verdict};
 use super::lane::{LaneError, Place, Reader, Step, Writer};
 use crate::ids::{NodeId, ObjectId};
 use crate::uring::{Completion, CoreRing, Doorbell, FileOperation, FileResult, IoMemory, PageBuffer};
@@ -168,7 +168,7 @@ fn a_broken_lane_tells_which_chunks_are_not_out() {
 #[test]
 fn only_who_knows_the_token_is_let_in_and_nothing_said_once_is_of_use_again() {
     let (from, to) = (NodeId([1; 28]), NodeId([2; 28]));
-    let hello = Hello { chunk_bytes: 5, from, to, nonce: [3; 32], session: 8 };
+    let hello = Hello { purpose: Purpose::Lane, chunk_bytes: 5, from, to, nonce: [3; 32], session: 8 };
     let said = hello.encode();
     assert_eq!(Hello::decode(&said), Ok(hello));
     assert_eq!(hello.check(&to, 5), Ok(()));
@@ -187,6 +187,15 @@ fn only_who_knows_the_token_is_let_in_and_nothing_said_once_is_of_use_again() {
     old[8] = 9;
     assert_eq!(Hello::decode(&old), Err(Refusal::Version));
     assert_eq!(Hello::decode(&[b'P'; 120]), Err(Refusal::NoHello));
+    let peer = Hello { purpose: Purpose::Peer, to: NodeId::NIL, ..hello };
+    assert_eq!(Hello::decode(&peer.encode()), Ok(peer));
+    assert_eq!((peer.check(&to, 5), peer.check(&from, 5)), (Ok(()), Err(Refusal::Itself)));
+    assert_eq!(peer.check(&to, 6), Err(Refusal::ChunkBytes));
+    let proof = prove(b"secret", Side::Caller, &peer.encode(), &[4; 32]);
+    assert!(!is_proven(b"secret", Side::Caller, &said, &[4; 32], &proof), "a proof of another purpose");
+    for why in [Refusal::Itself, Refusal::NoPeers, Refusal::Token] {
+        assert_eq!(Verdict::decode(&Verdict::encode(Err(why))), Err(why));
+    }
 }
 
 /// A lane whose two ends are on one ring, until `landed` chunks are there.

@@ -330,7 +330,8 @@ impl Client {
     /// Asks for a lease and waits for it.
     ///
     /// # Errors
-    /// [`RefusalCode::DeadlinePassed`], [`RefusalCode::Draining`], [`RefusalCode::Infeasible`], [`RefusalCode::WorkerStart`].
+    /// [`RefusalCode::DeadlinePassed`], [`RefusalCode::Draining`], [`RefusalCode::Infeasible`], [`RefusalCode::WorkerStart`];
+    /// where the node has peers also [`RefusalCode::Spillback`]: ask the node that [`ClientError::spillback`] names.
     pub fn request_lease(&self, spec: &LeaseSpec) -> Result<Lease, ClientError> {
         let class = self.shared.class_of(spec)?;
         let mut state = self.shared.lock();

@@ -42,7 +42,7 @@ pub use handles::{Lease, LeaseEnd, Object, ObjectWriter};
 pub use worker::{Assignment, Work, Worker, STATUS_DROPPED};
 
 use crate::frame::FrameError;
-use crate::messages::{Refusal, RefusalCode};
+use crate::messages::{Refusal, RefusalCode, Spillback};
 use crate::ring::layout::LINES_DEFAULT;
 use crate::ring::{RingError, SetupError};
 
@@ -122,6 +122,14 @@ impl ClientError {
     pub fn code(&self) -> Option<RefusalCode> {
         match self {
             Self::Refused { refusal, .. } | Self::ClosedByNode(refusal) => Some(refusal.code),
+            _ => None,
+        }
+    }
+
+    /// The node to ask for the lease instead, where the answer was that. Its socket is on its own machine.
+    pub fn spillback(&self) -> Option<Spillback> {
+        match self {
+            Self::Refused { refusal, .. } => refusal.spillback(),
             _ => None,
         }
     }

@@ -11,6 +11,7 @@ mod leases;
 mod node;
 mod objects;
 mod refusal;
+mod spillback;
 mod workers;
 
 pub use connection::*;
@@ -19,6 +20,7 @@ pub use leases::*;
 pub use node::*;
 pub use objects::*;
 pub use refusal::{Refusal, RefusalCode};
+pub use spillback::Spillback;
 pub use workers::*;
 
 use rkyv::api::low::{deserialize, LowSerializer, LowValidator};

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::spillback::Spillback;
+
 macro_rules! refusals {
     ($($number:literal $name:ident $what:literal / $action:literal)*) => {
         /// Why a request was refused. Numbers are the wire's and never change their meaning.
@@ -84,6 +86,7 @@ refusals! {
     41 Unused "the lease was not used in time and is taken back" / "use it sooner, keep it alive, or ask for a longer time"
     42 NotWorker "only a registered worker may do that" / "register first"
     43 UnknownStart "the node did not start a worker with this token" / "pass on RAYLET_START_TOKEN as it is, or 0"
+    44 Spillback "another node can serve the lease, or sooner than this one" / "ask the node that the detail names"
     48 Stopping "the node ends" / "connect to another node, or later"
     49 Internal "the node failed at it" / "look at the node's log, and report it"
 }
@@ -108,6 +111,11 @@ impl Refusal {
     /// A refusal with a detail, which may be empty.
     pub fn new(code: RefusalCode, detail: impl Into<String>) -> Self {
         Self { code, detail: detail.into() }
+    }
+
+    /// Which node to ask instead, where that is why.
+    pub fn spillback(&self) -> Option<Spillback> {
+        (self.code == RefusalCode::Spillback).then(|| Spillback::from_detail(&self.detail)).flatten()
     }
 
     /// From the wire.

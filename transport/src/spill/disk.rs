@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use super::directory::check_room;
 use super::format::{Entry, PAGE_BYTES};
 use super::read::{ObjectReader, ReadError, Target, Wanted};
+use super::serve::SpilledObject;
 use super::write::{FileWriter, Piece, Source};
 use crate::uring::{FileOperation, FileResult};
 
@@ -211,6 +212,13 @@ impl Disk {
     pub fn url(&self, file: u32, index: u32) -> Option<String> {
         let stored = self.files.get(&file)?;
         Some(stored.entries.get(index as usize)?.url(&stored.path))
+    }
+
+    /// An object that is written, for whoever reads it without a core.
+    pub fn object(&self, file: u32, index: u32) -> Option<SpilledObject> {
+        let stored = self.files.get(&file)?;
+        let entry = stored.entries.get(index as usize)?.clone();
+        Some(SpilledObject { path: stored.path.clone(), direct: stored.direct, entry })
     }
 
     /// Writes objects to a new file. Ends with [`Outcome::Written`].

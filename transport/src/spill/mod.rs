@@ -7,6 +7,7 @@ pub mod directory;
 pub mod disk;
 pub mod format;
 pub mod read;
+pub mod serve;
 pub mod write;
 
 #[cfg(test)]
@@ -15,5 +16,6 @@ mod tests;
 pub use directory::{check_room, clear_leftovers, DirectoryError, SpillDirectory};
 pub use disk::{Disk, DiskSettings, DiskUse, Outcome, ReadFailure, WriteFailure};
 pub use format::Entry;
-pub use read::Target;
+pub use read::{ReadError, Target};
+pub use serve::{chunk_buffer_bytes, SpilledObject};
 pub use write::Source;

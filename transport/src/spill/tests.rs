@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::format::{CHUNK_BYTES, PAGE_BYTES};
+use super::read::ReadError;
 use super::*;
 use crate::fault::{arm_file, FileFault, FileKind};
 use crate::uring::{Completion, CoreRing, Doorbell, IoMemory, PageBuffer};
@@ -399,4 +400,80 @@ fn reads_and_writes_go_on_beside_each_other() {
             bench.read(file, index - first, object).unwrap();
         }
     }
+}
+
+/// What another node would be sent, in chunks of this length.
+fn served(object: &SpilledObject, chunk_bytes: u64) -> Result<Vec<u8>, ReadError> {
+    let mut buffer = PageBuffer::new(chunk_buffer_bytes(chunk_bytes) as usize).unwrap();
+    let total = object.data_bytes() + object.metadata_bytes();
+    let mut all = Vec::new();
+    while (all.len() as u64) < total {
+        let (start, len) = (all.len() as u64, chunk_bytes.min(total - all.len() as u64));
+        let at = object.read(start, len, &mut buffer)? as usize;
+        all.extend_from_slice(&buffer.bytes_mut()[at..at + len as usize]);
+    }
+    Ok(all)
+}
+
+#[test]
+fn objects_are_served_from_their_files_in_chunks_of_any_length() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(&[directory.path()]);
+    let objects = bench.objects(&LENGTHS);
+    bench.write(0, &objects).unwrap();
+    for (index, object) in objects.iter().enumerate() {
+        let spilled = bench.disk.object(0, index as u32).unwrap();
+        let expected = [&object.data[..], &object.metadata].concat();
+        let lengths = [70_001, MIB as u64, 3 * MIB as u64 + 4097, 64 << 20];
+        for chunk_bytes in lengths {
+            assert!(served(&spilled, chunk_bytes).unwrap() == expected, "object {index} in chunks of {chunk_bytes}");
+        }
+        let total = expected.len() as u64;
+        let mut buffer = PageBuffer::new(chunk_buffer_bytes(1) as usize).unwrap();
+        let outside = spilled.read(total, 1, &mut buffer).unwrap_err();
+        assert!(matches!(outside, ReadError::Io(_)), "{outside}");
+        if total > 3 * MIB as u64 {
+            assert!(spilled.read(0, total, &mut buffer).is_err(), "the buffer is too small");
+        }
+    }
+    assert!(bench.disk.object(0, objects.len() as u32).is_none() && bench.disk.object(1, 0).is_none());
+}
+
+#[test]
+fn nothing_is_served_from_a_file_that_was_changed_cut_or_can_not_be_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(&[directory.path()]);
+    let objects = bench.objects(&[(500, 40), (2 * MIB + 5000, 4)]);
+    bench.write(0, &objects).unwrap();
+    let spilled: Vec<_> = (0..2).map(|index| bench.disk.object(0, index).unwrap()).collect();
+    let right = |object: &Object| [&object.data[..], &object.metadata].concat();
+    let chunk = MIB as u64;
+    for (spilled, object) in spilled.iter().zip(&objects) {
+        arm_file(FileKind::Read, 0, 1, FileFault::Flip);
+        assert!(matches!(served(spilled, chunk), Err(ReadError::Changed(_))));
+        arm_file(FileKind::Read, 0, 1, FileFault::Error(Errno::IO.raw_os_error()));
+        assert!(matches!(served(spilled, chunk), Err(ReadError::Io(_))));
+        arm_file(FileKind::Read, 0, 1, FileFault::Error(Errno::INTR.raw_os_error()));
+        assert!(served(spilled, chunk).unwrap() == right(object));
+        // A file system may refuse O_DIRECT, and give less than it is asked for.
+        arm_file(FileKind::Read, 0, 1, FileFault::Error(Errno::INVAL.raw_os_error()));
+        assert!(served(spilled, chunk).unwrap() == right(object));
+    }
+    arm_file(FileKind::Read, 0, 2, FileFault::Short(10_000));
+    assert!(served(&spilled[1], chunk).unwrap() == right(&objects[1]));
+    let path = bench.path_of(0);
+    let whole = std::fs::read(&path).unwrap();
+    // Any byte that counts: of the lengths, the metadata, the data.
+    for at in [0, 30, 100, 540, 6000, whole.len() - 6000] {
+        let mut changed = whole.clone();
+        changed[at] ^= 1;
+        std::fs::write(&path, &changed).unwrap();
+        let found = spilled.iter().filter(|spilled| matches!(served(spilled, chunk), Err(ReadError::Changed(_))));
+        assert_eq!(found.count(), 1, "byte {at}");
+    }
+    std::fs::write(&path, &whole[..MIB]).unwrap();
+    assert!(served(&spilled[0], chunk).unwrap() == right(&objects[0]));
+    assert!(matches!(served(&spilled[1], chunk), Err(ReadError::Cut { .. })));
+    std::fs::remove_file(&path).unwrap();
+    assert!(spilled.iter().all(|spilled| matches!(served(spilled, chunk), Err(ReadError::Io(_)))));
 }

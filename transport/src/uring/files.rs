@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use io_uring::{opcode, squeue, types};
 use rustix::fs::OFlags;
@@ -85,6 +86,13 @@ impl PageBuffer {
     pub fn size_bytes(&self) -> usize {
         self.0.len()
     }
+
+    /// Its bytes, while no operation is under way: those keep it shared.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: the mapping is this long, readable, writable and initialised, and lives as long as the value. Operations on it, and
+        // whoever may have asked for its address for them, keep the value in an `Rc` or `Arc`, so that nobody could borrow it alone.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr(), self.0.len()) }
+    }
 }
 
 // SAFETY: the mapping lives as long as the value, and nobody makes a reference into it.
@@ -94,6 +102,13 @@ unsafe impl IoMemory for PageBuffer {
         let end = start.checked_add(len)?;
         // SAFETY: the sum stays within the mapping, as was just checked.
         (end <= self.0.len()).then(|| NonNull::new(unsafe { self.0.as_mut_ptr().add(start) }))?
+    }
+}
+
+// SAFETY: what the contract says of the memory holds for as long as any owner lives, and this is one.
+unsafe impl<M: IoMemory> IoMemory for Arc<M> {
+    fn address(&self, offset: u64, len: usize) -> Option<NonNull<u8>> {
+        (**self).address(offset, len)
     }
 }
 

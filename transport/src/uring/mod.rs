@@ -1,8 +1,8 @@
 //! The ring of a core: everything that the core waits for, in one system call.
 //!
 //! A core has sockets, a doorbell that other threads ring, and a time until which it wants to sleep at most. [`CoreRing`] waits for
-//! all of it with a single `io_uring_enter`, in which the kernel also receives what came in: each socket has one multishot
-//! receive that stays armed and takes its buffers from a ring shared by all sockets. A request that finds the core asleep
+//! all of it with a single `io_uring_enter`, in which the kernel also receives what came in: a socket usually has one multishot
+//! receive that stays armed, and all take their buffers from a ring that they share. A request that finds the core asleep
 //! so costs one system call before the answer, where a readiness loop takes two (`epoll_wait`, `recv`) and a general
 //! executor more.
 //!
@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use io_uring::{cqueue, opcode, squeue, types, EnterFlags, IoUring};
 use rustc_hash::FxHashMap;
@@ -106,6 +106,15 @@ pub enum Completion<'a> {
     },
 }
 
+/// How a socket is received from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Receive {
+    /// What comes in is told at once, each time.
+    Always,
+    /// What comes in is told once; then the kernel keeps the rest until [`CoreRing::receive_again`].
+    Once,
+}
+
 /// A bell that is being rung.
 struct Ringing {
     /// Open until the kernel is done.
@@ -146,7 +155,7 @@ impl Doorbell {
 pub struct CoreRing {
     ring: IoUring,
     buffers: Buffers,
-    receiving: FxHashMap<u64, Rc<OwnedFd>>,
+    receiving: FxHashMap<u64, (Rc<OwnedFd>, Receive)>,
     /// Bells that are watched.
     bells: FxHashMap<u64, Rc<OwnedFd>>,
     ringing: FxHashMap<u64, Ringing>,
@@ -174,15 +183,24 @@ impl CoreRing {
     }
 
     /// Receives from a connected socket until it ends. The key is the caller's, below 2^56, and not in use.
-    pub fn receive(&mut self, key: u64, socket: Rc<OwnedFd>) {
+    pub fn receive(&mut self, key: u64, socket: Rc<OwnedFd>, how: Receive) {
         debug_assert!(key >> KEY_BITS == 0, "a key of more than {KEY_BITS} bits");
-        self.arm_receive(key, &socket);
-        self.receiving.insert(key, socket);
+        self.arm_receive(key, &socket, how);
+        self.receiving.insert(key, (socket, how));
+    }
+
+    /// Goes on with a socket that is received from [once](Receive::Once) and has told something since. One that has ended is let go
+    /// after this, so it is owed to those too.
+    /// One that is always received from needs no asking, and is left as it is.
+    pub fn receive_again(&mut self, key: u64) {
+        if self.is_received(key, Receive::Once) {
+            self.arm_again(key);
+        }
     }
 
     /// Tells once when a socket that is being received from has room for more.
     pub fn tell_writable(&mut self, key: u64) {
-        let Some(socket) = self.receiving.get(&key) else {
+        let Some((socket, _)) = self.receiving.get(&key) else {
             return;
         };
         let poll = opcode::PollAdd::new(types::Fd(socket.as_raw_fd()), writable()).build();
@@ -235,12 +253,11 @@ impl CoreRing {
     /// # Errors
     /// When the kernel refuses the wait, which ends the core.
     pub fn wait(&mut self, until: Option<Instant>, ready: impl FnOnce() -> bool) -> io::Result<()> {
-        let sleep = until.map(|until| until.saturating_duration_since(Instant::now()));
-        if sleep == Some(Duration::ZERO) {
+        if until.is_some_and(|until| until <= Instant::now()) {
             return self.poll();
         }
         self.doorbell.asleep.store(true, Ordering::SeqCst);
-        let waited = if ready() { self.poll() } else { self.sleep(sleep) };
+        let waited = if ready() { self.poll() } else { self.sleep(until) };
         self.doorbell.asleep.store(false, Ordering::SeqCst);
         waited
     }
@@ -277,13 +294,13 @@ impl CoreRing {
         self.poll()
     }
 
-    fn sleep(&mut self, at_most: Option<Duration>) -> io::Result<()> {
+    fn sleep(&mut self, until: Option<Instant>) -> io::Result<()> {
         let timespec;
-        if let Some(at_most) = at_most {
-            let at = Instant::now() + at_most;
-            if self.timer.is_none_or(|armed| at < armed) {
-                self.timer = Some(at);
-                timespec = types::Timespec::from(at_most);
+        if let Some(until) = until {
+            // A timer that is armed for this very time serves again: each one that is armed is a wake-up.
+            if self.timer.is_none_or(|armed| until < armed) {
+                self.timer = Some(until);
+                timespec = types::Timespec::from(until.saturating_duration_since(Instant::now()));
                 // Read by the kernel in the call below, or in the one that `push` makes where the queue is full.
                 self.push(opcode::Timeout::new(&timespec).build().user_data(TIMER));
             }
@@ -348,7 +365,7 @@ impl CoreRing {
             }
             self.buffers.give_back(buffer);
             if length > 0 {
-                if !armed {
+                if !armed && self.is_received(key, Receive::Always) {
                     self.arm_again(key);
                 }
                 return;
@@ -369,14 +386,25 @@ impl CoreRing {
         }
     }
 
+    fn is_received(&self, key: u64, asked: Receive) -> bool {
+        self.receiving.get(&key).is_some_and(|(_, how)| *how == asked)
+    }
+
     fn arm_again(&mut self, key: u64) {
-        if let Some(socket) = self.receiving.get(&key).cloned() {
-            self.arm_receive(key, &socket);
+        if let Some((socket, how)) = self.receiving.get(&key).cloned() {
+            self.arm_receive(key, &socket, how);
         }
     }
 
-    fn arm_receive(&mut self, key: u64, socket: &OwnedFd) {
-        let receive = opcode::RecvMulti::new(types::Fd(socket.as_raw_fd()), buffers::GROUP).build();
+    fn arm_receive(&mut self, key: u64, socket: &OwnedFd, how: Receive) {
+        let socket = types::Fd(socket.as_raw_fd());
+        let receive = match how {
+            Receive::Always => opcode::RecvMulti::new(socket, buffers::GROUP).build(),
+            Receive::Once => opcode::Recv::new(socket, std::ptr::null_mut(), 0)
+                .buf_group(buffers::GROUP)
+                .build()
+                .flags(squeue::Flags::BUFFER_SELECT),
+        };
         self.push(receive.user_data(RECEIVE | key));
     }
 

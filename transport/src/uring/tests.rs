@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::thread;
+use std::time::Duration;
 
 use super::*;
 
@@ -11,7 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn socket(ring: &mut CoreRing, key: u64) -> UnixStream {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    ring.receive(key, Rc::new(ours.into()));
+    ring.receive(key, Rc::new(ours.into()), Receive::Always);
     theirs
 }
 
@@ -61,6 +62,41 @@ fn bytes_arrive_whole_and_in_order_from_many_sockets() {
     for writer in writers {
         writer.join().unwrap();
     }
+}
+
+#[test]
+fn a_socket_that_is_received_from_once_is_left_alone_until_it_is_asked_again() {
+    let mut ring = CoreRing::new(Doorbell::new().unwrap()).unwrap();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let ours: Rc<OwnedFd> = Rc::new(ours.into());
+    ring.receive(4, ours.clone(), Receive::Once);
+    theirs.write_all(b"first").unwrap();
+    let came = collect(&mut ring, |came, _| came.contains_key(&4));
+    assert_eq!(came[&4], b"first");
+    theirs.write_all(b"second").unwrap();
+    drop(theirs);
+    for _ in 0..3 {
+        ring.wait(Some(Instant::now() + Duration::from_millis(2)), || false).unwrap();
+        ring.reap(|completion| panic!("nobody asked again: {completion:?}"));
+    }
+    ring.receive_again(4);
+    let came = collect(&mut ring, |came, _| came.contains_key(&4));
+    assert_eq!(came[&4], b"second");
+    ring.receive_again(4);
+    collect(&mut ring, |_, ended| ended == [4]);
+    assert_eq!(Rc::strong_count(&ours), 1, "the ring has let go of the socket");
+}
+
+#[test]
+fn a_socket_that_is_always_received_from_is_not_armed_twice() {
+    let mut ring = CoreRing::new(Doorbell::new().unwrap()).unwrap();
+    let mut stream = socket(&mut ring, 5);
+    ring.poll().unwrap();
+    ring.receive_again(5);
+    assert!(!ring.has_news(), "nothing is submitted for it");
+    stream.write_all(b"once").unwrap();
+    let came = collect(&mut ring, |came, _| came.contains_key(&5));
+    assert_eq!(came[&5], b"once");
 }
 
 #[test]
@@ -124,12 +160,32 @@ fn a_sleep_ends_in_time_and_an_earlier_one_before_a_later_one() {
 }
 
 #[test]
+fn a_time_that_is_waited_for_again_and_again_wakes_once() {
+    let mut ring = CoreRing::new(Doorbell::new().unwrap()).unwrap();
+    let mut stream = socket(&mut ring, 1);
+    let until = Instant::now() + Duration::from_millis(60);
+    for round in 0..10u8 {
+        stream.write_all(&[round]).unwrap();
+        ring.wait(Some(until), || false).unwrap();
+        ring.reap(|_| {});
+    }
+    while Instant::now() < until {
+        ring.wait(Some(until), || false).unwrap();
+        ring.reap(|_| {});
+    }
+    // Timers of the waits before would end this one, each in turn.
+    let later = Instant::now() + Duration::from_millis(20);
+    ring.wait(Some(later), || false).unwrap();
+    assert!(Instant::now() >= later, "woken by a time that is over");
+}
+
+#[test]
 fn a_full_socket_is_told_when_it_has_room() {
     let mut ring = CoreRing::new(Doorbell::new().unwrap()).unwrap();
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
     let ours: Rc<OwnedFd> = Rc::new(ours.into());
-    ring.receive(9, ours.clone());
+    ring.receive(9, ours.clone(), Receive::Always);
     let mut sent = 0;
     while let Ok(n) = rustix::net::send(&*ours, &[1; 4096], rustix::net::SendFlags::DONTWAIT) {
         sent += n;
@@ -154,7 +210,7 @@ fn a_broken_socket_ends_with_its_error_and_is_let_go() {
     let peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (ours, _) = listener.accept().unwrap();
     let ours: Rc<OwnedFd> = Rc::new(ours.into());
-    ring.receive(3, ours.clone());
+    ring.receive(3, ours.clone(), Receive::Always);
     // Unread data makes the close a reset.
     rustix::net::send(&*ours, b"unread", rustix::net::SendFlags::empty()).unwrap();
     thread::sleep(Duration::from_millis(20));

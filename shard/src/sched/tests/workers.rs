@@ -187,6 +187,37 @@ fn idle_workers_above_the_limit_exit_and_may_refuse() {
     assert_eq!(grants(&node.ask(request(1, 1))), vec![(1, worker(1))], "one asked to exit serves nobody");
 }
 
+/// One shard may have all the workers that a node keeps: the others' shares are not held against it.
+#[test]
+fn shards_share_the_limit_of_idle_workers() {
+    let mut node = Node::new(3, 4, |config| config.workers_soft_limit = 4);
+    let ready_on = |node: &mut Node, shard, n| {
+        let (key, worker) = (WorkerKey::default(), worker(n));
+        node.to(shard, SchedEvent::WorkerReady { worker, start: None, key, job: JOB });
+    };
+    (1..=4).for_each(|n| ready_on(&mut node, 2, n));
+    let ticks = |node: &mut Node| {
+        for _ in 0..4 {
+            node.now += 500 * MS;
+            node.everywhere(SchedEvent::Tick);
+        }
+        let asked = node.take();
+        let asked = asked.iter().map(|effect| match effect {
+            SchedEffect::ExitWorker { worker, why: ExitReason::Idle } => *worker,
+            other => panic!("{other:?}"),
+        });
+        asked.collect::<Vec<_>>()
+    };
+    assert_eq!(ticks(&mut node), vec![], "as many as the node keeps");
+    ready_on(&mut node, 0, 5);
+    ready_on(&mut node, 1, 6);
+    assert_eq!(ticks(&mut node), vec![worker(1), worker(2)], "the two that were idle for longest");
+    assert_eq!(ticks(&mut node), vec![], "and no more");
+    (7..=9).for_each(|n| ready_on(&mut node, 1, n));
+    assert_eq!(ticks(&mut node).len(), 3);
+    assert_eq!(ticks(&mut node), vec![]);
+}
+
 #[test]
 fn workers_started_ahead_are_kept_as_long_as_promised() {
     let mut node = Node::new(1, 4, |config| config.workers_soft_limit = 0);

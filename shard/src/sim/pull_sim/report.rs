@@ -7,6 +7,8 @@ pub struct Report {
     pub steps: u64,
     /// Worlds.
     pub worlds: u64,
+    /// Nodes of the largest one.
+    pub nodes_most: u64,
     /// Objects received whole.
     pub received: u64,
     /// Wishes fulfilled.
@@ -46,6 +48,7 @@ impl Report {
         let Report {
             steps,
             worlds,
+            nodes_most,
             received,
             fulfilled,
             harmed,
@@ -65,6 +68,7 @@ impl Report {
         } = other;
         self.steps += steps;
         self.worlds += worlds;
+        self.nodes_most = self.nodes_most.max(*nodes_most);
         self.received += received;
         self.fulfilled += fulfilled;
         self.harmed += harmed;

@@ -26,8 +26,17 @@ const TIMEOUT: NowNs = 10 * SECOND;
 const WAITING_MAX: u64 = 45;
 /// How long a node that asked is remembered where the object is not here.
 const DEFER: NowNs = 10 * SECOND;
+/// Objects that there are at a time in a small world; a large one has a few for each node.
 const OBJECTS: u64 = 24;
-/// Letters in a moment of rest: more than a few times all chunks of all wishes is a mistake.
+/// One seed in so many gives a large world.
+const LARGE_EVERY: u64 = 100;
+/// Nodes of a large world: 20 up to 200.
+const LARGE_MIN: u64 = 20;
+const LARGE_MAX: u64 = 200;
+/// Up to so many nodes all of them are checked after every step; of more the one that acted, and all of them now and then.
+const CHECKED_NODES_MAX: usize = 7;
+const CHECK_ALL_EVERY: u64 = 64;
+/// Letters in a moment of rest for each node: more than a few times all chunks of all its wishes is a mistake.
 const AT_ONCE_MAX: u64 = 20_000;
 /// Who sent what is not answered.
 const NOBODY: usize = usize::MAX;
@@ -162,7 +171,10 @@ fn node_of(id: NodeId) -> usize {
 impl World {
     pub(super) fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
-        let count = 2 + rng.below(6) as usize;
+        let count = match seed.is_multiple_of(LARGE_EVERY) {
+            true => LARGE_MIN + rng.below(LARGE_MAX - LARGE_MIN + 1),
+            false => 2 + rng.below(6),
+        } as usize;
         let config = PullConfig {
             timeout_ns: TIMEOUT,
             likely_ns: SECOND,
@@ -217,7 +229,7 @@ impl World {
             tickets: BTreeMap::new(),
             next: 0,
             resting: false,
-            report: Report { worlds: 1, ..Report::default() },
+            report: Report { worlds: 1, nodes_most: count as u64, ..Report::default() },
         }
     }
 
@@ -265,15 +277,29 @@ impl World {
             997 => self.die(node)?,
             _ => self.make_again()?,
         }
-        self.check()
+        self.check_node(node)?;
+        self.check_now_and_then(self.report.steps)
+    }
+
+    /// After every step of a small world, after some of a large one.
+    fn check_now_and_then(&self, step: u64) -> Result<(), String> {
+        match self.nodes.len() <= CHECKED_NODES_MAX || step.is_multiple_of(CHECK_ALL_EVERY) {
+            true => self.check(),
+            false => Ok(()),
+        }
     }
 
     fn check(&self) -> Result<(), String> {
-        for (number, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.alive) {
-            let sound = node.manager.check().and_then(|()| node.receiver.check()).and_then(|()| node.sender.check());
-            sound.and_then(|()| node.store.check()).map_err(|what| format!("node {number}: {what}"))?;
+        (0..self.nodes.len()).try_for_each(|node| self.check_node(node))
+    }
+
+    fn check_node(&self, number: usize) -> Result<(), String> {
+        let node = &self.nodes[number];
+        if !node.alive {
+            return Ok(());
         }
-        Ok(())
+        let sound = node.manager.check().and_then(|()| node.receiver.check()).and_then(|()| node.sender.check());
+        sound.and_then(|()| node.store.check()).map_err(|what| format!("node {number}: {what}"))
     }
 
     /// Time passes for every node.
@@ -335,6 +361,7 @@ impl World {
         let mut effects = Vec::new();
         self.nodes[node].manager.handle(event, self.now, &mut effects);
         self.nodes[node].pulls.extend(effects);
+        // What comes of an effect is done after those that were wanted before it, as on the control thread.
         if std::mem::replace(&mut self.nodes[node].is_pulling, true) {
             return Ok(());
         }

@@ -16,6 +16,8 @@ pub(super) struct Copy {
     index: u32,
     /// Reads that failed in a row.
     failed: u32,
+    /// It could not be sent from here.
+    faulty: bool,
 }
 
 /// What was written, or is being written.
@@ -28,6 +30,8 @@ pub(super) struct DiskFile {
     written: bool,
     live: FxHashSet<ObjectId>,
     reading: FxHashSet<ObjectId>,
+    /// Objects that another node is sent from here.
+    sending: FxHashSet<ObjectId>,
 }
 
 /// One shard's files.
@@ -42,6 +46,7 @@ pub(super) struct Disk {
     pub(super) spilled: u64,
     pub(super) restored: u64,
     pub(super) lost: u64,
+    pub(super) sent: u64,
 }
 
 impl Disk {
@@ -60,6 +65,23 @@ impl Disk {
         ids
     }
 
+    /// Objects that are being sent, in order.
+    pub(super) fn sending(&self) -> Vec<ObjectId> {
+        let mut ids: Vec<_> = self.files.values().flat_map(|file| &file.sending).copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// Before the store hears that an object is sent from its file no longer.
+    pub(super) fn send_ended(&mut self, id: &ObjectId, faulty: bool) {
+        for (number, file) in &mut self.files {
+            let of_copy = file.sending.remove(id);
+            if let Some(copy) = self.copies.get_mut(id).filter(|copy| of_copy && copy.file == *number) {
+                copy.faulty |= faulty;
+            }
+        }
+    }
+
     pub(super) fn drop_copy(&mut self, id: &ObjectId) {
         if let Some(copy) = self.copies.remove(id) {
             if let Some(file) = self.files.get_mut(&copy.file) {
@@ -76,14 +98,15 @@ impl Disk {
         let &(written, data_bytes, metadata_bytes) =
             from.objects.get(index as usize).ok_or("a restore past the end")?;
         expect(written == id && from.reading.insert(id), || format!("{id} is restored from the place of {written}"))?;
-        let (client, mutable, immediate, asked_ns, round, lined) = (RESTORER, false, false, 0, 0, None);
-        Ok(Create { client, id, data_bytes, metadata_bytes, mutable, immediate, asked_ns, round, lined })
+        let (client, mutable, immediate, near, asked_ns, round, lined) = (RESTORER, false, false, 0, 0, 0, None);
+        Ok(Create { client, id, data_bytes, metadata_bytes, mutable, immediate, near, asked_ns, round, lined })
     }
 
     /// Every file has a reason to be.
     pub(super) fn check(&self) -> Result<(), String> {
         for (number, file) in &self.files {
-            let needed = !file.written || !file.live.is_empty() || !file.reading.is_empty();
+            let used = !file.reading.is_empty() || !file.sending.is_empty();
+            let needed = !file.written || !file.live.is_empty() || used;
             expect(needed && file.closed, || format!("file {number} is left over: {file:?}"))?;
         }
         Ok(())
@@ -113,12 +136,28 @@ impl Model {
                 let there = entry.objects.get(index as usize).is_some_and(|(written, ..)| *written == id);
                 entry.live.insert(id);
                 self.disk.spilled += 1;
-                let twice = self.disk.copies.insert(id, Copy { file, index, failed: 0 });
+                let twice = self.disk.copies.insert(id, Copy { file, index, failed: 0, faulty: false });
                 expect(there && twice.is_none(), || format!("{id} is not at {file}/{index}: {twice:?}"))
             }
             StoreEffect::SpillFileUnneeded { file } => {
                 let gone = self.disk.files.remove(&file).ok_or("a file ends that is not there")?;
-                expect(gone.live.is_empty() && gone.reading.is_empty(), || format!("{gone:?} ends"))
+                let unused = gone.reading.is_empty() && gone.sending.is_empty();
+                expect(gone.live.is_empty() && unused, || format!("{gone:?} ends"))
+            }
+            StoreEffect::SpilledAt { client, token, id, file, index, .. } => {
+                let asked = self.gets.get_mut(&id).ok_or("an answer to no get")?;
+                let asked_before = asked.len();
+                asked.retain(|get| *get != (client, token));
+                let is_answer = asked.len() < asked_before;
+                if asked.is_empty() {
+                    self.gets.remove(&id);
+                }
+                let copy = self.disk.copies.get(&id).ok_or_else(|| format!("{id} is sent from no file"))?;
+                let there = (copy.file, copy.index) == (file, index) && !copy.faulty;
+                expect(is_answer && there && !self.sealed(&id), || format!("{effect:?} of {copy:?}"))?;
+                self.disk.sent += 1;
+                let from = self.disk.files.get_mut(&file).filter(|f| f.written).ok_or("sent from no file")?;
+                expect(from.sending.insert(id), || format!("{id} is sent twice"))
             }
             StoreEffect::SpilledLost { id, .. } => {
                 expect(self.disk.may_be_lost.take() == Some(id), || format!("{id} is given up too early"))?;

@@ -166,6 +166,8 @@ pub(super) struct Create {
     pub(super) metadata_bytes: u64,
     pub(super) mutable: bool,
     pub(super) immediate: bool,
+    /// The segment that it is to be in, if there is room.
+    pub(super) near: u32,
     pub(super) asked_ns: NowNs,
     /// The round of messages in which it was asked for.
     pub(super) round: u64,
@@ -302,7 +304,8 @@ impl Model {
                 let create = self.disk.restore_begins(file, index, id)?;
                 self.created(&create, place, memory, bank)
             }
-            StoreEffect::SpillObject { .. }
+            StoreEffect::SpilledAt { .. }
+            | StoreEffect::SpillObject { .. }
             | StoreEffect::ObjectSpilled { .. }
             | StoreEffect::SpillFileUnneeded { .. }
             | StoreEffect::SpilledLost { .. } => self.follow_spill(effect),

@@ -1,9 +1,11 @@
 //! One world: shards, their bank, the messages between them, and clients who do what the dice say.
 
 mod clients;
+mod nearness;
 mod post;
 mod spills;
 
+use self::nearness::Shortness;
 use super::model::{Create, Memory, Model, FIRST_FILE};
 use super::Rng;
 use crate::ids::{ClientId, NowNs, ObjectId, ShardId, Token, WorkerId};
@@ -37,6 +39,10 @@ pub struct Report {
     pub made: u64,
     /// Of these, in runs of credit.
     pub adopted: u64,
+    /// Objects placed on the NUMA node of who writes them.
+    pub near: u64,
+    /// Objects for which there was no room there.
+    pub far: u64,
     /// Objects evicted.
     pub evicted: u64,
     /// Creates that failed.
@@ -53,6 +59,8 @@ pub struct Report {
     pub restored: u64,
     /// Objects that could not be read back.
     pub lost: u64,
+    /// Objects that another node was sent from their files.
+    pub sent: u64,
     /// Full verifications of all books.
     pub checks: u64,
 }
@@ -63,6 +71,8 @@ impl Report {
         self.steps += other.steps;
         self.made += other.made;
         self.adopted += other.adopted;
+        self.near += other.near;
+        self.far += other.far;
         self.evicted += other.evicted;
         self.refused += other.refused;
         self.in_line += other.in_line;
@@ -71,6 +81,7 @@ impl Report {
         self.spilled += other.spilled;
         self.restored += other.restored;
         self.lost += other.lost;
+        self.sent += other.sent;
         self.checks += other.checks;
     }
 }
@@ -88,12 +99,18 @@ pub(super) struct World {
     memory: Memory,
     models: Vec<Model>,
     layout: Layout,
+    /// By shard: the segment on its own NUMA node.
+    homes: Vec<u32>,
+    shortness: Shortness,
+    retry_interval_ns: u64,
     ids: u64,
     clients: Vec<ClientId>,
     next_client: ClientId,
     next_token: Token,
     next_file: u32,
     max_delay_ns: u64,
+    /// Messages arrive when they are due, not some time after.
+    prompt: bool,
     check_every: u64,
     /// The answer that the request now handled must get.
     expected: Option<StoreEffect>,
@@ -117,7 +134,7 @@ impl World {
         let segments: Vec<_> = (0..=rng.below(2) as u32)
             .map(|numa_node| SegmentSpec { bytes: (6 + rng.below(120)) * MIN_SPAN_BYTES + rng.below(9999), numa_node })
             .collect();
-        let homes = (0..shards).map(|shard| u32::from(shard) % segments.len() as u32).collect();
+        let homes: Vec<u32> = (0..shards).map(|shard| u32::from(shard) % segments.len() as u32).collect();
         let layout = Layout::new(&segments, MIN_SPAN_BYTES).expect("segments of several spans");
         let mut config = StoreConfig::new(layout.clone(), shards);
         config.full_grace_ns = (1 + rng.below(500)) * MS;
@@ -129,7 +146,7 @@ impl World {
             config.max_waiters = 1 + rng.below(20) as usize;
         }
         let max_bytes = layout.max_object_bytes();
-        let mut bank = BankConfig::new(layout.clone(), homes);
+        let mut bank = BankConfig::new(layout.clone(), shards);
         bank.hold_after_ns = (1 + rng.below(100)) * MS;
         let in_order = rng.permille(700);
         bank.easy_turns_max = if in_order { u32::MAX } else { 1 + rng.below(4) as u32 };
@@ -137,9 +154,13 @@ impl World {
         let model = |shard| Model::new(shard, config.fallback, config.full_grace_ns, max_bytes);
         // Small worlds are verified after every step, large ones now and then.
         let (ids, check_every) = if rng.permille(100) { (6, 1) } else { (20 + rng.below(300), 300 + rng.below(500)) };
+        let store = |home: &u32| Store::new(StoreConfig { home_segment: *home, ..config.clone() });
         Self {
-            home: NodeMemory::new(Store::new(config.clone()), bank, 0),
-            others: (1..shards).map(|_| Store::new(config.clone())).collect(),
+            home: NodeMemory::new(store(&homes[0]), bank, 0),
+            others: homes[1..].iter().map(store).collect(),
+            shortness: Shortness::new(layout.segments().iter().map(|segment| segment.count)),
+            retry_interval_ns: config.retry_interval_ns,
+            homes,
             post: Post::new(shards),
             in_order,
             memory: Memory::new(&layout),
@@ -151,6 +172,7 @@ impl World {
             next_token: 0,
             next_file: FIRST_FILE,
             max_delay_ns: 1 + rng.below(5) * MS,
+            prompt: rng.permille(500),
             check_every,
             expected: None,
             effects: Vec::new(),
@@ -179,7 +201,8 @@ impl World {
 
     /// One step: time passes, and a message arrives or a client does something.
     pub(super) fn step(&mut self) -> Result<(), String> {
-        self.now += if self.rng.permille(2) { self.rng.below(700 * MS) } else { self.rng.below(MS / 4) };
+        let pause = if self.rng.permille(2) { self.rng.below(700 * MS) } else { self.rng.below(MS / 4) };
+        self.pass(pause)?;
         self.post.turn_round();
         let shard = self.rng.below(self.models.len() as u64) as ShardId;
         if self.rng.permille(400) && self.arrive(shard)? {
@@ -242,6 +265,24 @@ impl World {
         Ok(())
     }
 
+    /// Time passes, and, where messages are prompt, what is due meanwhile arrives at its time.
+    fn pass(&mut self, pause_ns: u64) -> Result<(), String> {
+        let end = self.now + pause_ns;
+        while let Some((at, shard, down)) = self.post.next().filter(|(at, ..)| self.prompt && *at <= end) {
+            self.now = self.now.max(at);
+            self.post.turn_round();
+            if down {
+                if let Some(event) = self.post.due_at_shard(shard, self.now) {
+                    self.shard_event(shard, event)?;
+                }
+            } else if let Some(event) = self.post.due_at_bank(shard, self.now) {
+                self.bank_event(event)?;
+            }
+        }
+        self.now = end;
+        Ok(())
+    }
+
     /// The first message for this shard or from it arrives, if one is due.
     fn arrive(&mut self, shard: ShardId) -> Result<bool, String> {
         if self.rng.permille(500) {
@@ -262,10 +303,11 @@ impl World {
 
     /// Lets a shard's store handle an event, and the model follow what comes out.
     fn shard_event(&mut self, shard: ShardId, event: StoreEvent) -> Result<(), String> {
-        if let StoreEvent::SpansGranted { first, count } = event {
+        if let StoreEvent::SpansGranted { first, count, .. } = event {
             self.memory.granted(shard, first, count)?;
             self.model(shard).progress = self.post.round();
         }
+        self.note_shortness();
         let mut effects = std::mem::take(&mut self.effects);
         if shard == 0 {
             self.at_home(|home, now, effects, answers| home.handle(event, now, effects, answers), &mut effects)?;
@@ -276,6 +318,7 @@ impl World {
     }
 
     fn bank_event(&mut self, event: BankEvent) -> Result<(), String> {
+        self.note_shortness();
         let mut effects = std::mem::take(&mut self.effects);
         self.at_home(|home, now, effects, answers| home.handle_bank(event, now, effects, answers), &mut effects)?;
         self.after(0, effects).map_err(|e| format!("{event:?}: {e}"))
@@ -299,7 +342,9 @@ impl World {
 
     fn after(&mut self, shard: ShardId, mut effects: Vec<StoreEffect>) -> Result<(), String> {
         self.report.steps += 1;
+        self.note_shortness();
         for effect in effects.drain(..) {
+            self.check_nearness(shard, &effect)?;
             if let Some(event) = effect.for_bank(shard) {
                 if let StoreEffect::SpansReturned { first, count } = effect {
                     self.memory.returned(shard, first, count)?;
@@ -400,6 +445,7 @@ impl World {
             self.report.spilled += model.disk.spilled;
             self.report.restored += model.disk.restored;
             self.report.lost += model.disk.lost;
+            self.report.sent += model.disk.sent;
         }
         Ok(self.report)
     }
@@ -409,8 +455,9 @@ impl World {
         self.next_client += 1;
         let data_bytes = self.layout.max_object_bytes();
         let (metadata_bytes, mutable, immediate, asked_ns) = (0, false, false, self.now);
-        let (round, lined) = (self.post.round(), None);
-        let create = Create { client, id, data_bytes, metadata_bytes, mutable, immediate, asked_ns, round, lined };
+        let (near, round, lined) = (self.homes[usize::from(shard)], self.post.round(), None);
+        let create =
+            Create { client, id, data_bytes, metadata_bytes, mutable, immediate, near, asked_ns, round, lined };
         self.model(shard).creates.insert(token, create);
         let (owner, source) = (WorkerId::NIL, ObjectSource::ReceivedFromRemote);
         let try_immediately = false;
@@ -424,6 +471,7 @@ impl World {
             source,
             mutable,
             try_immediately,
+            near: None,
         };
         self.shard_event(shard, event)?;
         self.settle()?;
@@ -444,7 +492,7 @@ impl World {
             if !late && !waiting {
                 return Ok(());
             }
-            self.now += MS;
+            self.pass(MS)?;
             for shard in 0..self.models.len() as ShardId {
                 while self.arrive(shard)? {}
                 self.tick(shard)?;

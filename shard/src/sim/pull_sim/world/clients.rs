@@ -10,7 +10,9 @@ impl World {
         let capacity = self.nodes[node].store.capacity;
         let most = if self.rng.permille(300) { CHUNK } else { capacity / 4 };
         let size = 1 + self.rng.below(most);
-        if self.objects.len() as u64 >= OBJECTS || self.nodes[node].store.promised() + size > capacity / 2 {
+        if self.objects.len() as u64 >= OBJECTS.max(3 * self.nodes.len() as u64)
+            || self.nodes[node].store.promised() + size > capacity / 2
+        {
             return Ok(());
         }
         let number = self.number();

@@ -21,13 +21,13 @@ impl World {
                 if self.letters.is_empty() && self.lanes_are_quiet() {
                     break;
                 }
-                if sent > AT_ONCE_MAX {
+                if sent > AT_ONCE_MAX * self.nodes.len() as u64 {
                     let letters = self.letters.iter().take(9).collect::<Vec<_>>();
                     return Err(format!("nodes write to each other without end: {letters:?}"));
                 }
                 self.deliver_letter()?;
                 self.move_lanes()?;
-                self.check()?;
+                self.check_now_and_then(sent)?;
             }
             self.pass(SECOND / 10)?;
             self.end_hopeless_wishes()?;
@@ -52,14 +52,13 @@ impl World {
 
     /// Owners tell of what is lost for good; here its wishes end.
     pub(super) fn end_hopeless_wishes(&mut self) -> Result<(), String> {
+        let mut there = BTreeSet::new();
+        for store in self.nodes.iter().filter(|node| node.alive).map(|node| &node.store) {
+            there.extend(store.copies.iter().filter(|(_, copy)| copy.sealed).map(|(object, _)| *object));
+            there.extend(store.queue.iter().filter(|create| create.token.is_none()).map(|create| create.object));
+        }
+        let lost = |object: &ObjectId| !there.contains(object);
         for node in 0..self.nodes.len() {
-            let lost = |object: &ObjectId| {
-                !self.nodes.iter().any(|node| {
-                    node.alive
-                        && (node.store.has(object)
-                            || node.store.queue.iter().any(|create| create.object == *object && create.token.is_none()))
-                })
-            };
             let wishes = &self.nodes[node].wishes;
             let hopeless = wishes.iter().filter(|(_, wish)| wish.objects.keys().any(lost)).map(|(id, _)| *id);
             for wish in hopeless.collect::<Vec<_>>() {

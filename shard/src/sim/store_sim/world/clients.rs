@@ -74,11 +74,19 @@ impl World {
         }
     }
 
+    /// The segment on the NUMA node of a client, if that is known.
+    fn hint(&mut self) -> Option<u32> {
+        let segments = self.layout.segments().len() as u64;
+        self.rng.permille(800).then(|| self.rng.below(segments) as u32)
+    }
+
     fn create(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
         let (data_bytes, metadata_bytes) = (self.size_bytes(), self.rng.below(200));
         let (mutable, immediate, token) = (self.rng.permille(20), self.rng.permille(100), self.token());
-        let (asked_ns, round, lined) = (self.now, self.post.round(), None);
-        let create = Create { client, id, data_bytes, metadata_bytes, mutable, immediate, asked_ns, round, lined };
+        let (asked_ns, round, lined, hint) = (self.now, self.post.round(), None, self.hint());
+        let near = hint.unwrap_or(self.homes[usize::from(shard)]);
+        let create =
+            Create { client, id, data_bytes, metadata_bytes, mutable, immediate, near, asked_ns, round, lined };
         self.model(shard).creates.insert(token, create);
         let event = StoreEvent::Create {
             client,
@@ -90,6 +98,7 @@ impl World {
             source: ObjectSource::CreatedByWorker,
             mutable,
             try_immediately: immediate,
+            near: hint,
         };
         self.shard_event(shard, event)
     }
@@ -98,9 +107,9 @@ impl World {
         let runs = self.models[usize::from(shard)].runs.len() as u64;
         match self.rng.below(100) {
             0..30 if runs < 40 => {
-                let (token, bytes) = (self.token(), self.rng.below(2 * CREDIT_RUN_MAX_BYTES));
+                let (token, bytes, near) = (self.token(), self.rng.below(2 * CREDIT_RUN_MAX_BYTES), self.hint());
                 self.model(shard).credit_wanted.insert(token, client);
-                self.shard_event(shard, StoreEvent::GrantCredit { client, token, bytes })
+                self.shard_event(shard, StoreEvent::GrantCredit { client, token, bytes, near })
             }
             0..90 if runs > 0 => {
                 let at = self.rng.below(runs) as usize;
@@ -216,6 +225,9 @@ impl World {
     fn get(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
         let (token, wait) = (self.token(), self.rng.permille(500));
         self.model(shard).gets.entry(id).or_default().push((client, token));
+        if wait && self.rng.permille(300) {
+            return self.shard_event(shard, StoreEvent::GetToSend { client, token, id });
+        }
         self.shard_event(shard, StoreEvent::Get { client, token, id, wait })
     }
 

@@ -60,6 +60,13 @@ impl Post {
         Some(event)
     }
 
+    /// The message that is due first: when, of which shard, and whether it is for that shard or from it.
+    pub(super) fn next(&self) -> Option<(NowNs, ShardId, bool)> {
+        let to_shards = self.to_shard.iter().enumerate().map(|(shard, late)| (first_due(late), shard, true));
+        let to_bank = self.to_bank.iter().enumerate().map(|(shard, late)| (first_due(late), shard, false));
+        to_shards.chain(to_bank).filter_map(|(at, shard, down)| Some((at?, shard as ShardId, down))).min()
+    }
+
     fn arrived(&mut self, round: u64) {
         self.under_way -= 1;
         self.old -= u64::from(round < self.round);
@@ -83,6 +90,10 @@ impl Post {
 fn send<M>(late: &mut Late<M>, round: u64, message: M, at: NowNs) {
     let at = late.back().map_or(0, |(at, _, _)| *at).max(at);
     late.push_back((at, round, message));
+}
+
+fn first_due<M>(late: &Late<M>) -> Option<NowNs> {
+    late.front().map(|(at, _, _)| *at)
 }
 
 fn due<M>(late: &mut Late<M>, now: NowNs) -> Option<(u64, M)> {

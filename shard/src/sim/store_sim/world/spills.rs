@@ -25,8 +25,14 @@ pub(super) fn random_config(rng: &mut Rng, capacity_bytes: u64) -> Option<SpillC
 }
 
 impl World {
-    /// A write or a read ends, well or not.
+    /// A write, a read or a send ends, well or not.
     pub(super) fn disk_acts(&mut self, shard: ShardId) -> Result<(), String> {
+        let sending = self.models[usize::from(shard)].disk.sending();
+        if !sending.is_empty() && self.rng.permille(200) {
+            let which = self.rng.below(sending.len() as u64) as usize;
+            let faulty = self.rng.permille(200);
+            return self.send_ends(shard, sending[which], faulty);
+        }
         let disk = &self.models[usize::from(shard)].disk;
         let (writing, reading) = (disk.writing(), disk.reading());
         let which = self.rng.below((writing.len() + reading.len()).max(1) as u64) as usize;
@@ -54,6 +60,9 @@ impl World {
                 let is_known = self.models[usize::from(shard)].objects.contains_key(&id);
                 if is_known {
                     self.shard_event(shard, StoreEvent::RestoreDone { id, result: Ok(()) })?;
+                }
+                if sending.is_empty() {
+                    self.shard_event(shard, StoreEvent::SentSpilled { id, faulty: false })?;
                 }
                 self.shard_event(shard, StoreEvent::SpillDone { file: 1_000_000, result: Ok(()) })
             }
@@ -90,6 +99,11 @@ impl World {
         model.check_object(&id)
     }
 
+    fn send_ends(&mut self, shard: ShardId, id: ObjectId, faulty: bool) -> Result<(), String> {
+        self.model(shard).disk.send_ended(&id, faulty);
+        self.shard_event(shard, StoreEvent::SentSpilled { id, faulty })
+    }
+
     /// News of the other shards.
     pub(super) fn others_use(&mut self, shard: ShardId) -> Result<(), String> {
         let (bytes, spilling) = (self.rng.below(self.layout.capacity_bytes()), self.rng.permille(200));
@@ -105,6 +119,8 @@ impl World {
                 self.write_ends(shard, *file, Ok(()))?;
             } else if let Some(id) = model.disk.reading().first() {
                 self.read_ends(shard, *id, Ok(()))?;
+            } else if let Some(id) = model.disk.sending().first() {
+                self.send_ends(shard, *id, false)?;
             } else {
                 let mut ids: Vec<_> = model.objects.keys().chain(model.disk.copies.keys()).copied().collect();
                 ids.sort_unstable();
