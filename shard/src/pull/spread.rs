@@ -10,7 +10,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::ids::{NodeId, NowNs, ObjectId};
 
-/// Nodes that a holder serves at a time, and that one of its askers is named to.
+/// Nodes that a holder serves at a time, and that one of its askers is named to, unless it is told otherwise.
 pub const FANOUT: usize = 2;
 
 /// Objects whose askers are remembered. With more at a time, the one that was asked for longest ago is forgotten.
@@ -53,21 +53,25 @@ struct Askers {
 }
 
 /// Decides who serves whom.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Spread {
+    fanout: usize,
     objects: FxHashMap<ObjectId, Askers>,
     /// In the order in which they were first asked for.
     order: VecDeque<ObjectId>,
 }
 
 impl Spread {
-    /// Nothing was asked for.
-    pub fn new() -> Self {
-        Self::default()
+    /// Nothing was asked for. A holder serves `fanout` nodes at a time, such as [`FANOUT`], and each of these as many; with 0 it serves all.
+    pub fn new(fanout: usize) -> Self {
+        Self { fanout, objects: FxHashMap::default(), order: VecDeque::new() }
     }
 
     /// A node asks for an object. `direct`: it was sent elsewhere before, and that did not go well.
     pub fn asked(&mut self, object: ObjectId, node: NodeId, direct: bool, now: NowNs) -> Serve {
+        if self.fanout == 0 {
+            return Serve::Here;
+        }
         if !self.objects.contains_key(&object) {
             if self.order.len() >= SPREADS_MAX {
                 self.forget_oldest();
@@ -77,7 +81,7 @@ impl Spread {
             self.objects.insert(object, none);
         }
         match self.objects.get_mut(&object) {
-            Some(askers) => askers.asked(node, direct, now),
+            Some(askers) => askers.asked(node, direct, self.fanout, now),
             None => Serve::Here,
         }
     }
@@ -132,7 +136,7 @@ impl Spread {
 }
 
 impl Askers {
-    fn asked(&mut self, node: NodeId, direct: bool, now: NowNs) -> Serve {
+    fn asked(&mut self, node: NodeId, direct: bool, fanout: usize, now: NowNs) -> Serve {
         self.last_ns = now;
         let known = self.askers.iter().position(|asker| asker.node == node);
         if let Some(at) = known {
@@ -141,8 +145,8 @@ impl Askers {
                 self.fail(&failed);
             }
         }
-        if known.is_none() && !direct && self.served.len() >= FANOUT && self.askers.len() < ASKERS_MAX {
-            if let Some(sent_to) = self.name() {
+        if known.is_none() && !direct && self.served.len() >= fanout && self.askers.len() < ASKERS_MAX {
+            if let Some(sent_to) = self.name(fanout) {
                 self.askers.push(Asker { node, sent_to: Some(sent_to), named: 0, failed: false });
                 return Serve::Elsewhere(sent_to);
             }
@@ -155,8 +159,8 @@ impl Askers {
     }
 
     /// The earliest asker that may serve one more: the tree grows level by level.
-    fn name(&mut self) -> Option<NodeId> {
-        while self.askers.get(self.first).is_some_and(|asker| asker.failed || asker.named >= FANOUT) {
+    fn name(&mut self, fanout: usize) -> Option<NodeId> {
+        while self.askers.get(self.first).is_some_and(|asker| asker.failed || asker.named >= fanout) {
             self.first += 1;
         }
         let asker = self.askers.get_mut(self.first)?;

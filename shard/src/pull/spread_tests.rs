@@ -15,7 +15,7 @@ fn ask(spread: &mut Spread, n: u8) -> Serve {
 
 #[test]
 fn a_broadcast_is_a_tree_in_which_nobody_serves_more_than_two() {
-    let mut spread = Spread::new();
+    let mut spread = Spread::new(FANOUT);
     let mut depth = [0; 65];
     let mut named = [0; 65];
     for n in 1..=64 {
@@ -35,7 +35,7 @@ fn a_broadcast_is_a_tree_in_which_nobody_serves_more_than_two() {
 
 #[test]
 fn who_comes_back_is_served_here_and_who_failed_is_not_named() {
-    let mut spread = Spread::new();
+    let mut spread = Spread::new(FANOUT);
     assert_eq!([ask(&mut spread, 1), ask(&mut spread, 2)], [Serve::Here; 2]);
     assert_eq!(ask(&mut spread, 3), Serve::Elsewhere(node(1)));
     assert_eq!(ask(&mut spread, 3), Serve::Here, "it came back");
@@ -57,7 +57,7 @@ fn who_comes_back_is_served_here_and_who_failed_is_not_named() {
 
 #[test]
 fn where_all_have_failed_nodes_are_served_here() {
-    let mut spread = Spread::new();
+    let mut spread = Spread::new(FANOUT);
     assert_eq!([1, 2, 3].map(|n| ask(&mut spread, n)), [Serve::Here, Serve::Here, Serve::Elsewhere(node(1))]);
     for n in 1..=3 {
         spread.served(&X, &node(n), false);
@@ -70,8 +70,15 @@ fn where_all_have_failed_nodes_are_served_here() {
 }
 
 #[test]
+fn a_holder_that_is_told_to_serves_all_itself() {
+    let mut spread = Spread::new(0);
+    assert!((1..=9).all(|n| ask(&mut spread, n) == Serve::Here));
+    assert!(spread.is_empty());
+}
+
+#[test]
 fn what_is_remembered_is_bounded_and_ends() {
-    let mut spread = Spread::new();
+    let mut spread = Spread::new(FANOUT);
     let object = |n: usize| {
         let mut bytes = [0; 28];
         bytes[..8].copy_from_slice(&(n as u64).to_le_bytes());

@@ -82,6 +82,8 @@ pub struct TransferParts {
     pub peers: Option<PeerDoor>,
     /// Lanes to each node that objects are fetched from.
     pub lanes_per_node: usize,
+    /// Nodes that a large object is sent to at a time; others get it from these. 0: all get it from here.
+    pub fanout: usize,
     /// Who may call, and how calls authenticate.
     pub auth: Auth,
     /// How connections are encrypted, where they are.
@@ -334,7 +336,7 @@ impl Transfer {
             nodes: RefCell::default(),
             owners: RefCell::default(),
             receiving: RefCell::new(Receiving::new(parts.chunk_bytes.max(1))),
-            sending: RefCell::new(Sending::new(chunks_max)),
+            sending: RefCell::new(Sending::new(chunks_max, parts.fanout)),
             file_reads: Rc::new(FileReads::new(parts.chunk_bytes.max(1))),
         });
         transfer.serve_bulk(parts.bulk_listeners);

@@ -27,14 +27,12 @@ pub(super) struct Spreading {
     looked: Instant,
 }
 
-impl Default for Spreading {
-    fn default() -> Self {
-        let now = Instant::now();
-        Self { spread: Spread::new(), started: now, looked: now }
-    }
-}
-
 impl Spreading {
+    pub(super) fn new(fanout: usize) -> Self {
+        let now = Instant::now();
+        Self { spread: Spread::new(fanout), started: now, looked: now }
+    }
+
     fn asked(&mut self, object: ObjectId, node: NodeId, direct: bool) -> Serve {
         let now_ns = self.started.elapsed().as_nanos() as NowNs;
         if self.looked.elapsed() >= FORGET_EVERY {

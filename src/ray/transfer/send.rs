@@ -157,9 +157,9 @@ impl Here {
 }
 
 impl Sending {
-    pub(super) fn new(chunks_max: usize) -> Self {
+    pub(super) fn new(chunks_max: usize, fanout: usize) -> Self {
         let machine = Sender::new(CHUNKS_PER_NODE_MAX, chunks_max);
-        Self { machine, served: FxHashMap::default(), tokens: 0, spreading: Spreading::default() }
+        Self { machine, served: FxHashMap::default(), tokens: 0, spreading: Spreading::new(fanout) }
     }
 }
 

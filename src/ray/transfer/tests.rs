@@ -51,6 +51,7 @@ fn port() -> Port {
         bulk_listeners: vec![listener],
         peers: None,
         lanes_per_node: 1,
+        fanout: 2,
         auth: Auth::with_token(Token::new(TOKEN).expect("a token")),
         tls: None,
         rpc_failure: String::new(),

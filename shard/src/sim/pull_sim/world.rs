@@ -203,7 +203,7 @@ impl World {
                 deferred: Vec::new(),
                 sending: BTreeMap::new(),
                 offered: BTreeSet::new(),
-                spread: Spread::new(),
+                spread: Spread::new(rng.below(4) as usize),
                 lent: BTreeMap::new(),
                 sent_elsewhere: BTreeSet::new(),
                 pushes: BTreeMap::new(),
