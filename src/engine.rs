@@ -10,8 +10,8 @@ use raylet_shard::ids::ShardId;
 use raylet_shard::sched::{SchedConfig, SchedEvent, Scheduler};
 use raylet_shard::store::{BankConfig, Layout, NodeMemory, SegmentSpec, SpanBank, Store, StoreConfig};
 use raylet_transport::uring::{CoreRing, Doorbell, RingError};
-use raylet_tuning::devices::disks;
-use raylet_tuning::placement::{is_pinned, place_directories, PlacedDirectory};
+use raylet_tuning::devices::{disks, nics};
+use raylet_tuning::placement::{is_pinned, lane_shards, place_directories, place_shards, PlacedDirectory};
 use raylet_tuning::{
     plan_arenas, ArenaPlan, CoreChoice, Host, PageChoice, Segment, SegmentRequest, Topology, TopologySource, Warmer,
 };
@@ -25,6 +25,7 @@ use crate::spill::files::FileSettings;
 use crate::spill::memory::ArenaMemory;
 use crate::spill::settings::SpillSettings;
 use crate::spill::{SpillShared, Spills};
+use crate::workers::pinning::Pins;
 
 /// What the engine is built with.
 #[derive(Clone, Debug)]
@@ -85,7 +86,7 @@ pub enum EngineError {
         reason: String,
     },
     /// A core's thread can't start.
-    #[error("the thread of core {core} can't start: {reason}; check io_uring (sysctl kernel.io_uring_disabled) and RLIMIT_MEMLOCK, of which each core takes 512 KiB")]
+    #[error("the thread of core {core} can't start: {reason}; `raylet-uring doctor` says what io_uring lacks here (sysctl kernel.io_uring_disabled, a container's seccomp profile)")]
     Core {
         /// The hardware thread.
         core: u32,
@@ -118,6 +119,8 @@ pub struct Engine {
     pub nears: Nears,
     /// Directories for spilled objects, on their disks.
     pub spill_places: Vec<PlacedDirectory>,
+    /// The shards that carry lanes to other nodes: those beside the fastest network card.
+    pub lane_shards: Vec<usize>,
     /// Bytes that objects can take.
     pub capacity_bytes: u64,
     /// Creates of one shard that may wait for memory.
@@ -156,10 +159,12 @@ impl Engine {
         }
         let spill_shared = Arc::new(SpillShared::new(shards));
         let spill_places = place_spill(settings, &topology);
+        let placed: Vec<Option<u32>> = cores.iter().map(|core| pinned.then_some(*core)).collect();
         let mut engine = Engine {
             cores: handles,
             from_cores,
-            placed: cores.iter().map(|core| pinned.then_some(*core)).collect(),
+            lane_shards: beside_cards(&topology, &placed),
+            placed,
             topology: topology.clone(),
             spill_shared: spill_shared.clone(),
             nears: Nears::new(&topology, &segments),
@@ -209,6 +214,11 @@ impl Engine {
             outcome.map_err(|reason| EngineError::Core { core, reason })?;
         }
         Ok(engine)
+    }
+
+    /// What binds leased workers to the cores of their shards; `None` where it is not wanted, or would mean nothing.
+    pub fn pins(&self, wanted: bool) -> Option<Pins> {
+        wanted.then(|| Pins::new(&self.topology, &self.placed, self.nears.clone())).flatten()
     }
 
     /// Tells every core.
@@ -282,6 +292,14 @@ fn place_spill(settings: &EngineSettings, topology: &Topology) -> Vec<PlacedDire
     place_directories(&disks, &spill.directories)
 }
 
+/// The shards that carry lanes to other nodes. Of a machine that hwloc was told about no cards are known.
+fn beside_cards(topology: &Topology, placed: &[Option<u32>]) -> Vec<usize> {
+    let has_files = topology.source != TopologySource::HwlocSynthetic;
+    let cards = if has_files { nics(&Host::this()) } else { Vec::new() };
+    let shards = lane_shards(&place_shards(topology, placed), &cards);
+    shards.into_iter().map(|shard| shard as usize).collect()
+}
+
 fn store_config(settings: &EngineSettings, layout: &Layout, shards: ShardId) -> StoreConfig {
     let spill = settings.spill.as_ref().map(|spill| spill.store(layout.capacity_bytes()));
     let fallback = settings.fallback.is_some();
@@ -307,9 +325,14 @@ struct CoreSeed {
     ready: flume::Sender<Result<(), String>>,
 }
 
+/// A core reads and writes files by a ring of its own, so glommio is to set nothing aside for that.
+fn executor(placement: Placement, shard: ShardId) -> LocalExecutorBuilder {
+    LocalExecutorBuilder::new(placement).name(&format!("core-{shard}")).io_memory(0)
+}
+
 fn run_core(placement: Placement, seed: CoreSeed) {
     let (shard, to_control, ready) = (seed.shard, seed.to_control.clone(), seed.ready.clone());
-    let executor = match LocalExecutorBuilder::new(placement).name(&format!("core-{shard}")).make() {
+    let executor = match executor(placement, shard).make() {
         Ok(executor) => executor,
         Err(e) => {
             // Whoever started the core waits for this.

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use raylet_shard::ids::ShardId;
 use raylet_shard::sched::SchedConfig;
+use raylet_tuning::limits::{self, MEMLOCK_WANTED_BYTES};
 use tokio::task::LocalSet;
 
 use crate::cli::ray_flags::RayFlags;
@@ -43,6 +44,14 @@ pub enum NodeError {
     /// A setting makes no sense.
     #[error("{0}")]
     Setting(String),
+    /// Too little memory may be locked.
+    #[error("{allowed} bytes of memory may be locked (RLIMIT_MEMLOCK), a node's rings ask for {}: `ulimit -l {}` in a shell, \
+             LimitMEMLOCK=infinity in a systemd unit, --ulimit memlock=-1 for a container, or `raylet-uring tune --apply`",
+            MEMLOCK_WANTED_BYTES, MEMLOCK_WANTED_BYTES >> 10)]
+    Memlock {
+        /// The limit, in bytes.
+        allowed: u64,
+    },
     /// The system refused something.
     #[error(transparent)]
     Io(io::Error),
@@ -53,7 +62,7 @@ pub enum NodeError {
 /// # Errors
 /// See [`NodeError`]; each names what to change.
 pub fn run_ray(flags: RayFlags, config: Config, log: LogHandle) -> Result<i32, NodeError> {
-    prepare_limits();
+    prepare_limits()?;
     on_control_thread(async move {
         service::reopen_log_on_hangup(log.clone())?;
         if !config.peers.is_empty() || config.peer_listen.is_some() {
@@ -109,6 +118,7 @@ fn open_native(
         names: control.names(),
         capacity_bytes: engine.capacity_bytes,
         may_drain: false,
+        pins: control.pins_of_other_door(),
     })
     .map_err(NodeError::Io)?;
     control.set_native(native.clone());
@@ -120,7 +130,7 @@ fn open_native(
 /// # Errors
 /// See [`NodeError`]; each names what to change.
 pub fn run_native(config: Config, log: LogHandle) -> Result<i32, NodeError> {
-    prepare_limits();
+    prepare_limits()?;
     on_control_thread(own::run(config, log))
 }
 
@@ -132,13 +142,18 @@ where
     runtime.block_on(LocalSet::new().run_until(node))
 }
 
-/// Limits that a node wants higher. Where they can't be raised, start-up says what is missing.
-fn prepare_limits() {
-    if let Err(error) = raylet_tuning::limits::raise_memlock() {
-        tracing::debug!(%error, "RLIMIT_MEMLOCK is as it was");
-    }
-    if let Err(error) = raylet_tuning::limits::raise_open_files() {
+/// Raises the limits that a node wants higher; it says at its start what more it could use.
+fn prepare_limits() -> Result<(), NodeError> {
+    if let Err(error) = limits::raise_open_files() {
         tracing::debug!(%error, "RLIMIT_NOFILE is as it was");
+    }
+    match limits::raise_memlock() {
+        Ok(Some(allowed)) if allowed < MEMLOCK_WANTED_BYTES => Err(NodeError::Memlock { allowed }),
+        Ok(_) => Ok(()),
+        Err(error) => {
+            tracing::debug!(%error, "RLIMIT_MEMLOCK is as it was");
+            Ok(())
+        }
     }
 }
 

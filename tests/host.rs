@@ -2,12 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{symlink, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use raylet_transport::client::{Client, LeaseSpec};
 use rustix::thread::{sched_getaffinity, sched_setaffinity, CpuSet};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -18,7 +21,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The program with nothing of ours or Ray's in its environment, and nodes of its own.
 fn program(nodes: &Path) -> Command {
-    let mut command = Command::new(OURS);
+    clean(OURS, nodes)
+}
+
+fn clean(program: &str, nodes: &Path) -> Command {
+    let mut command = Command::new(program);
     for (variable, _) in std::env::vars_os() {
         let text = variable.to_string_lossy();
         if text.starts_with("RAY") || text.starts_with("HWLOC") || text == "XDG_RUNTIME_DIR" {
@@ -100,7 +107,7 @@ machine  2 packages, 2 NUMA nodes, 7 cores, 7 threads (sysfs)
 usable   threads 0-6; no CPU quota; 12.00 GiB left by the machine's available memory
          threads 7 are offline
 node     a node with these settings: 2 shards, object store of 1.00 GiB
-streams  of other nodes are best on shards 0, 1, in this order
+lanes    to other nodes are on shards 0
 
 NUMA node 0  package 0, 8.00 GiB of memory
 |- cores    0  1  2  3*
@@ -336,11 +343,17 @@ fn arenas_are_made_where_the_cores_were_chosen() {
     assert!(said.out.contains("pages there)"), "{}", said.out);
 }
 
-/// Starts an example program, which cargo builds for tests, with one hardware thread for it.
-fn example_on(pu: usize, name: &str, arguments: &[&str]) -> Running {
+/// An example program.
+fn example(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let path = test.ancestors().nth(2).expect("it lies in deps/ of a profile").join("examples").join(name);
     assert!(path.exists(), "{} is not there: run `cargo build --workspace --examples` first", path.display());
+    path
+}
+
+/// Starts an example program, which cargo builds for tests, with one hardware thread for it.
+fn example_on(pu: usize, name: &str, arguments: &[&str]) -> Running {
+    let path = example(name);
     let all = sched_getaffinity(None).unwrap();
     let mut one = CpuSet::new();
     one.set(pu);
@@ -376,6 +389,72 @@ fn what_a_process_creates_lies_on_its_numa_node() {
     }
 }
 
+/// Processes whose parent is this one.
+fn children(parent: u32) -> Vec<i32> {
+    let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    let is_child = |pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let mut fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_ascii_whitespace();
+        fields.nth(1).and_then(|ppid| ppid.parse().ok()) == Some(parent)
+    };
+    pids.filter(is_child).collect()
+}
+
+/// On which of the first two hardware threads a process may run.
+fn allowed(pid: i32) -> Vec<usize> {
+    let set = rustix::process::Pid::from_raw(pid).and_then(|pid| sched_getaffinity(Some(pid)).ok());
+    (0..2).filter(|pu| set.as_ref().is_some_and(|set| set.is_set(*pu))).collect()
+}
+
+#[test]
+fn native_workers_are_bound_to_the_numa_node_of_the_core_that_granted_their_lease() {
+    let worker = format!("{} --worker", example("parallel_map").display());
+    let flags = ["--cores=0-1", "--pin-workers", "--resources=CPU=2", "--worker-command", &worker];
+    // Two NUMA nodes of one hardware thread and one shard each.
+    let (nodes, node, status) = node_on("node:2 core:1 pu:1", &flags);
+    let status_now = || -> Value {
+        let said = say(program(&nodes.path().join("nodes")).args(["status", "--json"]));
+        serde_json::from_str::<Value>(&said.out).unwrap()[0].take()
+    };
+    let leased_by = |status: &Value| [0, 1].map(|shard| status["shards"][shard]["leases_granted"].as_u64().unwrap());
+    let eventually = |what: &str, condition: &mut dyn FnMut() -> bool| {
+        let deadline = Instant::now() + PATIENCE;
+        while !condition() {
+            let now: Vec<(i32, Vec<usize>)> =
+                children(node.0.id()).into_iter().map(|pid| (pid, allowed(pid))).collect();
+            assert!(Instant::now() < deadline, "{what}: {now:?}, {}", status_now());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let socket = status["sockets"][0]["address"].as_str().unwrap();
+    let clients = [(); 2].map(|()| Client::connect(socket).unwrap());
+    let mut known: Vec<i32> = Vec::new();
+    let mut held = Vec::new();
+    for client in &clients {
+        let before = leased_by(&status_now());
+        // Work that is over at once; the lease lasts until it is returned.
+        let input = client.put(&[0; 16]).unwrap();
+        let spec = LeaseSpec::new("primes").resource("CPU", 1.0).deps([input]).payload(input.0);
+        held.push(client.request_lease(&spec).unwrap());
+        let after = leased_by(&status_now());
+        let shard = (0..2).find(|&shard| after[shard] > before[shard]).expect("a shard granted it");
+        let mut worker = 0;
+        eventually("a worker is bound to the granting shard's thread", &mut || {
+            let new = children(node.0.id()).into_iter().filter(|pid| !known.contains(pid));
+            worker = new.into_iter().find(|pid| allowed(*pid) == [shard]).unwrap_or(0);
+            worker != 0
+        });
+        known.push(worker);
+    }
+    assert_eq!(leased_by(&status_now()), [1, 1], "clients are served by the cores in turn");
+    assert_eq!(status_now()["workers"]["pinned"], 2);
+    for lease in held {
+        lease.return_().unwrap();
+    }
+    eventually("idle workers may run anywhere", &mut || known.iter().all(|pid| allowed(*pid) == [0, 1]));
+    assert_eq!(status_now()["workers"]["pinned"], 0);
+}
+
 #[test]
 fn the_log_has_the_form_that_was_asked_for() {
     let nodes = tempfile::tempdir().unwrap();
@@ -403,6 +482,84 @@ fn the_log_has_the_form_that_was_asked_for() {
         "{}",
         refused.err
     );
+}
+
+/// Anybody's user: that of nobody, where the test may become that, else its own.
+const NOBODY: u32 = 65_534;
+
+/// A program of ours in a directory that everybody may enter.
+fn for_everybody(program: &Path, dir: &Path) -> PathBuf {
+    let copy = dir.join(program.file_name().unwrap());
+    fs::copy(program, &copy).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    copy
+}
+
+#[test]
+fn an_unprivileged_user_with_default_limits_has_a_node_that_says_what_it_would_gain() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let home = dir.path().join("home");
+    fs::create_dir(&home).unwrap();
+    let is_root = rustix::process::getuid().is_root();
+    if is_root {
+        std::os::unix::fs::chown(&home, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    let ours = for_everybody(Path::new(OURS), dir.path());
+    let client = for_everybody(&example("async_client"), dir.path());
+    let nodes = home.join("nodes");
+    // As that user, with limits that nothing can raise again.
+    let unprivileged = |memlock_bytes: u64, what: &Path| {
+        let mut command = clean("prlimit", &nodes);
+        command.arg(format!("--memlock={memlock_bytes}:{memlock_bytes}")).arg("--nofile=1024:1024").arg(what);
+        if is_root {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        command.current_dir(&home);
+        command
+    };
+    let settings = ["--cores=0-1", "--object-store-memory=64M", "--resources=CPU=2"];
+    let refused = say(unprivileged(256 << 10, &ours).args(settings));
+    assert_eq!(refused.code, Some(1), "{}", refused.err);
+    let expected =
+        "262144 bytes of memory may be locked (RLIMIT_MEMLOCK), a node's rings ask for 524288: `ulimit -l 512`";
+    assert!(refused.err.contains(expected) && refused.err.contains("LimitMEMLOCK"), "{}", refused.err);
+
+    let log = dir.path().join("log");
+    let mut node = unprivileged(8 << 20, &ours);
+    node.args(settings).stdout(Stdio::piped()).stderr(fs::File::create(&log).unwrap());
+    let mut node = Running(node.spawn().unwrap());
+    let said = BufReader::new(node.0.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let banner: Vec<String> = said.take_while(|line| line != "ready").collect();
+    let log = || fs::read_to_string(&log).unwrap();
+    let socket = banner.iter().find_map(|line| line.strip_prefix("  native socket: "));
+    let socket = socket.unwrap_or_else(|| panic!("{banner:?}, {}", log()));
+    let used = say(unprivileged(8 << 20, &client).arg(socket));
+    assert_eq!(used.code, Some(0), "{}", used.err);
+    assert!(used.out.starts_with("100 objects, the sum of all is 4950\n"), "{}", used.out);
+    assert!(used.out.contains("the lease is granted"), "{}", used.out);
+    let status: Value =
+        serde_json::from_str(&say(unprivileged(8 << 20, &ours).args(["status", "--json"])).out).unwrap();
+    assert_eq!((&status[0]["pid"], &status[0]["leases"]["granted"]), (&node.0.id().into(), &0.into()));
+
+    let gain = "open files: 1024 files may be open; it costs: with a few hundred workers, connections are refused";
+    let deadline = Instant::now() + PATIENCE;
+    while !log().contains(gain) {
+        assert!(Instant::now() < deadline, "{}", log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(log().contains("`raylet-uring doctor` says how"), "{}", log());
+    for raw in ["Cannot allocate memory", "glommio", "memlock"] {
+        assert!(!log().contains(raw), "{raw} in {}", log());
+    }
+    let doctor =
+        say(unprivileged(8 << 20, &ours).args(["doctor", "--no-disk", "--ports", "0"]).args(settings.split_at(2).0));
+    assert!(doctor.out.contains("warning  open files            1024 files may be open"), "{}", doctor.out);
+    assert!(doctor.out.contains("ok       memlock"), "{}", doctor.out);
+
+    rustix::process::kill_process(rustix::process::Pid::from_child(&node.0), rustix::process::Signal::TERM).unwrap();
+    assert_eq!(node.0.wait().unwrap().code(), Some(0), "{}", log());
+    assert!(!Path::new(socket).exists());
 }
 
 #[test]

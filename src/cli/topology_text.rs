@@ -5,7 +5,7 @@ use std::fmt::{self, Write as _};
 
 use raylet_tuning::cores::format_list;
 use raylet_tuning::devices::{Disk, DiskKind, Nic};
-use raylet_tuning::placement::{shards_by_nic, PlacedArena, PlacedBy};
+use raylet_tuning::placement::{lane_shards, PlacedArena, PlacedBy};
 use raylet_tuning::topology::{Cache, Core, NumaNode};
 use raylet_tuning::{Picture, TopologySource};
 
@@ -65,9 +65,9 @@ fn head(out: &mut String, picture: &Picture) -> fmt::Result {
     let shards = count(picture.shards.len(), "shard");
     writeln!(out, "node     {who}: {shards}, object store of {}", format_bytes(bytes))?;
     if picture.shards.len() > 1 && picture.nics.iter().any(|nic| nic.up && nic.numa_node.is_some()) {
-        let order: Vec<String> =
-            shards_by_nic(&picture.shards, &picture.nics).iter().map(|shard| shard.to_string()).collect();
-        writeln!(out, "streams  of other nodes are best on shards {}, in this order", order.join(", "))?;
+        let lanes = lane_shards(&picture.shards, &picture.nics);
+        let shards: Vec<String> = lanes.iter().map(|shard| shard.to_string()).collect();
+        writeln!(out, "lanes    to other nodes are on shards {}", shards.join(", "))?;
     }
     topology.warnings.iter().try_for_each(|warning| writeln!(out, "warning  {warning}"))
 }

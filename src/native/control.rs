@@ -17,12 +17,14 @@ use rustc_hash::FxHashMap;
 use tokio::task::JoinHandle;
 
 use super::classes::{Defined, NativeClasses, NATIVE_LANGUAGE};
+use super::pins::WorkerPins;
 use super::processes::Processes;
-use super::{listen, NativeSettings, NativeShared};
+use super::{listen, pins, NativeSettings, NativeShared};
 use crate::bridge::{core_reports, drain_within, CoreHandle, CoreReport, Requester, ToCore};
 use crate::core_loop::Core;
 use crate::near::Nears;
 use crate::ray::resources::Names;
+use crate::workers::pinning::Pins;
 use crate::workers::process::{ProcessConfig, ProcessTable};
 
 /// Objects of one answer to a List.
@@ -61,6 +63,20 @@ pub enum NativeAsk {
     },
     /// A worker is gone.
     WorkerGone {
+        /// Which.
+        worker: WorkerId,
+    },
+    /// A worker has a lease. Told where workers are bound.
+    Leased {
+        /// Which.
+        worker: WorkerId,
+        /// Who granted it.
+        shard: ShardId,
+        /// Thousandths of a CPU that it holds.
+        cpu_milli: u64,
+    },
+    /// It has it no more.
+    Returned {
         /// Which.
         worker: WorkerId,
     },
@@ -173,6 +189,8 @@ pub struct NativeParts {
     pub capacity_bytes: u64,
     /// A client may drain the node. Not under Ray, whose control plane decides that.
     pub may_drain: bool,
+    /// Binds leased workers that the node started to cores, where that was asked for.
+    pub pins: Option<Pins>,
 }
 
 /// The control thread's part of the door.
@@ -184,6 +202,7 @@ pub struct NativeControl {
     processes: Rc<Processes>,
     /// The shard on which a worker is, and its connection.
     workers: RefCell<FxHashMap<WorkerId, (ShardId, ClientId)>>,
+    pins: Option<WorkerPins>,
     capacity_bytes: u64,
     may_drain: bool,
     draining: Cell<bool>,
@@ -200,7 +219,8 @@ impl NativeControl {
     pub fn open(parts: NativeParts) -> std::io::Result<Rc<Self>> {
         let (exits_to, exits) = flume::unbounded();
         let table = ProcessTable::new(ProcessConfig::default(), exits_to);
-        let shared = NativeShared::new(parts.node, rand::random(), parts.cores.len(), &parts.settings);
+        let shared =
+            NativeShared::new(parts.node, rand::random(), parts.cores.len(), &parts.settings, parts.pins.is_some());
         let socket = parts.settings.socket.clone();
         let control = Rc::new(Self {
             processes: Processes::new(parts.settings.worker_command.clone(), socket.clone(), table),
@@ -209,6 +229,7 @@ impl NativeControl {
             names: parts.names,
             classes: RefCell::default(),
             workers: RefCell::default(),
+            pins: parts.pins.map(WorkerPins::new),
             capacity_bytes: parts.capacity_bytes,
             may_drain: parts.may_drain,
             draining: Cell::new(false),
@@ -218,6 +239,9 @@ impl NativeControl {
         });
         control.tell_all(|| NativeTell::Open(control.shared.clone()));
         *control.accepting.borrow_mut() = Some(listen(&parts.settings, control.cores.clone(), parts.nears)?);
+        if control.pins.is_some() {
+            pins::settle_for_ever(&control);
+        }
         let watching = control.clone();
         tokio::task::spawn_local(async move {
             while let Ok(exit) = exits.recv_async().await {
@@ -232,6 +256,15 @@ impl NativeControl {
     /// The node's id.
     pub fn node(&self) -> raylet_shard::ids::NodeId {
         raylet_shard::ids::NodeId(self.shared.node.0)
+    }
+
+    pub(super) fn pins(&self) -> Option<&WorkerPins> {
+        self.pins.as_ref()
+    }
+
+    /// Workers of this door that are bound to cores.
+    pub fn pinned_workers(&self) -> usize {
+        self.pins().map_or(0, WorkerPins::count)
     }
 
     /// True while the node takes no new leases.
@@ -282,10 +315,17 @@ impl NativeControl {
                 let answer = ready.as_ref().map(|_| Registered { worker: wire::WorkerId(worker.0) });
                 self.tell(shard_of(client), NativeTell::Registered(client, to, answer.map_err(Clone::clone)));
                 if let Ok((shard, ready)) = ready {
+                    if let Some(pins) = self.pins().filter(|_| self.processes.is_started(&worker)) {
+                        pins.registered(worker, pid, shard);
+                    }
                     self.sched(shard, ready);
                 }
             }
             NativeAsk::WorkerGone { worker } => self.worker_gone(worker),
+            NativeAsk::Leased { worker, shard, cpu_milli } => {
+                self.pins().into_iter().for_each(|pins| pins.leased(worker, shard, cpu_milli));
+            }
+            NativeAsk::Returned { worker } => self.pins().into_iter().for_each(|pins| pins.returned(&worker)),
             NativeAsk::List { client, to, after, most } => self.report(true, move |control, reports| {
                 let listed = list(&reports, after, most);
                 control.tell(shard_of(client), NativeTell::Listed(client, to, listed));
@@ -368,6 +408,7 @@ impl NativeControl {
         if !self.processes.gone(&worker, false) {
             return;
         }
+        self.pins().into_iter().for_each(|pins| pins.gone(&worker));
         let Some((shard, client)) = self.workers.borrow_mut().remove(&worker) else {
             return;
         };
@@ -395,7 +436,12 @@ impl NativeControl {
                 let kind = self.classes.borrow().kind(key).to_owned();
                 match self.processes.start(start, key, &kind) {
                     Some(failed) => self.start_failed(failed),
-                    None => self.watch_start(start),
+                    None => {
+                        if let (Some(pins), Some(pid)) = (self.pins(), self.processes.pid(start)) {
+                            pins.starting(pid, start.shard());
+                        }
+                        self.watch_start(start);
+                    }
                 }
             }
             SchedEffect::WorkerMoved { worker, to } => {

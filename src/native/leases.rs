@@ -20,7 +20,7 @@ use super::client::{Class, Client, Lease, Stage};
 use super::control::NativeAsk;
 use super::door::{ask, deadline, refused};
 use super::pending::{Op, Request as Asked};
-use super::{object, spills};
+use super::{object, pins, spills};
 use crate::bridge::Requester;
 use crate::core_loop::{Core, SILENT};
 
@@ -169,6 +169,7 @@ fn end(core: &Rc<Core>, client: &Rc<Client>, number: u32, fate: WorkerFate) -> b
     if !worker.is_nil() {
         core.native.assignments.borrow_mut().remove(&assignment);
         super::workers::revoke(core, &worker, assignment);
+        pins::returned(core, worker);
     }
     core.sched_here(SchedEvent::Return { lease: client.lease_id(number), fate });
     true
@@ -247,12 +248,15 @@ fn granted(core: &Rc<Core>, asked: &Asked, number: u32, worker: WorkerId, alloca
         lease.stage = Stage::Granted { assignment, worker, used: Instant::now() };
         (lease.class, lease.unused_ns, std::mem::take(&mut lease.payload))
     };
-    let names = client.classes.borrow().get(&class).map(|class| class.names.clone());
+    let classes = client.classes.borrow();
+    let class = classes.get(&class);
+    let names = class.map(|class| class.names.clone());
     let allocation = names.map_or_else(Vec::new, |names| instances(allocation, &names));
     let mut address = String::new();
     if !worker.is_nil() {
         native.assignments.borrow_mut().insert(assignment, (client.clone(), number));
         address = native.addresses.borrow().get(&worker).map_or_else(String::new, |known| known.to_string());
+        pins::leased(core, worker, class);
         super::workers::assign(core, &worker, assignment, client.worker, &allocation, payload);
     }
     let worker = raylet_transport::ids::WorkerId(worker.0);

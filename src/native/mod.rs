@@ -14,6 +14,7 @@
 //! | `spills.rs` | leases that wait here and could have another node |
 //! | `wishes.rs` | what is waited for and may be with another node |
 //! | `control.rs`, `classes.rs`, `processes.rs` | the control thread's part: names, classes, workers that are started |
+//! | `pins.rs` | workers that are bound to a NUMA node |
 
 pub mod classes;
 mod client;
@@ -22,6 +23,7 @@ mod door;
 mod leases;
 mod objects;
 mod pending;
+mod pins;
 mod processes;
 mod siblings;
 mod spills;
@@ -79,6 +81,8 @@ pub struct NativeShared {
     pub spin: Option<Duration>,
     /// The node has peers: what is not here may be there.
     pub has_peers: bool,
+    /// Workers that the node starts are bound: the control thread is told of their leases.
+    pub binds_workers: bool,
     /// By core: clients that want events of objects, and of the node.
     listeners: Vec<[AtomicU32; 2]>,
 }
@@ -105,13 +109,20 @@ pub struct NativeSettings {
 
 impl NativeShared {
     /// For a node of so many cores.
-    pub fn new(node: shard::NodeId, prefix: [u8; 16], cores: usize, settings: &NativeSettings) -> Arc<Self> {
+    pub fn new(
+        node: shard::NodeId,
+        prefix: [u8; 16],
+        cores: usize,
+        settings: &NativeSettings,
+        binds_workers: bool,
+    ) -> Arc<Self> {
         Arc::new(Self {
             node: wire::NodeId(node.0),
             prefix,
             limits: DEFAULT_LIMITS,
             spin: settings.spin,
             has_peers: settings.has_peers,
+            binds_workers,
             listeners: (0..cores).map(|_| Default::default()).collect(),
         })
     }
@@ -200,7 +211,7 @@ mod tests {
     fn shared(cores: usize) -> Arc<NativeShared> {
         let settings =
             NativeSettings { socket: PathBuf::new(), spin: None, worker_command: Vec::new(), has_peers: false };
-        NativeShared::new(shard::NodeId([1; 28]), [7; 16], cores, &settings)
+        NativeShared::new(shard::NodeId([1; 28]), [7; 16], cores, &settings, false)
     }
 
     #[test]

@@ -84,6 +84,13 @@ impl Processes {
         SpawnSpec { command, own_group: true, oom_score_adjustment: Some(OOM_SCORE_ADJUSTMENT), ..SpawnSpec::default() }
     }
 
+    /// The process of a start that has not registered yet, if there is one.
+    pub fn pid(&self, token: StartToken) -> Option<u32> {
+        let state = self.state.borrow();
+        let start = state.starts.iter().find(|start| start.token == token)?;
+        self.table.pid(start.process?)
+    }
+
     /// How long a start may take to be answered.
     pub fn patience(&self) -> Duration {
         if self.command.is_empty() {

@@ -1,4 +1,4 @@
-//! What a node says at its start about the machine: the names of what [`doctor`] finds, once, in the log.
+//! What a node says at its start about the machine: what [`doctor`] finds, and what that costs, once, in the log.
 
 use std::thread;
 
@@ -31,6 +31,7 @@ pub fn give(config: &Config, engine: &Engine) {
         });
         if let Some(names) = names(&checks) {
             tracing::info!("this machine could serve the node better: {names}; `raylet-uring doctor` says how");
+            costs(&checks).for_each(|line| tracing::info!("{line}"));
         }
     });
     if let Err(error) = looked {
@@ -43,9 +44,29 @@ fn names(checks: &[Check]) -> Option<String> {
     (!names.is_empty()).then(|| names.join(", "))
 }
 
+/// A line for each finding: what was found, and what would be gained by mending it.
+fn costs(checks: &[Check]) -> impl Iterator<Item = String> + '_ {
+    let findings = checks.iter().filter(|check| check.level != Level::Ok);
+    findings.map(|check| {
+        let costs = check.costs.as_ref().map_or_else(String::new, |costs| format!("; it costs: {costs}"));
+        format!("{}: {}{costs}", check.name, check.found)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_finding_says_what_it_costs() {
+        let check = |level, costs: Option<&str>| {
+            let (found, costs) = ("1024 may be open".to_owned(), costs.map(Into::into));
+            Check { name: "open files", level, found, costs, mend: Vec::new() }
+        };
+        let checks = [check(Level::Ok, None), check(Level::Warning, Some("connections")), check(Level::Error, None)];
+        let lines: Vec<String> = costs(&checks).collect();
+        assert_eq!(lines, ["open files: 1024 may be open; it costs: connections", "open files: 1024 may be open"]);
+    }
 
     #[test]
     fn only_what_is_not_as_it_should_be_is_named() {

@@ -48,6 +48,7 @@ pub async fn run(config: Config, log: LogHandle) -> Result<i32, NodeError> {
         names: names.clone(),
         capacity_bytes: engine.capacity_bytes,
         may_drain: true,
+        pins: engine.pins(config.pin_workers),
     })
     .map_err(NodeError::Io)?;
     let open_peers = |settings| Peers::open(settings, &engine, native.clone(), names.clone());

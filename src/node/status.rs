@@ -16,7 +16,7 @@ use crate::native::control::NativeControl;
 use crate::observe::histogram::Snapshot;
 use crate::observe::status::{
     ArenaStatus, Door, LeaseCounts, NodeStatus, ObjectCounts, QueueStatus, ResourceStatus, ShardStatus, SocketStatus,
-    SpillStatus, TransferStatus, WorkerCounts,
+    SpillCounts, SpillStatus, TransferStatus, WorkerCounts,
 };
 use crate::peers::Peers;
 use crate::ray::control::Control;
@@ -119,6 +119,7 @@ pub async fn of_cores(own: &Own, facts: &Facts) -> NodeStatus {
         resource.available += part.free.to_f64();
     }
     status.node_id = native.node().to_string();
+    status.workers.pinned = native.pinned_workers() as u64;
     let socket = native.socket().display().to_string();
     status.sockets = vec![SocketStatus { name: "native".to_owned(), address: socket }];
     if let Some(peers) = peers {
@@ -145,6 +146,7 @@ fn assemble(facts: &Facts, reports: &[CoreReport], mut latencies: Snapshot) -> N
         shards: reports.iter().map(|report| shard(facts, report)).collect(),
         arenas: arenas(facts, reports),
         spill: facts.spill.clone(),
+        spilling: spilling(reports),
         leases: leases(reports),
         workers: workers(reports),
         objects: objects(reports),
@@ -196,6 +198,23 @@ fn arenas(facts: &Facts, reports: &[CoreReport]) -> Vec<ArenaStatus> {
         }
     });
     arenas.collect()
+}
+
+fn spilling(reports: &[CoreReport]) -> SpillCounts {
+    let mut counts = SpillCounts::default();
+    for report in reports {
+        let store = &report.store.counters;
+        counts.on_disk_objects += store.on_disk.objects;
+        counts.on_disk_bytes += store.on_disk.bytes;
+        counts.writing_objects += store.spilling.objects;
+        counts.restoring_objects += report.restoring.objects;
+        counts.spilled_objects += store.spilled.objects;
+        counts.spilled_bytes += store.spilled.bytes;
+        counts.restored_objects += store.restored.objects;
+        counts.restored_bytes += store.restored.bytes;
+        counts.failures += store.spill_failures + store.restore_failures;
+    }
+    counts
 }
 
 fn leases(reports: &[CoreReport]) -> LeaseCounts {

@@ -24,6 +24,10 @@ use super::ray_json::RayJsonLine;
 /// Rotated files that are kept at most, whatever the environment asks for.
 const BACKUPS_MAX: u32 = 1000;
 
+/// What glommio's rings have to say is that buffers for files can't be registered, where little memory may be locked. The node uses
+/// none of these; who names glommio in a filter hears of it.
+const GLOMMIO_RINGS: &str = "glommio::sys::uring=off";
+
 /// Where the log goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogTarget {
@@ -249,7 +253,12 @@ fn parse_filter(filter: &str) -> Result<Targets, LogError> {
     let parts: Vec<&str> = filter.split(',').map(str::trim).collect();
     match parts.iter().find(|part| !part.contains('=') && !is_level(part)) {
         Some(part) => Err(error(format!("{part:?} is no level"))),
-        None => parts.join(",").parse().map_err(|e: tracing_subscriber::filter::ParseError| error(e.to_string())),
+        None => {
+            let is_named = parts.iter().any(|part| part.starts_with("glommio"));
+            let own = if is_named { String::new() } else { format!(",{GLOMMIO_RINGS}") };
+            let filter = parts.join(",") + &own;
+            filter.parse().map_err(|e: tracing_subscriber::filter::ParseError| error(e.to_string()))
+        }
     }
 }
 
@@ -457,6 +466,16 @@ mod tests {
             let error = parse_filter(bad).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
+    }
+
+    #[test]
+    fn what_glommio_says_of_buffers_that_nobody_uses_is_left_out_unless_it_is_asked_for() {
+        let rings =
+            |filter: &str| parse_filter(filter).unwrap().would_enable("glommio::sys::uring", &tracing::Level::WARN);
+        assert!(!rings("info") && !rings("debug,raylet_uring::node=trace") && !rings("off"));
+        assert!(rings("info,glommio=debug"));
+        let others = parse_filter("info").unwrap();
+        assert!(others.would_enable("glommio::executor", &tracing::Level::WARN));
     }
 
     /// What a format makes of an error and a debug message, in a file.

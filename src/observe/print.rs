@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 
 use raylet_tuning::cores::format_list;
 
-use super::status::{ArenaStatus, Door, NodeStatus, SpillStatus, TransferStatus};
+use super::status::{ArenaStatus, Door, NodeStatus, SpillCounts, SpillStatus, TransferStatus};
 use crate::config::size::format_bytes;
 
 /// Writes the status as `raylet-uring status` shows it.
@@ -116,6 +116,9 @@ fn objects(status: &NodeStatus) -> Rows {
         let _ = write!(text, ", {} creates wait for room", o.creates_queued);
     }
     let mut rows = vec![vec!["in the store".to_owned(), text]];
+    if status.spilling != SpillCounts::default() {
+        rows.push(vec!["on disk".to_owned(), spilling(&status.spilling)]);
+    }
     if status.transfer != TransferStatus::default() {
         rows.push(vec!["between nodes".to_owned(), transfer(&status.transfer)]);
     }
@@ -139,6 +142,22 @@ fn peers(status: &NodeStatus) -> Rows {
     });
     let head = (!status.peers.is_empty()).then(|| row(["peer", "CPU free", "objects received", "state"]));
     head.into_iter().chain(rows).collect()
+}
+
+fn spilling(s: &SpillCounts) -> String {
+    let bytes = format_bytes;
+    let mut text = format!(
+        "{} ({}); {} spilled, {} restored",
+        s.on_disk_objects,
+        bytes(s.on_disk_bytes),
+        bytes(s.spilled_bytes),
+        bytes(s.restored_bytes)
+    );
+    let now = [(s.writing_objects, "being written"), (s.restoring_objects, "being restored"), (s.failures, "failures")];
+    for (count, what) in now.iter().filter(|(count, _)| *count > 0) {
+        let _ = write!(text, "; {count} {what}");
+    }
+    text
 }
 
 fn transfer(t: &TransferStatus) -> String {
@@ -323,6 +342,16 @@ mod tests {
             ]
             .into(),
             objects: ObjectCounts { count: 3, sealed: 2, pinned: 1, bytes: 2048, creates_queued: 3 },
+            spilling: SpillCounts {
+                on_disk_objects: 12,
+                on_disk_bytes: 3 << 20,
+                restoring_objects: 2,
+                spilled_objects: 14,
+                spilled_bytes: 4 << 20,
+                restored_bytes: 1 << 20,
+                failures: 1,
+                ..SpillCounts::default()
+            },
             transfer: TransferStatus {
                 lanes: 4,
                 lane_received_bytes: 5 << 20,
@@ -362,6 +391,7 @@ leases and workers
 
 objects
   in the store   3 (2.00 KiB), 2 sealed, 1 pinned, 3 creates wait for room
+  on disk        12 (3.00 MiB); 4.00 MiB spilled, 1.00 MiB restored; 2 being restored; 1 failures
   between nodes  5.00 MiB received, 0 B sent by 4 lanes; 0 B received, 1.00 KiB sent by calls; 3 wanted, 2 asked for
 
 arenas

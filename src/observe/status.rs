@@ -30,6 +30,8 @@ pub struct NodeStatus {
     pub arenas: Vec<ArenaStatus>,
     /// Directories for spilled objects; none where the node does not spill.
     pub spill: Vec<SpillStatus>,
+    /// What goes to disk and comes back.
+    pub spilling: SpillCounts,
     /// Leases over all shards.
     pub leases: LeaseCounts,
     /// Worker processes over all shards.
@@ -213,6 +215,30 @@ pub struct SpillStatus {
     pub numa_node: Option<u32>,
     /// The shards that spill there first; the others do where their own directories take nothing.
     pub shards: Vec<u32>,
+}
+
+/// Objects that go to disk and come back, over all shards. Bytes are of data and metadata.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SpillCounts {
+    /// Objects with a copy on disk, in memory or not.
+    pub on_disk_objects: u64,
+    /// Their bytes.
+    pub on_disk_bytes: u64,
+    /// Objects that are being written.
+    pub writing_objects: u64,
+    /// Objects that wait to be read back, or are being read.
+    pub restoring_objects: u64,
+    /// Objects written since the boot.
+    pub spilled_objects: u64,
+    /// Their bytes.
+    pub spilled_bytes: u64,
+    /// Objects read back since the boot.
+    pub restored_objects: u64,
+    /// Their bytes.
+    pub restored_bytes: u64,
+    /// Files that could not be written, and objects that could not be read back, since the boot.
+    pub failures: u64,
 }
 
 /// Leases by state.

@@ -233,6 +233,7 @@ impl Peers {
             peers: Some(door.clone()),
             lanes_per_node: transfer::lanes_per_node(settings.lanes, engine.cores.len()),
             fanout: settings.fanout,
+            lane_cores: engine.lane_shards.clone(),
             auth: settings.auth,
             tls: None,
             rpc_failure: String::new(),

@@ -45,7 +45,6 @@ use crate::spill::files::FileSettings;
 use crate::spill::settings::prepare;
 use crate::workers::command::WorkerCommands;
 use crate::workers::nursery::{Nursery, NurserySettings};
-use crate::workers::pinning::Pins;
 use crate::workers::process::{ProcessConfig, ProcessTable};
 
 /// Longest wait for the GCS to take note of the node's end. It may be gone itself by then.
@@ -153,6 +152,7 @@ impl Door {
             peers: None,
             lanes_per_node: transfer::lanes_per_node(config.bulk_lanes, engine.cores.len()),
             fanout: config.bulk_fanout,
+            lane_cores: engine.lane_shards.clone(),
             node_id,
             segments: engine.segments.clone(),
             files: engine.spill_shared.clone(),
@@ -183,10 +183,7 @@ impl Door {
             core_workers: CoreWorkers::new(context),
             names,
             agents: agents.clone(),
-            pins: config
-                .pin_workers
-                .then(|| Pins::new(&engine.topology, &engine.placed, engine.nears.clone()))
-                .flatten(),
+            pins: engine.pins(config.pin_workers),
         });
         let health = Health::new();
         health.set(&node_id.to_string(), true);

@@ -8,8 +8,11 @@
 //! A worker that stays without a lease for two rounds of the node's housekeeping may run anywhere again: between two
 //! leases of the same kind nothing is done.
 
+use std::cell::RefCell;
 use std::fs;
 use std::io;
+use std::rc::Rc;
+use std::time::Duration;
 
 use raylet_shard::ids::{ShardId, WorkerId};
 use raylet_tuning::{Topology, WorkerPlaces};
@@ -21,6 +24,9 @@ use crate::near::Nears;
 
 /// Rounds over the threads of a process: one that is bound no more starts threads that are bound already.
 const ROUNDS_MAX: usize = 8;
+
+/// Between two rounds of housekeeping, for a door that has none of its own.
+pub const SETTLE_EVERY: Duration = Duration::from_millis(100);
 
 /// Rounds of housekeeping that a worker without a lease stays bound.
 const IDLE_ROUNDS: u8 = 2;
@@ -36,10 +42,11 @@ pub enum Doing {
     Gone,
 }
 
-/// The workers that are bound, and where.
+/// The workers of a door that are bound, and where.
 #[derive(Debug)]
 pub struct Pins {
-    places: WorkerPlaces,
+    /// Shared by the doors of the node.
+    places: Rc<RefCell<WorkerPlaces>>,
     bound: FxHashMap<WorkerId, Bound>,
     nears: Nears,
     refused: bool,
@@ -64,7 +71,14 @@ impl Pins {
                 "pin_workers has nothing to do: the node may use one NUMA node only, or its shards are not pinned"
             );
         }
-        Some(Pins { places: places?, bound: FxHashMap::default(), nears, refused: false })
+        let places = Rc::new(RefCell::new(places?));
+        Some(Pins { places, bound: FxHashMap::default(), nears, refused: false })
+    }
+
+    /// For the node's other door: other workers, in the same places and with the same room.
+    pub fn sibling(&self) -> Pins {
+        let (places, nears) = (self.places.clone(), self.nears.clone());
+        Pins { places, bound: FxHashMap::default(), nears, refused: self.refused }
     }
 
     /// Workers that are bound now.
@@ -72,9 +86,15 @@ impl Pins {
         self.bound.len()
     }
 
+    /// A process was started for a shard, and is to be a worker of which the name is not known yet.
+    pub fn starting(&mut self, pid: u32, shard: ShardId) {
+        let place = self.places.borrow().home(usize::from(shard));
+        self.bind(pid, Some(place));
+    }
+
     /// A process was started for a shard: its memory is to be there from the start.
     pub fn started(&mut self, worker: WorkerId, pid: u32, shard: ShardId) {
-        let place = self.places.home(usize::from(shard));
+        let place = self.places.borrow().home(usize::from(shard));
         self.bound.insert(worker, Bound { pid, place, leased_milli: None, idle_rounds: 0 });
         self.bind(pid, Some(place));
     }
@@ -84,7 +104,7 @@ impl Pins {
         // A lease of which the end was not heard.
         self.returned(&worker);
         let now = self.bound.get(&worker).map(|bound| bound.place);
-        let place = self.places.take(usize::from(shard), cpu_milli, now);
+        let place = self.places.borrow_mut().take(usize::from(shard), cpu_milli, now);
         self.bound.insert(worker, Bound { pid, place, leased_milli: Some(cpu_milli), idle_rounds: 0 });
         if now != Some(place) {
             self.bind(pid, Some(place));
@@ -95,7 +115,7 @@ impl Pins {
     pub fn returned(&mut self, worker: &WorkerId) {
         if let Some(bound) = self.bound.get_mut(worker) {
             if let Some(cpu_milli) = bound.leased_milli.take() {
-                self.places.give_back(bound.place, cpu_milli);
+                self.places.borrow_mut().give_back(bound.place, cpu_milli);
             }
         }
     }
@@ -129,12 +149,13 @@ impl Pins {
 
     /// Binds a process to a place, or to none. A process that is gone meanwhile is no fault.
     fn bind(&mut self, pid: u32, place: Option<usize>) {
-        let pus = match place.and_then(|place| self.places.get(place)) {
+        let places = self.places.borrow();
+        let pus = match place.and_then(|place| places.get(place)) {
             Some(place) => {
                 self.nears.bound(pid, place.numa_node);
                 place.pus.clone()
             }
-            None => self.places.all_pus(),
+            None => places.all_pus(),
         };
         match bind_threads(pid, &pus) {
             Ok(threads) => tracing::debug!(pid, threads, ?pus, "bound a worker"),
@@ -256,6 +277,25 @@ mod tests {
         pins.leased(worker(2), sleepers[2].0.id(), 0, 1000);
         assert_eq!(sleepers[2].allowed(), "0");
         assert_eq!(pins.count(), 2);
+    }
+
+    #[test]
+    fn both_doors_fill_the_same_places() {
+        let (mut ray, sleepers) = (pins(), [Sleeper::new(), Sleeper::new(), Sleeper::new()]);
+        let mut native = ray.sibling();
+        let worker = |n: usize| WorkerId([n as u8; 28]);
+        native.starting(sleepers[0].0.id(), 1);
+        assert_eq!((sleepers[0].allowed().as_str(), native.count()), ("1", 0), "before it has a name");
+        native.started(worker(0), sleepers[0].0.id(), 1);
+        native.leased(worker(0), sleepers[0].0.id(), 1, 1000);
+        ray.leased(worker(1), sleepers[1].0.id(), 1, 1000);
+        assert_eq!((sleepers[0].allowed().as_str(), sleepers[1].allowed().as_str()), ("1", "0"), "1 is full");
+        // Each door judges its own workers.
+        ray.settle(|known| if *known == worker(1) { Doing::Up } else { Doing::Gone });
+        assert_eq!((ray.count(), native.count()), (1, 1));
+        native.settle(|_| Doing::Gone);
+        ray.leased(worker(2), sleepers[2].0.id(), 1, 1000);
+        assert_eq!((sleepers[2].allowed().as_str(), native.count()), ("1", 0));
     }
 
     #[test]

@@ -3,10 +3,9 @@
 
 use crate::sys;
 
-/// Locked memory that the node's rings need per core (glommio 0.9 asks for 512 KiB, as root too).
-pub const MEMLOCK_PER_CORE_BYTES: u64 = 512 << 10;
-/// Locked memory with which the rings also register their buffers for disks (10 MiB of each glommio executor).
-pub const MEMLOCK_WITH_BUFFERS_PER_CORE_BYTES: u64 = MEMLOCK_PER_CORE_BYTES + (10 << 20);
+/// The limit of locked memory without which no core starts, however many there are: glommio 0.9 asks for it, as root too. The
+/// node locks nothing: since Linux 5.12 rings are not counted there, and it registers no buffers.
+pub const MEMLOCK_WANTED_BYTES: u64 = 512 << 10;
 /// Open files below which a node with a few hundred workers runs out: each has several sockets and log files.
 pub const OPEN_FILES_WANTED: u64 = 65_536;
 /// The oldest kernel whose io_uring and memory calls suffice (IORING_SETUP_DEFER_TASKRUN and MADV_COLLAPSE are of 6.1).

@@ -1,6 +1,5 @@
 //! What goes where: shards on cores, arenas on the memory of their nodes, cards and disks beside them.
 
-use std::cmp::Reverse;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -134,18 +133,32 @@ pub fn place_directories(disks: &[Disk], directories: &[PathBuf]) -> Vec<PlacedD
     directories.iter().map(place).collect()
 }
 
-/// The shards in the order in which they should carry streams of other nodes: those on the NUMA node of the fastest card that is up
-/// come first, then those of the next card, then all others.
-pub fn shards_by_nic(shards: &[PlacedShard], nics: &[Nic]) -> Vec<u32> {
-    let mut cards: Vec<&Nic> = nics.iter().filter(|nic| nic.up && nic.numa_node.is_some()).collect();
-    cards.sort_by_key(|nic| Reverse(nic.speed_mbit_s));
-    let rank = |shard: &PlacedShard| {
-        let card = cards.iter().position(|nic| nic.numa_node == shard.numa_node);
-        card.unwrap_or(cards.len())
+/// Puts shards on hardware threads; `None`: the kernel chooses.
+pub fn place_shards(topology: &Topology, pus: &[Option<u32>]) -> Vec<PlacedShard> {
+    let place = |(shard, &pu): (usize, &Option<u32>)| PlacedShard {
+        shard: shard as u32,
+        pu,
+        numa_node: pu.and_then(|pu| topology.numa_node_of(pu)),
     };
-    let mut order: Vec<&PlacedShard> = shards.iter().collect();
-    order.sort_by_key(|shard| (rank(shard), shard.shard));
-    order.into_iter().map(|shard| shard.shard).collect()
+    pus.iter().enumerate().map(place).collect()
+}
+
+/// The shards that carry lanes to and from other nodes, ascending: those on the NUMA node of the fastest network card that is up, or
+/// on those of several as fast. All of them where no card says where it is, or no shard is beside those.
+pub fn lane_shards(shards: &[PlacedShard], nics: &[Nic]) -> Vec<u32> {
+    let cards = || nics.iter().filter(|nic| nic.up && nic.numa_node.is_some());
+    let fastest = cards().map(|nic| nic.speed_mbit_s).max();
+    let is_beside = |shard: &&PlacedShard| {
+        let mut fast = cards().filter(|nic| Some(nic.speed_mbit_s) == fastest);
+        fast.any(|nic| nic.numa_node == shard.numa_node)
+    };
+    let numbers =
+        |shards: &mut dyn Iterator<Item = &PlacedShard>| shards.map(|shard| shard.shard).collect::<Vec<u32>>();
+    let beside = numbers(&mut shards.iter().filter(is_beside));
+    if beside.is_empty() {
+        return numbers(&mut shards.iter());
+    }
+    beside
 }
 
 /// Which node's shards and arenas are shown in their places.
@@ -202,12 +215,7 @@ impl Picture {
 
     /// Puts shards on hardware threads; `None`: the kernel chooses.
     pub fn place_shards(&mut self, pus: &[Option<u32>]) {
-        let place = |(shard, &pu): (usize, &Option<u32>)| PlacedShard {
-            shard: shard as u32,
-            pu,
-            numa_node: pu.and_then(|pu| self.topology.numa_node_of(pu)),
-        };
-        self.shards = pus.iter().enumerate().map(place).collect();
+        self.shards = place_shards(&self.topology, pus);
     }
 
     /// Puts directories for spilled objects on their disks.
@@ -316,17 +324,38 @@ mod tests {
     }
 
     #[test]
-    fn streams_go_to_the_shards_beside_the_fastest_card() {
+    fn lanes_are_on_the_shards_beside_the_fastest_card() {
         let shard = |(shard, numa_node)| PlacedShard { shard, pu: None, numa_node };
         let shards = [(0, Some(0)), (1, Some(1)), (2, Some(0)), (3, Some(1)), (4, None)].map(shard);
         let nic = |numa_node, speed_mbit_s, up| Nic { name: "x".to_owned(), numa_node, speed_mbit_s, up, driver: None };
         let (slow, fast) = (nic(Some(0), Some(10_000), true), nic(Some(1), Some(100_000), true));
-        assert_eq!(shards_by_nic(&shards, &[slow.clone(), fast]), [1, 3, 0, 2, 4]);
+        assert_eq!(lane_shards(&shards, &[slow.clone(), fast.clone()]), [1, 3]);
         let down = nic(Some(1), Some(100_000), false);
-        assert_eq!(shards_by_nic(&shards, &[down.clone(), slow.clone()]), [0, 2, 1, 3, 4]);
+        assert_eq!(lane_shards(&shards, &[down.clone(), slow.clone()]), [0, 2]);
         // A card that does not say how fast it is comes after one that does.
-        assert_eq!(shards_by_nic(&shards, &[nic(Some(1), None, true), slow]), [0, 2, 1, 3, 4]);
-        assert_eq!(shards_by_nic(&shards, &[nic(None, Some(1), true), down]), [0, 1, 2, 3, 4]);
-        assert_eq!(shards_by_nic(&[], &[]), [0; 0]);
+        assert_eq!(lane_shards(&shards, &[nic(Some(1), None, true), slow.clone()]), [0, 2]);
+        assert_eq!(lane_shards(&shards, &[nic(Some(0), Some(100_000), true), fast.clone()]), [0, 1, 2, 3], "as fast");
+        assert_eq!(lane_shards(&shards, &[nic(None, Some(1), true), down]), [0, 1, 2, 3, 4]);
+        assert_eq!(lane_shards(&shards[..1], &[slow, fast]), [0], "none beside the fast one");
+        assert_eq!(lane_shards(&shards, &[]), [0, 1, 2, 3, 4]);
+        assert_eq!(lane_shards(&[], &[]), [0; 0]);
+    }
+
+    #[test]
+    fn lanes_on_machines_of_several_numa_nodes() {
+        let lanes = |nodes: usize, card: i32, cores: &str, pinned: bool| {
+            let fake = FakeHost::machine(&vec![FakeNode { cores: 4, memory_mib: 64 }; nodes], 2);
+            fake.device("net", "eth0", card, &[("operstate", "up"), ("speed", "100000")]);
+            fake.device("net", "eth1", 0, &[("operstate", "up"), ("speed", "1000")]);
+            let topology = Topology::discover_on(&fake.host()).unwrap();
+            let pus = parse_cores(cores).unwrap().resolve(&topology).unwrap();
+            let pus: Vec<Option<u32>> = pus.into_iter().map(|pu| pinned.then_some(pu)).collect();
+            lane_shards(&place_shards(&topology, &pus), &devices::nics(&fake.host()))
+        };
+        assert_eq!(lanes(2, 1, "auto:4", true), [2, 3]);
+        assert_eq!(lanes(2, 0, "auto:4", true), [0, 1]);
+        assert_eq!(lanes(4, 2, "auto:8", true), [4, 5]);
+        assert_eq!(lanes(4, 3, "numa:0-1:4", true), [0, 1, 2, 3], "no shard is beside the card");
+        assert_eq!(lanes(2, 1, "auto:4", false), [0, 1, 2, 3], "the kernel moves the shards");
     }
 }

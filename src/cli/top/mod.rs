@@ -276,7 +276,7 @@ mod tests {
     use crate::observe::status::NodeStatus;
 
     fn sample(pid: u32) -> Sample {
-        Sample { status: NodeStatus { pid, ..Default::default() }, rates: Vec::new() }
+        Sample { status: NodeStatus { pid, ..Default::default() }, rates: Vec::new(), flows: Vec::new() }
     }
 
     fn press(state: &mut State, code: KeyCode) -> Reaction {

@@ -8,10 +8,12 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Gauge, Paragraph, Row, Table};
 use ratatui::Frame;
 
-use super::sample::Sample;
+use super::sample::{Flow, Sample};
 use crate::config::size::format_bytes;
 use crate::observe::print::{duration, latency};
-use crate::observe::status::{ArenaStatus, Door, NodeStatus, OperationStatus, ResourceStatus, ShardStatus};
+use crate::observe::status::{
+    ArenaStatus, Door, NodeStatus, OperationStatus, ResourceStatus, ShardStatus, SpillCounts, TransferStatus,
+};
 
 /// What there is to draw.
 pub struct View<'a> {
@@ -195,7 +197,8 @@ impl TableOf {
 }
 
 fn tables(sample: &Sample) -> Vec<TableOf> {
-    let tables = [shards(&sample.status), operations(sample), clients(&sample.status), arenas(&sample.status)];
+    let status = &sample.status;
+    let tables = [shards(status), operations(sample), flows(sample), clients(status), arenas(status)];
     tables.into_iter().filter(|table| !table.rows.is_empty()).collect()
 }
 
@@ -248,6 +251,37 @@ fn operations(sample: &Sample) -> TableOf {
         widths: numbers(&[20, 11, 11, 10, 10, 10, 10]),
         rows: sample.status.operations.iter().zip(rates).map(row).collect(),
         lines_min: 10,
+    }
+}
+
+/// What moves between nodes and to disk; empty for a node that does neither.
+fn flows(sample: &Sample) -> TableOf {
+    let status = &sample.status;
+    let (transfer, spilling) = (&status.transfer, &status.spilling);
+    let moves = *transfer != TransferStatus::default() || !status.peers.is_empty();
+    let spills = *spilling != SpillCounts::default() || !status.spill.is_empty();
+    let now = |flow: &str| match flow {
+        "received" => format!("{} wanted, {} asked for", transfer.pulls_wanted, transfer.pulls_asked),
+        "sent" => format!("{} lanes", transfer.lanes),
+        "spilled" => format!("{} being written, {} failures", spilling.writing_objects, spilling.failures),
+        _ => {
+            let (objects, bytes) = (spilling.on_disk_objects, format_bytes(spilling.on_disk_bytes));
+            format!("{} being read, {objects} objects on disk ({bytes})", spilling.restoring_objects)
+        }
+    };
+    let is_shown = |flow: &&Flow| if matches!(flow.flow, "received" | "sent") { moves } else { spills };
+    let rows = sample.flows.iter().filter(is_shown).map(|flow| {
+        let rate = flow.bytes_per_s.map_or_else(|| "-".to_owned(), |rate| format_bytes(rate as u64));
+        vec![flow.flow.to_owned(), rate, format_bytes(flow.bytes), now(flow.flow)]
+    });
+    let mut widths = numbers(&[20, 11, 11]);
+    widths.push(Constraint::Fill(1));
+    TableOf {
+        title: " transfers and spills ",
+        head: vec!["bytes", "per second", "in all", "now"],
+        widths,
+        rows: rows.collect(),
+        lines_min: 7,
     }
 }
 

@@ -352,7 +352,13 @@ impl Control {
 
     /// Workers bound to cores, where that was asked for.
     pub fn pinned_workers(&self) -> usize {
-        self.pins.as_ref().map_or(0, |pins| pins.borrow().count())
+        let natives = self.native().map_or(0, |native| native.pinned_workers());
+        self.pins.as_ref().map_or(0, |pins| pins.borrow().count()) + natives
+    }
+
+    /// Binds the workers of the native door, in the same places.
+    pub fn pins_of_other_door(&self) -> Option<Pins> {
+        self.pins.as_ref().map(|pins| pins.borrow().sibling())
     }
 
     fn settle_pins(&self) {

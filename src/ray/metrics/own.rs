@@ -162,6 +162,18 @@ fn arenas(batch: &mut Batch, status: &NodeStatus) {
     let values: Vec<_> = values.collect();
     let description = "Bytes of a shared-memory segment under the object store, with the pages that it got";
     batch.gauge("raylet_uring_arena_bytes", description, values.iter().map(|(labels, value)| (&labels[..], *value)));
+    let pages = names.iter().zip(&status.arenas).map(|((segment, node), arena)| {
+        [
+            ("Segment", segment.as_str()),
+            ("NumaNode", node.as_str()),
+            ("Asked", arena.asked.as_str()),
+            ("Pages", arena.page_kind.as_str()),
+            ("Why", arena.fallback_reason.as_deref().unwrap_or_default()),
+        ]
+    });
+    let pages: Vec<_> = pages.collect();
+    let description = "1 for each segment: the pages that were asked for, those that it got, and why where they differ";
+    batch.gauge("raylet_uring_arena_pages", description, pages.iter().map(|labels| (&labels[..], 1.0)));
 }
 
 fn transfers(batch: &mut Batch, status: &NodeStatus) {
@@ -172,9 +184,10 @@ fn transfers(batch: &mut Batch, status: &NodeStatus) {
         (["call", "received"], transfer.call_received_bytes),
         (["call", "sent"], transfer.call_sent_bytes),
     ];
-    let moved = moved.iter().filter(|(_, bytes)| *bytes > 0);
-    let moved: Vec<_> =
-        moved.map(|([way, direction], bytes)| ([("Way", *way), ("Direction", *direction)], *bytes as f64)).collect();
+    let moved: Vec<_> = moved
+        .iter()
+        .map(|([way, direction], bytes)| ([("Way", *way), ("Direction", *direction)], *bytes as f64))
+        .collect();
     let description = "Bytes of objects moved between nodes since the start, by the bulk port and by Ray's calls";
     batch.gauge("raylet_uring_transfer_bytes", description, moved.iter().map(|(labels, bytes)| (&labels[..], *bytes)));
     if transfer.lanes > 0 {
@@ -221,8 +234,8 @@ mod tests {
 
     #[test]
     fn arenas_and_latencies_are_told_with_their_labels() {
-        let arena =
-            ArenaStatus { page_kind: "hugetlb-2M".into(), size_bytes: 64, touched_bytes: 32, ..Default::default() };
+        let arena = ArenaStatus { page_kind: "thp".into(), size_bytes: 64, touched_bytes: 32, ..Default::default() };
+        let arena = ArenaStatus { asked: "2M".into(), fallback_reason: Some("the pool is empty".into()), ..arena };
         let operation =
             OperationStatus { name: "plasma.get".into(), count: 3, p50_us: 7.5, max_us: 9.0, ..Default::default() };
         let status = NodeStatus { arenas: vec![arena], operations: vec![operation], ..Default::default() };
@@ -233,19 +246,25 @@ mod tests {
         let request = batch.into_request("raylet");
         let metrics = &request.resource_metrics[0].scope_metrics[0].metrics;
         let names: Vec<&str> = metrics.iter().map(|metric| metric.name.as_str()).collect();
-        let expected = ["raylet_uring_arena_bytes", "raylet_uring_latency_us", "raylet_uring_operations_total"];
-        assert_eq!(names[..3], expected);
-        assert_eq!(names[3..], ["raylet_uring_operation_latency_us"]);
+        let expected = ["arena_bytes", "arena_pages", "transfer_bytes", "latency_us", "operations_total"];
+        assert_eq!(names[..5], expected.map(|name| format!("raylet_uring_{name}")));
+        assert_eq!(names[5..], ["raylet_uring_operation_latency_us"]);
         let mut next = Batch::new(&[], 0, 0);
         add(&mut next, &NodeStatus::default(), &[], recorder.snapshot(), &told);
         let next = next.into_request("raylet");
-        assert!(next.resource_metrics[0].scope_metrics[0].metrics.is_empty(), "told once: {next:?}");
+        let again: Vec<&str> =
+            next.resource_metrics[0].scope_metrics[0].metrics.iter().map(|m| m.name.as_str()).collect();
+        assert_eq!(again, ["raylet_uring_transfer_bytes"], "histograms are told once");
         let arenas = values(&metrics[0]);
-        assert_eq!(arenas[0], (["0", "any", "hugetlb-2M", "size"].map(str::to_owned).to_vec(), 64.0));
+        assert_eq!(arenas[0], (["0", "any", "thp", "size"].map(str::to_owned).to_vec(), 64.0));
         assert_eq!(arenas.len(), 3);
-        let latencies = values(&metrics[1]);
+        let pages = ["0", "any", "2M", "thp", "the pool is empty"].map(str::to_owned).to_vec();
+        assert_eq!(values(&metrics[1]), [(pages, 1.0)]);
+        let moved = values(&metrics[2]);
+        assert_eq!((moved.len(), &moved[0]), (4, &(["bulk", "received"].map(str::to_owned).to_vec(), 0.0)));
+        let latencies = values(&metrics[3]);
         assert_eq!(latencies[0], (["plasma.get", "0.5"].map(str::to_owned).to_vec(), 7.5));
         assert_eq!(latencies[3], (["plasma.get", "1"].map(str::to_owned).to_vec(), 9.0));
-        assert_eq!(values(&metrics[2]), [(vec!["plasma.get".to_owned()], 3.0)]);
+        assert_eq!(values(&metrics[4]), [(vec!["plasma.get".to_owned()], 3.0)]);
     }
 }

@@ -281,7 +281,7 @@ impl Transfer {
         let lane = {
             let mut bulk = self.bulk.borrow_mut();
             let lane = bulk.number();
-            let core = lane as usize % self.cores.len();
+            let core = self.lane_cores[lane as usize % self.lane_cores.len()];
             let (landing, sends) = Default::default();
             bulk.lanes.insert(lane, Lane { node, is_ours, core, landing, sends });
             lane

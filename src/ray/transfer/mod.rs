@@ -64,6 +64,15 @@ pub fn lanes_per_node(set: usize, cores: usize) -> usize {
     }
 }
 
+/// The cores that carry lanes, of those that there are; all where none is named.
+fn lane_cores(named: Vec<usize>, cores: usize) -> Vec<usize> {
+    let known: Vec<usize> = named.into_iter().filter(|core| *core < cores).collect();
+    if known.is_empty() {
+        return (0..cores).collect();
+    }
+    known
+}
+
 /// What the thread is given at start.
 pub struct TransferParts {
     /// This node.
@@ -84,6 +93,8 @@ pub struct TransferParts {
     pub lanes_per_node: usize,
     /// Nodes that a large object is sent to at a time; others get it from these. 0: all get it from here.
     pub fanout: usize,
+    /// The cores that carry lanes, in turn: those beside the network card. None: all.
+    pub lane_cores: Vec<usize>,
     /// Who may call, and how calls authenticate.
     pub auth: Auth,
     /// How connections are encrypted, where they are.
@@ -303,6 +314,7 @@ pub(super) struct Transfer {
     greeting: Rc<Greeting>,
     peer_door: Option<PeerDoor>,
     lanes_per_node: usize,
+    lane_cores: Vec<usize>,
     bulk: RefCell<Bulk>,
 }
 
@@ -321,6 +333,7 @@ impl Transfer {
             greeting: Rc::new(Greeting::new(parts.node_id, parts.chunk_bytes.max(1), key, is_open)),
             peer_door: parts.peers,
             lanes_per_node: parts.lanes_per_node.max(1),
+            lane_cores: lane_cores(parts.lane_cores, parts.cores.len()),
             bulk: RefCell::default(),
             node_id: parts.node_id,
             segments: parts.segments,

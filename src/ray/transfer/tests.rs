@@ -38,20 +38,28 @@ impl Port {
 }
 
 fn port() -> Port {
+    let (address, mut told) = port_of(1, Vec::new());
+    Port { address, told: told.remove(0) }
+}
+
+/// The bulk port of a node of so many cores, and what each of them is told.
+fn port_of(cores: usize, lane_cores: Vec<usize>) -> (SocketAddr, Vec<flume::Receiver<ToCore>>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.set_nonblocking(true).expect("a socket");
     let address = listener.local_addr().expect("a bound socket");
-    let (queue, told) = flume::unbounded();
+    let (queues, told): (Vec<_>, Vec<_>) = (0..cores).map(|_| flume::unbounded()).unzip();
+    let core = |queue| CoreHandle::new(queue, Doorbell::new().expect("a doorbell"));
     let parts = TransferParts {
         node_id: HERE,
         segments: Vec::new(),
         files: Arc::new(SpillShared::new(1)),
-        cores: vec![CoreHandle::new(queue, Doorbell::new().expect("a doorbell"))],
+        cores: queues.into_iter().map(core).collect(),
         listeners: Vec::new(),
         bulk_listeners: vec![listener],
         peers: None,
         lanes_per_node: 1,
         fanout: 2,
+        lane_cores,
         auth: Auth::with_token(Token::new(TOKEN).expect("a token")),
         tls: None,
         rpc_failure: String::new(),
@@ -61,7 +69,7 @@ fn port() -> Port {
     };
     let (news, _) = flume::unbounded();
     Transfer::new(parts, news, Arc::new(TransferUse::default())).expect("sound settings");
-    Port { address, told }
+    (address, told)
 }
 
 async fn call(port: &Port, token: &str, to: NodeId, chunk_bytes: u64) -> Result<(), GreetError> {
@@ -89,6 +97,23 @@ fn a_node_of_this_cluster_gets_a_lane_and_nobody_else_does() {
         let unknown = call(&port, "another token", HERE, CHUNK_BYTES).await;
         assert!(matches!(unknown, Err(GreetError::Unproven)), "the port does not know that token: {unknown:?}");
         assert!(port.told.is_empty(), "none of them has a lane");
+    });
+}
+
+#[test]
+fn lanes_are_opened_on_the_cores_that_carry_them() {
+    run(async {
+        // A core that there is not is left out.
+        let (address, told) = port_of(4, vec![1, 3, 9]);
+        let caller = Greeting::new(THERE, CHUNK_BYTES, TOKEN.as_bytes().to_vec(), true);
+        for _ in 0..4 {
+            caller.call(&address.to_string(), HERE, 5).await.expect("it is of the cluster");
+        }
+        for core in [1, 1, 3, 3] {
+            let told = tokio::time::timeout(Duration::from_secs(20), told[core].recv_async()).await;
+            assert!(matches!(told, Ok(Ok(ToCore::Lane(_, LaneTell::Open { .. })))), "core {core}: {told:?}");
+        }
+        assert!(told.iter().all(flume::Receiver::is_empty), "and on no other");
     });
 }
 

@@ -2,12 +2,10 @@
 
 use super::{Check, Subject};
 use crate::cgroup;
-use crate::limits::{KERNEL_WANTED, MEMLOCK_PER_CORE_BYTES, MEMLOCK_WITH_BUFFERS_PER_CORE_BYTES, OPEN_FILES_WANTED};
+use crate::limits::{KERNEL_WANTED, MEMLOCK_WANTED_BYTES, OPEN_FILES_WANTED};
 
 /// Bit of CAP_SYS_ADMIN, with which io_uring is allowed where the setting is 1.
 const CAP_SYS_ADMIN: u32 = 21;
-/// Bit of CAP_IPC_LOCK, which registering buffers is free with.
-const CAP_IPC_LOCK: u32 = 14;
 /// Threads that Ray's workers and agents make for each usable core, and those that a node has anyway. A Python worker of
 /// Ray 2.60 has some 50.
 const THREADS_PER_CORE: u64 = 100;
@@ -74,31 +72,18 @@ pub(super) fn io_uring_features(subject: &Subject) -> Check {
 
 pub(super) fn memlock(subject: &Subject) -> Check {
     let name = "memlock";
-    let shards = subject.picture.shards.len().max(1);
-    let wanted = MEMLOCK_PER_CORE_BYTES * shards as u64;
-    let with_buffers = MEMLOCK_WITH_BUFFERS_PER_CORE_BYTES * shards as u64;
     let Some(limit) = subject.host.limit("Max locked memory") else {
         return Check::ok(name, "the kernel tells no limit");
     };
     // The node raises its soft limit itself.
     match limit.hard {
-        Some(hard) if hard < wanted => Check::error(
+        Some(hard) if hard < MEMLOCK_WANTED_BYTES => Check::error(
             name,
-            format!("{} KiB may be locked, {shards} shards need {} KiB", hard >> 10, wanted >> 10),
-            "the node can't start: each shard's rings take 512 KiB",
-            ["raylet-uring tune --apply".to_owned(), format!("prlimit --pid $$ --memlock={wanted}:{wanted}")],
-        ),
-        Some(hard) if hard < with_buffers && !subject.host.has_capability(CAP_IPC_LOCK) => Check::warning(
-            name,
-            format!(
-                "{} KiB may be locked, {shards} shards with their buffers take {} KiB",
-                hard >> 10,
-                with_buffers >> 10
-            ),
-            "buffers for disks can't be registered with the rings: each read and write pins its pages anew",
+            format!("{} KiB may be locked, a node needs {} KiB", hard >> 10, MEMLOCK_WANTED_BYTES >> 10),
+            "the node can't start: its rings ask for it",
             [
                 "raylet-uring tune --apply".to_owned(),
-                format!("prlimit --pid $$ --memlock={with_buffers}:{with_buffers}"),
+                format!("prlimit --pid $$ --memlock={MEMLOCK_WANTED_BYTES}:{MEMLOCK_WANTED_BYTES}"),
             ],
         ),
         Some(hard) => Check::ok(name, format!("{} KiB may be locked", hard >> 10)),

@@ -143,16 +143,9 @@ fn faults() -> Vec<Fault> {
         fault("io_uring", Warning, "lacks SEND_ZC", "linux-image", |f, _| {
             f.answers.rings = Ok(Rings { missing: vec![], missing_fast: vec!["SEND_ZC".into()] })
         }),
-        fault("memlock", Error, "64 KiB", "--memlock=1048576", |f, _| {
+        fault("memlock", Error, "64 KiB may be locked, a node needs 512", "--memlock=524288", |f, _| {
             limits(f, "8388608              unlimited ", "65536 65536 ")
         }),
-        fault(
-            "memlock",
-            Warning,
-            "8192 KiB may be locked, 2 shards with their buffers take 21504",
-            "--memlock=22020096",
-            |f, _| limits(f, "8388608              unlimited ", "8388608 8388608 "),
-        ),
         fault("open files", Warning, "4096", "--nofile=65536", |f, _| limits(f, "1048576 ", "4096 ")),
         fault("processes", Warning, "may have 512", "--nproc=1600", |f, _| {
             limits(f, "unlimited            unlimited            processes", "512 512 processes")

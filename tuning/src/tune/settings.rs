@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{Request, TuneError, LIMITS_FILE, SYSCTL_FILE, TMPFILES_FILE, UNIT_DROP_IN, USER_DROP_IN};
 use crate::doctor::{BACKLOG_WANTED, SWAPPINESS_MAX, TCP_BUFFER_WANTED_BYTES};
 use crate::host::Host;
-use crate::limits::{MEMLOCK_WITH_BUFFERS_PER_CORE_BYTES, OPEN_FILES_WANTED};
+use crate::limits::{MEMLOCK_WANTED_BYTES, OPEN_FILES_WANTED};
 use crate::pages::{PageChoice, PageKind};
 use crate::sysfs;
 
@@ -27,7 +27,7 @@ const RESERVED: &str = "Huge pages for the object store, as was asked for.";
 
 /// All files with the lines that they should have; a file without lines goes.
 pub(super) fn files(host: &Host, request: &Request) -> Result<Vec<(&'static str, Vec<Line>)>, TuneError> {
-    let (node_limits, login_limits) = limits(host, request);
+    let (node_limits, login_limits) = limits(host);
     Ok(vec![
         (SYSCTL_FILE, sysctls(host, request)),
         (TMPFILES_FILE, tmpfiles(host, request)?),
@@ -195,15 +195,14 @@ fn earlier_reserves(host: &Host) -> Vec<Line> {
 }
 
 /// Limits for systemd's users and for logins: each where this process's own is too low.
-fn limits(host: &Host, request: &Request) -> (Vec<Line>, Vec<Line>) {
-    let cores = request.picture.topology.usable_cores() as u64;
+fn limits(host: &Host) -> (Vec<Line>, Vec<Line>) {
     let wanted = [
         (
             "Max locked memory",
             "LimitMEMLOCK",
             "memlock",
-            MEMLOCK_WITH_BUFFERS_PER_CORE_BYTES * cores,
-            "Rings and their buffers are locked memory.",
+            MEMLOCK_WANTED_BYTES,
+            "A node's rings ask for a limit of 512 KiB.",
         ),
         (
             "Max open files",
