@@ -4,4 +4,15 @@
 #[path = "../src/ray"]
 pub mod ray {
     pub mod wire;
+
+    /// What the cores' HTTP/2 takes from its neighbours.
+    pub mod rpc {
+        pub mod limits;
+        pub mod prefix;
+    }
+
+    /// The gRPC port of the cores.
+    pub mod core_rpc {
+        pub mod http2;
+    }
 }

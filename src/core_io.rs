@@ -14,7 +14,6 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use async_executor::LocalExecutor;
 use futures_lite::future;
 use glommio::io::BufferedFile;
 use raylet_shard::ids::ClientId;
@@ -26,12 +25,13 @@ use crate::bulk::{Lanes, LANE_KEY};
 use crate::core_loop::Core;
 use crate::native::Natives;
 use crate::near::Near;
-use crate::ray::rpc::ring_stream::Pipe;
+use crate::ray::core_rpc::connection::Connection as RpcConnection;
+use crate::ray::core_rpc::CoreRpc;
 use crate::ray::rpc::server::MAX_CONNECTIONS;
 use crate::ray::{plasma_conn, raylet_conn};
 use crate::socket::{ConnectionError, Inbound, Writer};
 
-/// Messages of other threads, or steps of tasks, taken before connections and timers get their turn again.
+/// Messages of other threads taken before connections and timers get their turn again.
 const BATCH: usize = 256;
 
 /// Looks at the rings of native clients between two looks at what other threads sent and at the clock.
@@ -95,8 +95,8 @@ struct Connection {
     socket: Socket,
     inbound: RefCell<Inbound>,
     writer: Writer,
-    /// hyper's side of a gRPC connection.
-    pipe: Option<Rc<Pipe>>,
+    /// Of a gRPC connection.
+    rpc: Option<Rc<RpcConnection>>,
 }
 
 type Action = Box<dyn FnOnce(&Rc<Core>)>;
@@ -137,51 +137,17 @@ impl Ord for Timer {
 }
 
 /// What a core waits for.
+#[derive(Default)]
 pub struct Io {
     connections: RefCell<FxHashMap<u64, Rc<Connection>>>,
     wishes: Rc<Wishes>,
-    /// gRPC connections that told something in this round, and their pipes; they are received from again once what they asked has
-    /// been looked at.
-    read: RefCell<Vec<(u64, Rc<Pipe>)>>,
+    /// gRPC connections that told something in this round; they are received from again once what they asked has been looked at.
+    read: RefCell<Vec<(u64, Rc<RpcConnection>)>>,
     /// Bounded by what sets them: requests of connections, one each, and the core's own clock.
     timers: RefCell<BinaryHeap<Timer>>,
     timers_set: Cell<u64>,
     guests: Cell<usize>,
     ring: Cell<RingUse>,
-    /// What hyper runs for the gRPC connections; `None` once the core has ended.
-    tasks: RefCell<Option<Rc<LocalExecutor<'static>>>>,
-}
-
-/// Runs hyper's tasks on a core, in its loop.
-#[derive(Clone)]
-pub struct CoreExec(pub Rc<Core>);
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for CoreExec {
-    fn execute(&self, task: F) {
-        let tasks = self.0.io.tasks.borrow().clone();
-        if let Some(tasks) = tasks {
-            tasks
-                .spawn(async move {
-                    task.await;
-                })
-                .detach();
-        }
-    }
-}
-
-impl Default for Io {
-    fn default() -> Self {
-        Self {
-            connections: RefCell::default(),
-            wishes: Rc::default(),
-            read: RefCell::default(),
-            timers: RefCell::default(),
-            timers_set: Cell::new(0),
-            guests: Cell::new(0),
-            ring: Cell::default(),
-            tasks: RefCell::new(Some(Rc::default())),
-        }
-    }
 }
 
 /// How a core's ring is used.
@@ -235,21 +201,25 @@ impl Io {
         let client = core.new_client();
         let (key, stream) = (Requester::local(client), Rc::new(stream));
         let writer = Writer::new(stream.clone(), key, self.wishes.clone());
-        let mut pipe = None;
+        let mut rpc = None;
         match socket {
             Socket::Raylet => core.raylet.add(client, writer.clone()),
             Socket::Plasma => core.plasma.add(client, writer.clone(), near),
             Socket::Rpc if self.connections.borrow().len() >= MAX_CONNECTIONS => {
                 return tracing::warn!(MAX_CONNECTIONS, "too many connections: closing a new one");
             }
-            Socket::Rpc => core.rpc.connect(core, &stream, pipe.insert(Pipe::new(writer.clone())).clone()),
+            Socket::Rpc => match core.rpc.connect(&stream, writer.clone()) {
+                Some(connection) => rpc = Some(connection),
+                // The control thread opens the port on the cores before it listens.
+                None => return tracing::warn!("a gRPC connection came before the port was open: closing it"),
+            },
             Socket::Native if self.connections.borrow().len() >= MAX_CONNECTIONS => {
                 return tracing::warn!(MAX_CONNECTIONS, "too many connections: closing a new one");
             }
             Socket::Native if core.native.connect(client, &stream, near) => {}
             Socket::Native => return,
         }
-        let connection = Connection { client, socket, inbound: RefCell::default(), writer, pipe };
+        let connection = Connection { client, socket, inbound: RefCell::default(), writer, rpc };
         self.connections.borrow_mut().insert(key, Rc::new(connection));
         let how = if socket == Socket::Rpc { Receive::Once } else { Receive::Always };
         self.wishes.0.borrow_mut().push(Wish::Receive(key, stream, how));
@@ -272,7 +242,7 @@ impl Io {
                         return Natives::writable(core, key);
                     }
                     connection.writer.writable();
-                    connection.pipe.iter().for_each(|pipe| pipe.writable());
+                    connection.rpc.iter().for_each(|rpc| rpc.writable());
                 }
             }
         }
@@ -287,9 +257,9 @@ impl Io {
         let Some(connection) = self.connection(key) else {
             return self.wish(Wish::ReceiveAgain(key));
         };
-        if let Some(pipe) = &connection.pipe {
-            self.read.borrow_mut().push((key, pipe.clone()));
-            return pipe.received(bytes);
+        if let Some(rpc) = &connection.rpc {
+            self.read.borrow_mut().push((key, rpc.clone()));
+            return CoreRpc::received(core, rpc, bytes);
         }
         if connection.socket == Socket::Native {
             return Natives::received(core, key, bytes);
@@ -316,7 +286,7 @@ impl Io {
             return;
         };
         connection.writer.shut();
-        connection.pipe.iter().for_each(|pipe| pipe.ended());
+        connection.rpc.iter().for_each(|rpc| rpc.ended());
         match connection.socket {
             Socket::Raylet => raylet_conn::ended(core, connection.client, ended),
             Socket::Plasma => plasma_conn::ended(core, connection.client, ended),
@@ -334,23 +304,10 @@ impl Io {
         !self.wishes.0.borrow().is_empty()
     }
 
-    /// Runs tasks until none can go on, or for a while. True: there may be more.
-    fn run_tasks(&self) -> bool {
-        let Some(tasks) = self.tasks.borrow().clone() else {
-            return false;
-        };
-        for _ in 0..BATCH {
-            if !tasks.try_tick() {
-                return false;
-            }
-        }
-        true
-    }
-
     /// Receives again from the gRPC connections that told something: at once, or after a pause.
     fn receive_again(&self) {
-        for (key, pipe) in self.read.borrow_mut().drain(..) {
-            match pipe.pause() {
+        for (key, rpc) in self.read.borrow_mut().drain(..) {
+            match rpc.pause() {
                 None => self.wish(Wish::ReceiveAgain(key)),
                 Some(pause) => self.after(pause, move |core| core.io.wish(Wish::ReceiveAgain(key))),
             }
@@ -359,11 +316,8 @@ impl Io {
 
     /// Ends everything that is still going on here.
     fn close(&self) {
-        self.run_tasks();
         self.connections.borrow_mut().clear();
         self.timers.borrow_mut().clear();
-        let tasks = self.tasks.borrow_mut().take();
-        drop(tasks);
     }
 
     /// Does what is due.
@@ -406,17 +360,17 @@ pub async fn run(core: &Rc<Core>, mut ring: CoreRing, inbox: flume::Receiver<ToC
             }
         }
         core.io.run_timers(core);
-        let has_tasks = core.io.run_tasks();
+        core.rpc.end_round(core);
         core.io.receive_again();
         Natives::after_batch(core);
         core.io.wishes.begin(&mut ring);
-        let mut until = if has_tasks { Some(Instant::now()) } else { core.io.next_timer() };
         let has_guests = core.io.guests.get() > 0;
-        if core.native.is_awake() && !look_at_rings(core, &mut ring, &inbox, until, has_guests) {
-            // Something else wants the core; nothing is waited for.
-            until = Some(Instant::now());
-        }
+        // Where something else wants the core, nothing is waited for.
+        let wanted =
+            core.native.is_awake() && !look_at_rings(core, &mut ring, &inbox, core.io.next_timer(), has_guests);
+        core.rpc.end_round(core);
         core.io.wishes.begin(&mut ring);
+        let until = if wanted { Some(Instant::now()) } else { core.io.next_timer() };
         let waited = match has_guests {
             false => ring.wait(until, || !inbox.is_empty()),
             true => among_guests.wait(&mut ring, until, || !inbox.is_empty()).await,

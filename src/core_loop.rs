@@ -383,7 +383,7 @@ impl Core {
                 self.sightings.open(settings.max_num_generator_returns);
                 self.rpc.open(&settings);
             }
-            ToCore::Answered { call, reply } => self.rpc.answered(call, reply),
+            ToCore::Answered { call, reply } => CoreRpc::answered(self, call, reply),
             ToCore::Learn(lesson) => self.rpc.desk.borrow_mut().learn(*lesson),
             ToCore::WorkerReady { worker, card } => self.rpc.desk.borrow_mut().worker_ready(worker, *card),
             ToCore::CancelledAhead { lease, ttl } => self.rpc.desk.borrow_mut().cancelled_ahead(lease, ttl),
@@ -626,11 +626,14 @@ impl Core {
 
     fn carry_out(self: &Rc<Self>, effect: StoreEffect) {
         match effect {
-            StoreEffect::Aborted { token: SILENT, .. } | StoreEffect::Got { token: SILENT, .. } => {}
+            StoreEffect::Aborted { token: SILENT, .. }
+            | StoreEffect::Got { token: SILENT, .. }
+            | StoreEffect::Kept { token: SILENT, .. } => {}
             StoreEffect::Created { client, token, .. }
             | StoreEffect::Sealed { client, token, .. }
             | StoreEffect::Aborted { client, token, .. }
             | StoreEffect::Got { client, token, .. }
+            | StoreEffect::Kept { keeper: client, token, .. }
             | StoreEffect::Deleted { client, token, .. }
             | StoreEffect::Contained { client, token, .. }
             | StoreEffect::CreditGranted { client, token, .. }
@@ -651,7 +654,7 @@ impl Core {
                 Requester::Shard(shard) if shard != self.shard => {
                     self.send_peer(shard, PeerMessage::StoreAnswer(effect));
                 }
-                Requester::Shard(_) => self.rpc.pinned(token, ok),
+                Requester::Shard(_) => CoreRpc::pinned(self, token, ok),
                 // Neither of them pins anything.
                 Requester::Control | Requester::Transfer => {}
             },

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use raylet_shard::ids::ShardId;
 use raylet_shard::sched::SchedConfig;
+use raylet_transport::spill::SpillDirectory;
 use raylet_tuning::limits::{self, MEMLOCK_WANTED_BYTES};
 use tokio::task::LocalSet;
 
@@ -140,6 +141,15 @@ where
 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(NodeError::Io)?;
     runtime.block_on(LocalSet::new().run_until(node))
+}
+
+/// Removes what a node has spilled, at its end.
+pub fn remove_spilled(directories: Vec<SpillDirectory>) {
+    for directory in directories {
+        if let Err(error) = directory.remove() {
+            tracing::warn!(%error, "spilled objects are left on disk; the next node removes them");
+        }
+    }
 }
 
 /// Raises the limits that a node wants higher; it says at its start what more it could use.

@@ -228,6 +228,22 @@ fn other_methods_are_answered_by_the_control_thread_however_large_the_reply() {
 }
 
 #[test]
+fn a_request_larger_than_any_window_comes_through_and_every_object_is_answered() {
+    for cores in ["0", "0-1"] {
+        on_control_thread(async {
+            let cores = Cores::start(cores, Auth::disabled()).await;
+            let object_ids: Vec<_> =
+                (0..200_000u32).map(|n| [&n.to_be_bytes()[..], &[1; 24]].concat().into()).collect();
+            let pin = PinObjectIDsRequest { object_ids, ..Default::default() };
+            assert!(pin.encoded_len() > 5 << 20);
+            let reply: PinObjectIDsReply = cores.channel(Auth::disabled()).call(PIN, &pin, LIMIT).await.expect("reply");
+            assert!(reply.successes.len() == 200_000 && reply.successes.iter().all(|pinned| !pinned));
+            cores.engine.stop();
+        });
+    }
+}
+
+#[test]
 fn a_caller_needs_its_token_and_a_method_must_be_one() {
     on_control_thread(async {
         let token = |secret: &str| Auth::with_token(Token::new(secret).expect("token"));

@@ -2,6 +2,7 @@
 
 mod native_support;
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use native_support::{eventually, Node};
@@ -147,6 +148,99 @@ fn pins_for_another_client_end_with_it_whichever_core_serves_it() {
         drop((asker, reader));
         node.is_empty();
     });
+}
+
+/// The files of spilled objects below a directory that nodes spill to.
+fn spilled_files(parent: &Path) -> Vec<PathBuf> {
+    let files_of = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_spilled = |path: &PathBuf| !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+    let nodes = std::fs::read_dir(parent).expect("a directory").flatten();
+    nodes.flat_map(|node| files_of(node.path())).filter(is_spilled).collect()
+}
+
+/// A node of 64 MiB that spills to `dir`.
+fn spilling(cores: &str, dir: &Path) -> Node {
+    Node::start(&["--cores", cores, "--object-store-memory", "64M", "--spill-dir", dir.to_str().unwrap()])
+}
+
+fn content(size_bytes: usize, seed: usize) -> Vec<u8> {
+    (0..size_bytes).map(|at| (at / 512 * 7 + seed) as u8).collect()
+}
+
+/// Three times what fits, large objects and small ones.
+fn put_three_times_the_store(client: &Client) -> Vec<(ObjectId, Vec<u8>)> {
+    let sizes = (0..96).flat_map(|_| [2 << 20, 1000, 70_000, 1]);
+    let contents = sizes.enumerate().map(|(seed, size_bytes)| content(size_bytes, seed));
+    contents.map(|bytes| (client.put(&bytes).unwrap(), bytes)).collect()
+}
+
+#[test]
+fn what_owners_keep_goes_to_disk_when_the_store_is_full_and_comes_back() {
+    for cores in ["0", "0-1"] {
+        let dir = tempfile::tempdir().unwrap();
+        let node = spilling(cores, dir.path());
+        let connect = || Client::connect(node.socket()).unwrap();
+        let (owner, reader) = (connect(), connect());
+        let put = put_three_times_the_store(&owner);
+        assert!(!spilled_files(dir.path()).is_empty(), "more than fits is kept");
+        let ids: Vec<_> = put.iter().map(|(id, _)| *id).collect();
+        assert_eq!(reader.wait(&ids, ids.len(), Some(Duration::ZERO)).unwrap().len(), ids.len());
+        for (at, (id, bytes)) in put.iter().enumerate() {
+            // What is on disk is there, also for who asks for an answer now.
+            let timeout = if at % 2 == 0 { SECOND } else { Some(Duration::ZERO) };
+            assert!(reader.get(*id, timeout).unwrap()[..] == bytes[..], "object {at}");
+        }
+        for (at, id) in ids.iter().enumerate() {
+            // Its owner's own word is enough, whether it is on disk or not; another's is not.
+            if at % 5 == 0 {
+                reader.delete(*id).unwrap();
+                assert!(reader.contains(*id).unwrap(), "kept by its owner");
+            }
+            owner.delete(*id).unwrap();
+            assert_eq!(code(owner.get(*id, Some(Duration::ZERO)).unwrap_err()), RefusalCode::UnknownObject);
+        }
+        eventually("the files go with their objects", || spilled_files(dir.path()).is_empty());
+        // What an owner kept ends with it, on disk too.
+        let pinned = put_three_times_the_store(&owner);
+        assert_eq!(reader.pin(WorkerId::NIL, &[pinned[0].0]).unwrap(), [true]);
+        drop(owner);
+        eventually("nothing else is kept", || spilled_files(dir.path()).len() <= 1);
+        assert!(reader.get(pinned[0].0, SECOND).unwrap()[..] == pinned[0].1[..]);
+        drop(reader);
+        eventually("no file is left", || spilled_files(dir.path()).is_empty());
+        node.stop();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "its directory goes with the node");
+    }
+}
+
+#[test]
+fn a_kept_object_whose_file_was_changed_is_never_read_wrong_and_nobody_waits_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = spilling("0", dir.path());
+    let owner = Client::connect(node.socket()).unwrap();
+    let put = put_three_times_the_store(&owner);
+    for path in spilled_files(dir.path()) {
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, vec![0xa5; bytes.len()]).unwrap();
+    }
+    let mut lost = 0;
+    for (id, bytes) in &put {
+        match owner.get(*id, None) {
+            Ok(object) => assert!(object[..] == bytes[..], "never a wrong byte"),
+            Err(error) => {
+                assert_eq!(code(error), RefusalCode::UnknownObject);
+                lost += 1;
+            }
+        }
+    }
+    assert!(lost > 0, "files were changed");
+    // The node goes on.
+    let again = owner.put(b"again").unwrap();
+    assert_eq!(owner.get(again, SECOND).unwrap()[..], b"again"[..]);
+    put.iter().for_each(|(id, _)| drop(owner.delete(*id)));
+    owner.delete(again).unwrap();
+    drop(owner);
+    node.is_empty();
 }
 
 #[test]

@@ -53,6 +53,9 @@ pub struct NodeFlags {
     /// What starts a native worker: a program and its arguments in one word [env: RAYLET_URING_WORKER_COMMAND].
     #[arg(long, value_name = "COMMAND")]
     pub worker_command: Option<String>,
+    /// Directories to spill objects to, separated by commas; not under Ray [env: RAYLET_URING_SPILL_DIRS].
+    #[arg(long, value_name = "DIRS")]
+    pub spill_dir: Option<String>,
     /// Microseconds that a core looks at quiet rings of native clients before it sleeps [env: RAYLET_URING_SPIN_US].
     #[arg(long, value_name = "MICROSECONDS")]
     pub spin_us: Option<String>,
@@ -109,6 +112,7 @@ impl NodeFlags {
             ("socket", &self.socket),
             ("resources", &self.resources),
             ("worker_command", &self.worker_command),
+            ("spill_dirs", &self.spill_dir),
             ("spin_us", &self.spin_us),
             ("busy_poll", &self.busy_poll),
             ("bulk_port", &self.bulk_port),

@@ -60,7 +60,11 @@ pub fn plan(flags: &PlanFlags, environment: &BTreeMap<String, String>) -> Result
         fallback: None,
     };
     picture.arenas = arenas.into_iter().enumerate().map(place).collect();
-    picture.place_spill(&spill_directories(flags, environment));
+    let spill_dirs = match flags.spill_dir.is_empty() && !config.spill_dirs.is_empty() {
+        true => config.spill_dirs.clone(),
+        false => spill_directories(flags, environment),
+    };
+    picture.place_spill(&spill_dirs);
     Ok(Plan { host, config, picture, store_bytes })
 }
 

@@ -35,6 +35,9 @@ pub const BULK_LANES_MAX: usize = 64;
 /// Most nodes in a list of peers.
 pub const PEERS_MAX: usize = 1_024;
 
+/// Most directories that a node of its own may spill to.
+pub const SPILL_DIRS_MAX: usize = 64;
+
 /// The settings of a node, checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -58,6 +61,8 @@ pub struct Config {
     pub resources: BTreeMap<String, f64>,
     /// What starts a native worker: a program and its arguments. Empty: workers come by themselves.
     pub worker_command: Vec<String>,
+    /// Directories that a node of its own spills objects to; empty: it does not spill.
+    pub spill_dirs: Vec<PathBuf>,
     /// How long a core looks at quiet rings of native clients before it sleeps, in microseconds.
     pub spin_us: u64,
     /// Cores never sleep while a native client has rings.
@@ -185,6 +190,9 @@ impl Config {
             worker_command: values
                 .take("worker_command", "a program and its arguments, quoted as for a shell", shlex::split)?
                 .unwrap_or_default(),
+            spill_dirs: values
+                .take("spill_dirs", "absolute paths, separated by commas, at most 64", parse_directories)?
+                .unwrap_or_default(),
             spin_us: values
                 .take("spin_us", "a number of microseconds", |text| text.parse().ok())?
                 .unwrap_or(SPIN_DEFAULT_US),
@@ -249,6 +257,8 @@ impl Config {
                 "resources" => describe_resources(&self.resources),
                 "worker_command" if self.worker_command.is_empty() => "none".to_owned(),
                 "worker_command" => self.worker_command.join(" "),
+                "spill_dirs" if self.spill_dirs.is_empty() => "none".to_owned(),
+                "spill_dirs" => join_paths(&self.spill_dirs),
                 "spin_us" => self.spin_us.to_string(),
                 "busy_poll" => self.busy_poll.to_string(),
                 "bulk_port" => self.bulk_port.map_or("off".to_owned(), |port| port.to_string()),
@@ -338,6 +348,16 @@ fn parse_peers(text: &str) -> Option<Vec<String>> {
     let peers: Vec<String> =
         text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(peer).collect::<Option<_>>()?;
     (peers.len() <= PEERS_MAX).then_some(peers)
+}
+
+fn parse_directories(text: &str) -> Option<Vec<PathBuf>> {
+    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    let paths: Vec<PathBuf> = parts.map(parse_absolute).collect::<Option<_>>()?;
+    (paths.len() <= SPILL_DIRS_MAX).then_some(paths)
+}
+
+fn join_paths(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(",")
 }
 
 fn parse_absolute(text: &str) -> Option<PathBuf> {

@@ -82,6 +82,12 @@ pub const SETTINGS: &[Setting] = &[
         "what starts a native worker: a program and its arguments; none: workers come by themselves",
     ),
     setting(
+        "spill_dirs",
+        "RAYLET_URING_SPILL_DIRS",
+        "--spill-dir",
+        "directories that a node of its own spills objects to, separated by commas; under Ray, Ray's own settings decide",
+    ),
+    setting(
         "spin_us",
         "RAYLET_URING_SPIN_US",
         "--spin-us",

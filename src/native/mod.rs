@@ -48,7 +48,7 @@ use crate::ray::accept::accept;
 
 pub use door::Natives;
 pub use leases::{lost, settle};
-pub use objects::{answer, object_gone, object_sealed, watched};
+pub use objects::{answer, object_gone, object_lost, object_sealed, watched};
 pub use siblings::NativePeer;
 pub use wishes::{deps_over, wish_deps};
 

@@ -3,7 +3,8 @@
 //! **Uses.** The store gives a client one reference on an object, however often the client uses it. A use is counted from the moment it
 //! is asked for, so that the last use can't be given back while another one is on its way.
 //!
-//! **Pins** are references too, of a second client number that stands for what the client keeps as an owner; they end with it.
+//! **Pins** are keeps of a second client number, which stands for what the client keeps as an owner; they end with it. What is only kept
+//! may be spilled, what is used is not.
 
 use std::rc::Rc;
 
@@ -22,7 +23,7 @@ use super::client::Client;
 use super::door::{deadline, refused};
 use super::pending::Op;
 use super::siblings::NativePeer;
-use super::{object, to_wire, wishes, Topic, KEEPER_BIT};
+use super::{object, to_wire, wishes, Topic};
 use crate::bridge::{shard_of_object, PeerMessage, Requester};
 use crate::core_loop::{Core, SILENT};
 
@@ -70,9 +71,10 @@ pub fn request(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, request: Reque
         }
         Request::Delete(delete) => {
             let id = object((&delete.object).into());
-            core.store(&id, StoreEvent::Release { client: client.keeper, id });
             let token = native.note(core, client, to, Op::Delete);
             core.store(&id, StoreEvent::Delete { client: client.id, token, id });
+            // Only then, or an object that is on disk would be gone before it is deleted.
+            core.store(&id, StoreEvent::Unkeep { keeper: client.keeper, id });
             Ok(())
         }
         Request::Contains(contains) => {
@@ -181,7 +183,12 @@ fn get_one(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, get: &Archived<Get
     let timeout_ns = get.timeout_ns.to_native();
     client.holds.borrow_mut().add(to_wire(id));
     let token = core.native.note(core, client, to, Op::Get(id));
-    core.store(&id, StoreEvent::Get { client: client.id, token, id, wait: timeout_ns > 0 });
+    // What is on disk is there, and only has to be read.
+    let event = match timeout_ns {
+        0 => StoreEvent::GetHere { client: client.id, token, id },
+        _ => StoreEvent::Get { client: client.id, token, id, wait: true },
+    };
+    core.store(&id, event);
     if timeout_ns > 0 && timeout_ns != FOREVER_NS && core.native.pending.borrow().waits(token) {
         deadline(core, token, timeout_ns);
     }
@@ -335,7 +342,7 @@ fn pin_here(core: &Rc<Core>, owner: &Rc<Client>, to: ReplyTo, kind: Kind, ids: &
     let group = open_group(core, owner, to, kind, ids.len());
     for (index, id) in ids.iter().enumerate() {
         if let Some(token) = join(core, group, index, *id) {
-            core.store(id, StoreEvent::Get { client: owner.keeper, token, id: *id, wait: false });
+            core.store(id, StoreEvent::Keep { keeper: owner.keeper, token, id: *id });
         }
     }
     if ids.is_empty() {
@@ -374,7 +381,7 @@ pub fn pinned_for(core: &Rc<Core>, asker: ClientId, to: ReplyTo, kept: Option<Ve
 fn unpin_all(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, unpin: &Archived<Unpin>) -> Outcome {
     let ids = checked_ids(client, unpin.objects.iter().map(|id| object(id.into())), unpin.objects.len())?;
     for id in &ids {
-        core.store(id, StoreEvent::Release { client: client.keeper, id: *id });
+        core.store(id, StoreEvent::Unkeep { keeper: client.keeper, id: *id });
     }
     client.done(core, to, ids.len() as u64);
     Ok(())
@@ -416,6 +423,7 @@ pub fn answer(core: &Rc<Core>, effect: StoreEffect) {
         | StoreEffect::Sealed { token, id, .. }
         | StoreEffect::Aborted { token, id, .. }
         | StoreEffect::Got { token, id, .. }
+        | StoreEffect::Kept { token, id, .. }
         | StoreEffect::Deleted { token, id, .. }
         | StoreEffect::Contained { token, id, .. }
         | StoreEffect::Adopted { token, id, .. } => (token, id),
@@ -435,9 +443,7 @@ pub fn answer(core: &Rc<Core>, effect: StoreEffect) {
         (Op::Get(id), StoreEffect::Got { place, .. }) => got(core, client, to, id, place),
         (Op::Contains, StoreEffect::Contained { has, .. }) => client.reply(core, to, &Contained { sealed: has }),
         (Op::Member { group, index }, StoreEffect::Contained { has, .. }) => member(core, group, index, has),
-        (Op::Member { group, index }, StoreEffect::Got { place, .. }) => {
-            member(core, group, index, place.is_some());
-        }
+        (Op::Member { group, index }, StoreEffect::Kept { ok, .. }) => member(core, group, index, ok),
         (Op::Credit, StoreEffect::CreditGranted { result, .. }) => granted(core, client, to, result),
         (Op::Delete, StoreEffect::Deleted { result, .. }) => match result {
             // It goes with its last use.
@@ -461,7 +467,7 @@ pub fn answer(core: &Rc<Core>, effect: StoreEffect) {
 fn unclaimed(core: &Rc<Core>, effect: StoreEffect) {
     match effect {
         StoreEffect::Created { client, id, result: Ok(_), .. } => core.abort_silently(client, id),
-        StoreEffect::Got { client, id, place: Some(_), .. } if client & KEEPER_BIT == 0 => {
+        StoreEffect::Got { client, id, place: Some(_), .. } => {
             let held = core.native.client(client).is_some_and(|client| client.holds.borrow().has(to_wire(id)));
             if !held {
                 core.store(&id, StoreEvent::Release { client, id });
@@ -473,7 +479,7 @@ fn unclaimed(core: &Rc<Core>, effect: StoreEffect) {
 
 fn sealed(core: &Rc<Core>, client: &Rc<Client>, to: ReplyTo, id: ObjectId, pin: bool) {
     if pin {
-        core.store(&id, StoreEvent::Get { client: client.keeper, token: SILENT, id, wait: false });
+        core.store(&id, StoreEvent::Keep { keeper: client.keeper, token: SILENT, id });
     }
     // The creator's own use ends, unless it has asked for another one meanwhile.
     if !client.holds.borrow().has(to_wire(id)) {
@@ -584,6 +590,14 @@ pub fn object_gone(core: &Rc<Core>, id: ObjectId, size_bytes: u64, reason: GoneR
         GoneReason::Evicted => object_event::EVICTED,
     };
     tell(core, id, what, size_bytes);
+}
+
+/// A spilled object of a native owner can't be read back. Who waits for it is told that it is not here; where there are peers, one of them
+/// may have it, so the wait goes on.
+pub fn object_lost(core: &Rc<Core>, id: ObjectId) {
+    if !wishes::has_peers(core) {
+        core.store(&id, StoreEvent::GiveUp { id });
+    }
 }
 
 fn tell(core: &Rc<Core>, id: ObjectId, what: u8, size_bytes: u64) {

@@ -23,6 +23,7 @@ use crate::observe::runtime_dir;
 use crate::observe::status::{Door, NodeStatus};
 use crate::peers::{PeerSettings, Peers};
 use crate::ray::resources::{kind_of, Names, CPU};
+use crate::spill::settings::prepare_own;
 
 /// Resources that consist of instances, as in Ray's default `predefined_unit_instance_resources`.
 const UNIT_INSTANCES: [&str; 1] = ["GPU"];
@@ -36,13 +37,17 @@ pub async fn run(config: Config, log: LogHandle) -> Result<i32, NodeError> {
     // Before any memory is taken: what is wrong with a setting is said at once.
     let peer_settings = PeerSettings::of(&config).map_err(|e| NodeError::Setting(e.to_string()))?;
     let has_peers = peer_settings.as_ref().is_some_and(|settings| !settings.peers.is_empty());
-    let engine = Engine::start(&settings(&config)).map_err(NodeError::Engine)?;
+    let node = NodeId(rand::random());
+    let prepared = prepare_own(&config.spill_dirs, &node.to_string()).map_err(|e| NodeError::Setting(e.to_string()))?;
+    let (spill, spill_directories) = prepared.map_or((None, Vec::new()), |(spill, made)| (Some(spill), made));
+    let settings = EngineSettings { spill, ..settings(&config) };
+    let engine = Engine::start(&settings).map_err(NodeError::Engine)?;
     let names = Rc::new(RefCell::new(Names::default()));
     add_resources(&config, &engine, &mut names.borrow_mut())?;
     let admin = AdminServer::bind(&config.runtime_dir)?;
     let native = NativeControl::open(NativeParts {
         settings: NativeSettings { has_peers, ..native_settings(&config) },
-        node: NodeId(rand::random()),
+        node,
         cores: engine.cores.clone(),
         nears: engine.nears.clone(),
         names: names.clone(),
@@ -90,6 +95,7 @@ pub async fn run(config: Config, log: LogHandle) -> Result<i32, NodeError> {
         peers.close();
     }
     engine.stop();
+    super::remove_spilled(spill_directories);
     Ok(i32::from(failed.is_set.get()))
 }
 
@@ -161,7 +167,6 @@ fn settings(config: &Config) -> EngineSettings {
         pages: config.hugepages,
         warm_reserve_bytes: config.warm_reserve_bytes,
         full_grace_ns: 2_000_000_000,
-        // Native owners hold what they keep by references, and what is in use is not spilled.
         spill: None,
         fallback: None,
         scheds: super::sched_config,

@@ -404,11 +404,7 @@ impl Door {
         self.control.tell_transfer(ToTransfer::End);
         // Servers that already ended hear nothing and need not.
         let _ = self.stop_servers.send(true);
-        for directory in self.spill_directories {
-            if let Err(error) = directory.remove() {
-                tracing::warn!(%error, "spilled objects are left on disk; the next node removes them");
-            }
-        }
+        crate::node::remove_spilled(self.spill_directories);
     }
 }
 

@@ -24,6 +24,7 @@ use rustc_hash::FxHashMap;
 use crate::bridge::ToControl;
 use crate::core_io::{Io, Wish};
 use crate::core_loop::Core;
+use crate::native;
 use crate::ray::messages::Owner;
 use crate::ray::plasma_conn::back_in_background;
 use crate::ray::proto::{self, ErrorType};
@@ -326,8 +327,12 @@ impl Spills {
                 return files::make(core, self.fallback.as_ref(), id, token, bytes);
             }
             StoreEffect::FallbackReturned { segment } => self.files().remove(segment),
-            StoreEffect::SpilledLost { id, .. } => {
+            StoreEffect::SpilledLost { id, owner } => {
                 tracing::error!(%id, "a spilled object is lost: it can't be read back");
+                if native::is_owner(core, &owner) {
+                    native::object_lost(core, id);
+                    return self.pump(core);
+                }
                 let metadata = (ErrorType::ObjectLost as i32).to_string().into_bytes();
                 core.plasma.put_error(core, id, metadata);
             }

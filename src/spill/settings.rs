@@ -1,4 +1,4 @@
-//! Where and how a node under Ray spills, from Ray's settings.
+//! Where and how a node spills: from Ray's settings, or those of a node of its own.
 
 use std::path::PathBuf;
 
@@ -115,7 +115,7 @@ pub fn place(config: &RayConfig) -> Result<Place, SpillError> {
     }
 }
 
-/// Makes the node's directories, after removing what dead nodes left beside them.
+/// As Ray's settings say, makes the node's directories, after removing what dead nodes left beside them.
 ///
 /// # Errors
 /// See [`SpillError`].
@@ -128,8 +128,31 @@ pub fn prepare(config: &RayConfig, node_id: &str) -> Result<Option<(SpillSetting
             (true, Vec::new())
         }
     };
+    with(config, external, &parents, node_id).map(Some)
+}
+
+/// The same for a node of its own, which spills to these directories, if any, and as Ray's defaults say otherwise.
+///
+/// # Errors
+/// See [`SpillError`].
+pub fn prepare_own(
+    parents: &[PathBuf],
+    node_id: &str,
+) -> Result<Option<(SpillSettings, Vec<SpillDirectory>)>, SpillError> {
+    match parents.is_empty() {
+        true => Ok(None),
+        false => with(&RayConfig::default(), false, parents, node_id).map(Some),
+    }
+}
+
+fn with(
+    config: &RayConfig,
+    external: bool,
+    parents: &[PathBuf],
+    node_id: &str,
+) -> Result<(SpillSettings, Vec<SpillDirectory>), SpillError> {
     let mut made = Vec::with_capacity(parents.len());
-    for parent in &parents {
+    for parent in parents {
         for left in clear_leftovers(parent) {
             tracing::info!(directory = %left.display(), "removed what a dead node had spilled");
         }
@@ -147,7 +170,7 @@ pub fn prepare(config: &RayConfig, node_id: &str) -> Result<Option<(SpillSetting
         file_objects_max: u32::try_from(config.max_fused_object_count).unwrap_or(u32::MAX).max(1),
         file_bytes_max: positive(config.max_spilling_file_size_bytes).unwrap_or(u64::MAX),
     };
-    Ok(Some((settings, made)))
+    Ok((settings, made))
 }
 
 #[cfg(test)]
@@ -177,6 +200,19 @@ mod tests {
     fn other_storage_needs_no_directory_of_this_machine() {
         let (settings, made) = prepare(&with(r#"{"type": "smart_open"}"#), "0123").unwrap().unwrap();
         assert!(settings.external && settings.directories.is_empty() && made.is_empty());
+    }
+
+    #[test]
+    fn a_node_of_its_own_spills_where_it_is_told_to_and_else_nowhere() {
+        assert!(prepare_own(&[], "0123").unwrap().is_none());
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let parents = [one.path().to_owned(), two.path().to_owned()];
+        let (settings, made) = prepare_own(&parents, "0123").unwrap().unwrap();
+        assert_eq!(settings.directories, parents.map(|parent| parent.join("ray_spilled_objects_0123")));
+        assert!(!settings.external && made.len() == 2 && settings.threshold == 0.8);
+        std::fs::write(one.path().join("file"), b"").unwrap();
+        let error = prepare_own(&[one.path().join("file")], "0123").unwrap_err().to_string();
+        assert!(error.contains("--spill-dir"), "{error}");
     }
 
     #[test]

@@ -205,6 +205,15 @@ pub enum StoreEvent {
         /// Answer once it is sealed here; `false` answers now.
         wait: bool,
     },
+    /// As a [`StoreEvent::Get`] that is answered now, but for an object that is on disk only: that is waited for until it is read back.
+    GetHere {
+        /// Who wants it.
+        client: ClientId,
+        /// Comes back in the answer.
+        token: Token,
+        /// Which object.
+        id: ObjectId,
+    },
     /// One object is wanted by another node. As a waiting [`StoreEvent::Get`], but for one that is on disk only: it is sent from its file,
     /// and needs no room in memory. Answer: [`StoreEffect::SpilledAt`] at once, or [`StoreEffect::Got`].
     GetToSend {
@@ -248,7 +257,7 @@ pub enum StoreEvent {
         /// Which object.
         id: ObjectId,
     },
-    /// Is the object here and sealed? Answer: [`StoreEffect::Contained`].
+    /// Is the object here and sealed, or kept on disk for an owner of the native door? Answer: [`StoreEffect::Contained`].
     Contains {
         /// Who asks.
         client: ClientId,
@@ -261,6 +270,29 @@ pub enum StoreEvent {
     ClientGone {
         /// Who is gone.
         client: ClientId,
+    },
+    /// An owner of the native door keeps the object: it may be spilled, but is not deleted or evicted without a copy on disk. Answer:
+    /// [`StoreEffect::Kept`]. Any number of owners may keep an object; keeping twice is keeping once.
+    Keep {
+        /// Who keeps it. The keep ends with this client ([`StoreEvent::ClientGone`]).
+        keeper: ClientId,
+        /// Comes back in the answer.
+        token: Token,
+        /// Which object.
+        id: ObjectId,
+    },
+    /// An owner no longer keeps the object. When none does, it becomes evictable, and its copy on disk goes. No answer.
+    Unkeep {
+        /// Who kept it.
+        keeper: ClientId,
+        /// Which object.
+        id: ObjectId,
+    },
+    /// Nobody will make this object: gets that wait for it are answered without a place, watches refused. Nothing happens where it is here
+    /// or on disk. No answer.
+    GiveUp {
+        /// Which object.
+        id: ObjectId,
     },
     /// The node keeps the object for its owner (the primary copy). Answer: [`StoreEffect::Pinned`]. Pinning twice is pinning once.
     Pin {
@@ -323,7 +355,7 @@ pub enum StoreEvent {
         metadata_bytes: u32,
         /// The worker that owns it.
         owner: WorkerId,
-        /// Who holds a reference on it from the beginning.
+        /// Who keeps it from the beginning ([`StoreEvent::Keep`]).
         keeper: Option<ClientId>,
     },
     /// What is left of a run is given back. No answer.
@@ -524,11 +556,22 @@ pub enum StoreEffect {
         token: Token,
         /// The object.
         id: ObjectId,
-        /// Here and sealed.
+        /// Here and sealed, or kept on disk.
         has: bool,
     },
     /// Answer to [`StoreEvent::Pin`].
     Pinned {
+        /// The token of the request.
+        token: Token,
+        /// The object.
+        id: ObjectId,
+        /// False where it is not sealed here.
+        ok: bool,
+    },
+    /// Answer to [`StoreEvent::Keep`].
+    Kept {
+        /// Who keeps it.
+        keeper: ClientId,
         /// The token of the request.
         token: Token,
         /// The object.

@@ -19,6 +19,7 @@ impl Store {
         self.waiters.check(|id| self.place(id).is_some())?;
         self.check_counters()?;
         self.check_spill()?;
+        self.check_keeps()?;
         self.check_reserve()
     }
 
@@ -30,7 +31,7 @@ impl Store {
                 return Err(format!("{} counts {} references, {held} are held", object.id, object.refs));
             }
             let unsealed = object.sealed_ns.is_none();
-            if unsealed && (held != 1 || !self.refs.holds(object.creator, slot) || object.pinned) {
+            if unsealed && (held != 1 || !self.refs.holds(object.creator, slot) || object.is_owned()) {
                 return Err(format!("{} is unsealed and not its creator's alone", object.id));
             }
         }
@@ -62,6 +63,7 @@ impl Store {
             let tallies = [
                 (&mut counted.unsealed, object.sealed_ns.is_none()),
                 (&mut counted.pinned, object.pinned),
+                (&mut counted.kept, object.keep.is_some()),
                 (&mut counted.spilling, object.spilling),
                 (&mut counted.in_use, object.refs > 0),
                 (&mut counted.fallback, matches!(object.backing, Backing::File(..))),
@@ -69,6 +71,7 @@ impl Store {
             tallies.into_iter().filter(|(_, is)| *is).for_each(|(tally, _)| tally.add(bytes));
         }
         self.spilled_objects().for_each(|copy| counted.on_disk.add(copy.data_bytes + copy.metadata_bytes));
+        self.spill.kept().for_each(|size_bytes| counted.kept.add(size_bytes));
         if counted == self.counters {
             Ok(())
         } else {

@@ -29,7 +29,8 @@ impl Store {
     pub(super) fn create(&mut self, create: Create, now: NowNs, out: &mut Vec<StoreEffect>) {
         // An error takes the place of what is lost; what is on disk is not.
         let is_error = create.source == ObjectSource::ErrorStoredByRaylet;
-        if self.objects.find(&create.id).is_some() || is_error && self.spill.has(&create.id) {
+        let on_disk = is_error && self.spill.has(&create.id) || self.is_kept_on_disk(&create.id);
+        if self.objects.find(&create.id).is_some() || on_disk {
             return self.answer(&create, Err(StoreError::ObjectExists), out);
         }
         let Some(bytes) = create.bytes().filter(|bytes| *bytes <= i64::MAX as u64) else {

@@ -136,7 +136,7 @@ impl Store {
             self.counters.stray_events += 1;
             return out.push(StoreEffect::Adopted { client, token, id, result: Err(StoreError::UnknownRun) });
         };
-        if self.objects.find(&id).is_some() {
+        if self.objects.find(&id).is_some() || self.is_kept_on_disk(&id) {
             self.arena.free(piece);
             self.freed = true;
             return out.push(StoreEffect::Adopted { client, token, id, result: Err(StoreError::ObjectExists) });
@@ -157,7 +157,7 @@ impl Store {
         self.counters.by_source[source as usize].add(data_bytes + metadata_bytes);
         self.counters.created.add(data_bytes + metadata_bytes);
         if let Some(keeper) = adoption.keeper {
-            self.hold(keeper, slot);
+            self.begin_keep(keeper, id);
         }
         out.push(StoreEffect::Adopted { client, token, id, result: Ok(()) });
         self.announce(slot, out);

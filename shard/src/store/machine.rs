@@ -6,6 +6,7 @@ use super::api::{GoneReason, StoreEffect, StoreError, StoreEvent};
 use super::arena::Arena;
 use super::config::StoreConfig;
 use super::credit::{Adoption, Credit, Wanted};
+use super::keeps::Keeps;
 use super::objects::{Backing, Object, Objects};
 use super::queue::{Create, Queue};
 use super::refs::Refs;
@@ -22,6 +23,7 @@ pub struct Store {
     pub(super) arena: Arena,
     pub(super) objects: Objects,
     pub(super) refs: Refs,
+    pub(super) keeps: Keeps,
     pub(super) waiters: Waiters,
     pub(super) queue: Queue,
     pub(super) credit: Credit,
@@ -41,6 +43,7 @@ impl Store {
             arena: Arena::new(config.segments.clone(), config.home_segment),
             objects: Objects::new(),
             refs: Refs::default(),
+            keeps: Keeps::default(),
             waiters: Waiters::default(),
             queue: Queue::default(),
             credit: Credit::default(),
@@ -97,6 +100,10 @@ impl Store {
             StoreEvent::Seal { client, token, id } => self.seal(client, token, id, now, out),
             StoreEvent::Abort { client, token, id } => self.abort(client, token, id, out),
             StoreEvent::Get { client, token, id, wait } => self.get(client, token, id, wait, out),
+            StoreEvent::GetHere { client, token, id } => {
+                let on_disk = self.spill.has(&id);
+                self.get(client, token, id, on_disk, out);
+            }
             StoreEvent::GetToSend { client, token, id } => self.get_to_send(client, token, id, out),
             StoreEvent::SentSpilled { id, faulty } => self.sent_spilled(&id, faulty, out),
             StoreEvent::CancelGet { client, token, id } => {
@@ -108,13 +115,16 @@ impl Store {
                 out.push(StoreEffect::Deleted { client, token, id, result });
             }
             StoreEvent::Contains { client, token, id } => {
-                let has = self.sealed_slot(&id).is_some();
+                let has = self.sealed_slot(&id).is_some() || self.is_kept_on_disk(&id);
                 out.push(StoreEffect::Contained { client, token, id, has });
             }
             StoreEvent::ClientGone { client } => {
                 self.client_gone(client, out);
                 self.run_queue(now, out);
             }
+            StoreEvent::Keep { keeper, token, id } => self.keep(keeper, token, id, out),
+            StoreEvent::Unkeep { keeper, id } => self.unkeep(keeper, &id, out),
+            StoreEvent::GiveUp { id } => self.give_up(id, out),
             StoreEvent::Pin { token, id } => self.pin(token, id, out),
             StoreEvent::Unpin { id } => self.unpin(&id, None, out),
             StoreEvent::Free { id } => self.unpin(&id, Some(GoneReason::Freed), out),
@@ -152,7 +162,7 @@ impl Store {
     }
 
     /// The slot of a sealed object.
-    fn sealed_slot(&self, id: &ObjectId) -> Option<u32> {
+    pub(super) fn sealed_slot(&self, id: &ObjectId) -> Option<u32> {
         self.objects.find(id).filter(|slot| self.objects.get(*slot).sealed_ns.is_some())
     }
 
@@ -220,6 +230,22 @@ impl Store {
         }
     }
 
+    /// Nobody will make this object: whoever waits for it is told so.
+    pub(super) fn give_up(&mut self, id: ObjectId, out: &mut Vec<StoreEffect>) {
+        if self.objects.find(&id).is_some() || self.spill.has(&id) {
+            return;
+        }
+        while let Some((who, token)) = self.waiters.pop(&id) {
+            out.push(match who {
+                Who::Get(client) => {
+                    let (place, owner, waited) = (None, WorkerId::NIL, true);
+                    StoreEffect::Got { client, token, id, place, owner, waited }
+                }
+                Who::Watch => StoreEffect::WatchRefused { token, id },
+            });
+        }
+    }
+
     /// The client uses a sealed object from here on.
     pub(super) fn hold(&mut self, client: ClientId, slot: u32) {
         let holder = self.refs.client(client);
@@ -266,7 +292,9 @@ impl Store {
     pub(super) fn settle(&mut self, slot: u32, out: &mut Vec<StoreEffect>) {
         let object = self.objects.get(slot);
         match object.doomed {
-            Some(reason) if object.sealed_ns.is_some() && object.refs == 0 && !object.pinned && !object.spilling => {
+            Some(reason)
+                if object.sealed_ns.is_some() && object.refs == 0 && !object.is_owned() && !object.spilling =>
+            {
                 self.destroy(slot, reason, out);
             }
             _ => {
@@ -308,13 +336,16 @@ impl Store {
     }
 
     fn delete(&mut self, id: &ObjectId, out: &mut Vec<StoreEffect>) -> Result<(), StoreError> {
+        if self.spill.doom_kept(id, GoneReason::Deleted) {
+            return Err(StoreError::ObjectInUse);
+        }
         let slot = self.objects.find(id).ok_or(StoreError::ObjectNonexistent)?;
         let object = self.objects.get_mut(slot);
         object.doomed.get_or_insert(GoneReason::Deleted);
         if object.sealed_ns.is_none() {
             return Err(StoreError::ObjectNotSealed);
         }
-        if object.refs > 0 || object.pinned || object.spilling {
+        if object.refs > 0 || object.is_owned() || object.spilling {
             return Err(StoreError::ObjectInUse);
         }
         self.settle(slot, out);
@@ -325,6 +356,12 @@ impl Store {
         self.waiters.drop_client(client);
         self.queue.forget(|create| create.client == client);
         self.drop_credit_of(client);
+        self.user_gone(client, out);
+        self.keeper_gone(client, out);
+    }
+
+    /// What a client that is gone used or was making.
+    fn user_gone(&mut self, client: ClientId, out: &mut Vec<StoreEffect>) {
         let Some(holder) = self.refs.find(client) else {
             return;
         };
@@ -342,7 +379,7 @@ impl Store {
     fn pin(&mut self, token: Token, id: ObjectId, out: &mut Vec<StoreEffect>) {
         let slot = self.sealed_slot(&id);
         // What has a copy on disk is kept by that.
-        let kept = self.spill.has(&id);
+        let kept = self.spill.set_pinned(&id);
         if let Some(slot) = slot.filter(|_| !kept) {
             let object = self.objects.get_mut(slot);
             if !std::mem::replace(&mut object.pinned, true) {
@@ -354,6 +391,9 @@ impl Store {
     }
 
     fn unpin(&mut self, id: &ObjectId, doom: Option<GoneReason>, out: &mut Vec<StoreEffect>) {
+        if self.spill.unpin_kept(id, doom) {
+            return;
+        }
         let on_disk = self.drop_copy(id, out);
         let Some(slot) = self.objects.find(id) else {
             self.counters.stray_events += u64::from(!on_disk);

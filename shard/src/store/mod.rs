@@ -42,6 +42,7 @@ mod check;
 mod config;
 mod creates;
 mod credit;
+mod keeps;
 mod line;
 mod machine;
 mod memory;

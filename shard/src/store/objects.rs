@@ -6,6 +6,7 @@ use slab::Slab;
 use super::api::{GoneReason, ObjectSource, Placement, SpillFile};
 use super::arena::{Allocation, Arena};
 use super::config::MUTABLE_HEADER_BYTES;
+use super::keeps::KeepSlot;
 use crate::ids::{NowNs, ObjectId, WorkerId};
 
 /// Nothing.
@@ -34,9 +35,9 @@ impl Backing {
 pub(super) enum Order {
     /// In none.
     Out,
-    /// Not pinned: may be evicted.
+    /// Without an owner that it is there for: may be evicted.
     Evictable,
-    /// Pinned: may be spilled.
+    /// Pinned or kept: may be spilled.
     Spillable,
 }
 
@@ -54,6 +55,8 @@ pub(super) struct Object {
     pub(super) creator: u32,
     pub(super) refs: u32,
     pub(super) pinned: bool,
+    /// Owners of the native door keep it; `None` also where their keep is on disk.
+    pub(super) keep: Option<KeepSlot>,
     pub(super) mutable: bool,
     /// It is being written to a file, and must stay as it is.
     pub(super) spilling: bool,
@@ -73,12 +76,17 @@ impl Object {
         self.data_bytes + self.metadata_bytes
     }
 
+    /// It is there for an owner, and nothing on disk is in its stead.
+    pub(super) fn is_owned(&self) -> bool {
+        self.pinned || self.keep.is_some()
+    }
+
     /// Where it belongs: only what is sealed and used by nobody is in an order.
     fn belongs(&self) -> Order {
         if self.sealed_ns.is_none() || self.refs > 0 || self.spilling {
             return Order::Out;
         }
-        match self.pinned {
+        match self.is_owned() {
             false => Order::Evictable,
             // A channel is written again and again, and what lies in a file of its own takes no memory.
             true if self.mutable || matches!(self.backing, Backing::File(..)) => Order::Out,
@@ -180,6 +188,7 @@ impl Objects {
             creator,
             refs: 1,
             pinned: false,
+            keep: None,
             mutable,
             spilling: false,
             reading_from: None,

@@ -36,11 +36,13 @@ pub struct Counters {
     pub unsealed: Tally,
     /// Of these, pinned for their owners (primary copies).
     pub pinned: Tally,
-    /// Of these, with at least one reference.
+    /// Objects that owners of the native door keep, in memory or on disk.
+    pub kept: Tally,
+    /// Objects here with at least one reference.
     pub in_use: Tally,
-    /// Of these, in files on disk.
+    /// Objects here in files on disk.
     pub fallback: Tally,
-    /// Of these, being written to disk.
+    /// Objects here that are being written to disk.
     pub spilling: Tally,
     /// Objects that have a copy on disk, in memory or not.
     pub on_disk: Tally,
@@ -87,7 +89,7 @@ pub struct StoreStats {
     pub evictable_objects: u64,
     /// What they take, in bytes.
     pub evictable_bytes: u64,
-    /// Objects that could be spilled: pinned, sealed and not in use.
+    /// Objects that could be spilled: pinned or kept, sealed and not in use.
     pub spillable_objects: u64,
     /// What they take, in bytes.
     pub spillable_bytes: u64,
@@ -198,7 +200,7 @@ impl Store {
             metadata_bytes: object.metadata_bytes,
             place: object.place(&self.arena),
             sealed: object.sealed_ns.is_some(),
-            pinned: object.pinned,
+            pinned: object.is_owned(),
             doomed: object.doomed.is_some(),
             references: object.refs,
             created_ns: object.created_ns,

@@ -1,4 +1,4 @@
-//! Spilling: pinned objects that nobody uses are written to files when memory runs short, and read back when they are wanted.
+//! Spilling: pinned and kept objects that nobody uses are written to files when memory runs short, and read back when they are wanted.
 //!
 //! The store decides, the node writes and reads. Objects that are written together are one *file* (a number that the node gives a path);
 //! while it is written they stay where they are and may be read. Once it is whole, the copy on disk keeps each object for its
@@ -13,8 +13,9 @@ use std::collections::VecDeque;
 use rustc_hash::FxHashMap;
 use slab::Slab;
 
-use super::api::{ObjectSource, RestoreFailure, SpillFailure, SpillFile, StoreEffect};
+use super::api::{GoneReason, ObjectSource, RestoreFailure, SpillFailure, SpillFile, StoreEffect};
 use super::config::SpillConfig;
+use super::keeps::KeepSlot;
 use super::machine::Store;
 use super::objects::Object;
 use super::queue::Create;
@@ -43,7 +44,7 @@ enum Restore {
     Reading,
 }
 
-/// An object's copy on disk. It keeps the object for its owner, as a pin does.
+/// An object's copy on disk. It is there for the object's owner, as one in memory that is pinned or kept.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Copy {
     file: SpillFile,
@@ -55,6 +56,24 @@ pub(super) struct Copy {
     attempts: u32,
     /// It could not be sent from its file.
     faulty: bool,
+    /// A pin of Ray's door stands behind it.
+    pub(super) pinned: bool,
+    /// Owners of the native door do. One of the two, at least.
+    keep: Option<KeepSlot>,
+    /// A kept object is to go as soon as nobody keeps it.
+    pub(super) doomed: Option<GoneReason>,
+}
+
+impl Copy {
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.data_bytes + self.metadata_bytes
+    }
+
+    /// Says that the object is gone, which was nowhere but here.
+    pub(super) fn gone(&self, id: ObjectId, reason: GoneReason) -> StoreEffect {
+        let &Self { owner, data_bytes, metadata_bytes, .. } = self;
+        StoreEffect::ObjectGone { id, owner, data_bytes, metadata_bytes, reason }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -126,6 +145,55 @@ pub struct SpilledInfo {
 impl Spill {
     pub(super) fn has(&self, id: &ObjectId) -> bool {
         self.copies.contains_key(id)
+    }
+
+    /// The keep of an object that is on disk; `None` where it is not.
+    pub(super) fn keep_of(&self, id: &ObjectId) -> Option<Option<KeepSlot>> {
+        self.copies.get(id).map(|copy| copy.keep)
+    }
+
+    /// Owners of the native door keep an object from here on: its size, if it is on disk.
+    pub(super) fn set_keep(&mut self, id: &ObjectId, keep: KeepSlot) -> Option<u64> {
+        let copy = self.copies.get_mut(id)?;
+        copy.keep = Some(keep);
+        Some(copy.size_bytes())
+    }
+
+    /// Nobody of them keeps it any more: the copy as it was, if there is one.
+    pub(super) fn end_keep(&mut self, id: &ObjectId) -> Option<Copy> {
+        let copy = self.copies.get_mut(id)?;
+        let left = *copy;
+        (copy.keep, copy.doomed) = (None, None);
+        Some(left)
+    }
+
+    /// Pins an object that is on disk; false where it is not.
+    pub(super) fn set_pinned(&mut self, id: &ObjectId) -> bool {
+        self.copies.get_mut(id).map(|copy| copy.pinned = true).is_some()
+    }
+
+    /// Ends the pin of an object that is on disk and that somebody keeps; false where that is not so.
+    pub(super) fn unpin_kept(&mut self, id: &ObjectId, doom: Option<GoneReason>) -> bool {
+        let Some(copy) = self.copies.get_mut(id).filter(|copy| copy.keep.is_some()) else {
+            return false;
+        };
+        copy.pinned = false;
+        copy.doomed = copy.doomed.or(doom);
+        true
+    }
+
+    /// An object that is on disk and that somebody keeps goes when nobody does; false where there is no such one.
+    pub(super) fn doom_kept(&mut self, id: &ObjectId, reason: GoneReason) -> bool {
+        let Some(copy) = self.copies.get_mut(id).filter(|copy| copy.keep.is_some()) else {
+            return false;
+        };
+        copy.doomed.get_or_insert(reason);
+        true
+    }
+
+    /// The sizes of what is kept on disk.
+    pub(super) fn kept(&self) -> impl Iterator<Item = u64> + '_ {
+        self.copies.values().filter(|copy| copy.keep.is_some()).map(Copy::size_bytes)
     }
 
     fn is_writing(&self) -> bool {
@@ -271,7 +339,7 @@ impl Store {
             object.spilling = false;
             let size_bytes = object.size_bytes();
             self.counters.spilling.sub(size_bytes);
-            if result.is_ok() && object.pinned {
+            if result.is_ok() && object.is_owned() {
                 self.keep_copy(slot, file, index as u32, out);
             }
             self.settle(slot, out);
@@ -284,15 +352,20 @@ impl Store {
     /// From here on the copy on disk keeps the object.
     fn keep_copy(&mut self, slot: u32, file: SpillFile, index: u32, out: &mut Vec<StoreEffect>) {
         let object = self.objects.get_mut(slot);
-        object.pinned = false;
+        let (pinned, keep) = (std::mem::take(&mut object.pinned), object.keep.take());
+        // What is kept is not to go with its memory.
+        let doomed = object.doomed.take_if(|_| keep.is_some());
         let &mut Object { id, owner, data_bytes, metadata_bytes, .. } = object;
         let size_bytes = object.size_bytes();
-        self.counters.pinned.sub(size_bytes);
+        if pinned {
+            self.counters.pinned.sub(size_bytes);
+        }
         self.counters.on_disk.add(size_bytes);
         self.counters.spilled.add(size_bytes);
         self.spill.files[file as usize].live += 1;
+        let (restore, attempts, faulty) = (Restore::No, 0, false);
         let copy =
-            Copy { file, index, owner, data_bytes, metadata_bytes, restore: Restore::No, attempts: 0, faulty: false };
+            Copy { file, index, owner, data_bytes, metadata_bytes, restore, attempts, faulty, pinned, keep, doomed };
         self.spill.copies.insert(id, copy);
         out.push(StoreEffect::ObjectSpilled { id, owner, file, index });
     }
@@ -462,6 +535,7 @@ impl Store {
         }
         let owner = copy.owner;
         out.push(StoreEffect::SpilledLost { id, owner });
+        self.kept_is_lost(&id, out);
         self.drop_copy(&id, out);
     }
 
@@ -529,8 +603,11 @@ impl Store {
             *live.entry(copy.file).or_default() += 1;
             let object = self.objects.find(id).map(|slot| self.objects.get(slot));
             let reading = object.is_some_and(|object| object.reading_from == Some(copy.file));
-            if reading != (copy.restore == Restore::Reading) || object.is_some_and(|object| object.pinned) {
+            if reading != (copy.restore == Restore::Reading) || object.is_some_and(Object::is_owned) {
                 return Err(format!("{id} on disk is {copy:?} and in memory {object:?}"));
+            }
+            if !copy.pinned && copy.keep.is_none() {
+                return Err(format!("{id} is on disk for nobody"));
             }
             if object.is_none() && self.waiters.has(id) && copy.restore == Restore::No {
                 return Err(format!("{id} is waited for and not restored"));

@@ -70,6 +70,80 @@ impl Node {
     }
 }
 
+/// One that a client keeps.
+const KEEPER: ClientId = 77;
+
+impl Node {
+    /// A kept object that nobody uses.
+    fn put_kept(&mut self, number: u8, data_bytes: u64) -> Vec<StoreEffect> {
+        let (client, id) = (1, id(number));
+        let mut out = self.create(client, id, data_bytes);
+        out.extend(self.tell(StoreEvent::Seal { client, token: 2, id }));
+        out.extend(self.tell(StoreEvent::Keep { keeper: KEEPER, token: 3, id }));
+        out.extend(self.tell(StoreEvent::Release { client, id }));
+        out
+    }
+}
+
+fn gone(out: &[StoreEffect]) -> Vec<(ObjectId, GoneReason)> {
+    let gone = out.iter().filter_map(|effect| match *effect {
+        StoreEffect::ObjectGone { id, reason, .. } => Some((id, reason)),
+        _ => None,
+    });
+    gone.collect()
+}
+
+/// Four of 1 MiB, of which the first was written to file 0 and evicted for the fifth.
+fn with_a_kept_one_on_disk() -> Node {
+    let mut node = Node::new(|_| {});
+    let mut out: Vec<_> = (1..=4).flat_map(|number| node.put_kept(number, MIB)).collect();
+    assert_eq!(spills(&out)[0], (0, 0, id(1), true));
+    out = node.wrote(0);
+    assert!(gone(&out).is_empty(), "it is still in memory");
+    let out = node.put_kept(5, MIB);
+    assert_eq!(gone(&out), [(id(1), GoneReason::Spilled)]);
+    node
+}
+
+#[test]
+fn what_a_native_owner_keeps_is_spilled_and_had_again_and_goes_with_its_last_keeper() {
+    let mut node = with_a_kept_one_on_disk();
+    let contained = node.tell(StoreEvent::Contains { client: 2, token: 9, id: id(1) });
+    assert!(matches!(contained[..], [StoreEffect::Contained { has: true, .. }]));
+    assert_eq!(created(&node.create(2, id(1), 5)), Some(Err(StoreError::ObjectExists)));
+    let kept = node.tell(StoreEvent::Keep { keeper: KEEPER + 1, token: 9, id: id(1) });
+    assert!(matches!(kept[..], [StoreEffect::Kept { ok: true, .. }]), "on disk is there: {kept:?}");
+    node.tell(StoreEvent::Unkeep { keeper: KEEPER, id: id(1) });
+    let deleted = node.tell(StoreEvent::Delete { client: 2, token: 9, id: id(1) });
+    assert!(matches!(deleted[0], StoreEffect::Deleted { result: Err(StoreError::ObjectInUse), .. }));
+    assert_eq!(node.memory.store().stats().counters.on_disk.objects, 1, "another keeps it");
+    let out = node.tell(StoreEvent::ClientGone { client: KEEPER + 1 });
+    assert_eq!(gone(&out), [(id(1), GoneReason::Deleted)], "as was asked for");
+    assert!(out.contains(&StoreEffect::SpillFileUnneeded { file: 0 }));
+    let out = node.tell(StoreEvent::GetHere { client: 2, token: 9, id: id(1) });
+    assert!(matches!(out[..], [StoreEffect::Got { place: None, .. }]));
+}
+
+#[test]
+fn a_get_that_does_not_wait_has_what_is_on_disk_read_and_is_answered_where_it_is_lost() {
+    for result in [Ok(()), Err(RestoreFailure::Lost)] {
+        let mut node = with_a_kept_one_on_disk();
+        let file = spills(&node.put_kept(6, 1000)).first().map(|spill| spill.0);
+        let mut out = node.tell(StoreEvent::GetHere { client: 2, token: 9, id: id(1) });
+        // Room for it is made by what is being written.
+        out.extend(node.wrote(file.unwrap_or(1)));
+        assert_eq!(restores(&out), [id(1)]);
+        let mut out = node.tell(StoreEvent::RestoreDone { id: id(1), result });
+        assert_eq!(out.contains(&StoreEffect::SpilledLost { id: id(1), owner: OWNER }), result.is_err());
+        out.extend(node.tell(StoreEvent::GiveUp { id: id(1) }));
+        let places = out.iter().filter_map(|effect| match effect {
+            StoreEffect::Got { token: 9, place, .. } => Some(place.is_some()),
+            _ => None,
+        });
+        assert_eq!(places.collect::<Vec<_>>(), [result.is_ok()]);
+    }
+}
+
 fn spills(out: &[StoreEffect]) -> Vec<(SpillFile, u32, ObjectId, bool)> {
     let spills = out.iter().filter_map(|effect| match *effect {
         StoreEffect::SpillObject { file, index, id, last, .. } => Some((file, index, id, last)),

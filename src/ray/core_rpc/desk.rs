@@ -22,6 +22,7 @@ use tonic::Status;
 use crate::bridge::{Requester, ToControl, MAX_RPCS_IN_FLIGHT};
 use crate::core_loop::Core;
 use crate::ray::control::died_as_granted;
+use crate::ray::core_rpc::{CoreRpc, Waiter};
 use crate::ray::expiring::{Expiring, MAX_TOMBSTONES};
 use crate::ray::lease_shape::{actor_of, lease_request, Asker, Shape};
 use crate::ray::proto::{self, RequestWorkerLeaseReply, RequestWorkerLeaseRequest};
@@ -152,8 +153,35 @@ impl Desk {
     }
 }
 
-/// A request for a worker. `None`: the control thread has to look at it.
-pub async fn request(core: &Rc<Core>, message: &Bytes) -> Option<Result<Bytes, Status>> {
+/// What the lease queues are asked for a request that the desk takes.
+struct Taken {
+    request: RequestWorkerLeaseRequest,
+    spec: proto::LeaseSpec,
+    lease: LeaseId,
+    asker: Asker,
+    class: ClassId,
+    shard: ShardId,
+    at_once: bool,
+}
+
+/// A request for a worker.
+///
+/// # Errors
+/// Who waits for it, where the control thread has to look at it.
+pub fn request(core: &Rc<Core>, message: &Bytes, waiter: Waiter) -> Result<(), Waiter> {
+    let Some(Taken { request, spec, lease, asker, class, shard, at_once }) = take(core, message) else {
+        return Err(waiter);
+    };
+    let call = core.rpc.wait_for_reply(waiter);
+    let token = Requester::Shard(core.shard).tag(call);
+    let wanted = lease_request(token, lease, class, asker, &spec, at_once);
+    let grant_or_reject = request.grant_or_reject;
+    core.tell_control_later(ToControl::Asked { lease, shard, class, grant_or_reject, spec: Box::new(spec) });
+    core.sched_on(shard, SchedEvent::Request(Box::new(wanted)));
+    Ok(())
+}
+
+fn take(core: &Rc<Core>, message: &Bytes) -> Option<Taken> {
     let mut request = RequestWorkerLeaseRequest::decode(message.clone()).ok()?;
     let spec = request.lease_spec.take()?;
     let lease = LeaseId::from_slice(&spec.lease_id)?;
@@ -171,13 +199,7 @@ pub async fn request(core: &Rc<Core>, message: &Bytes) -> Option<Result<Bytes, S
         // In a cluster it may wait where nobody else has room; the control thread sends it back when somebody has.
         (class, shard, request.grant_or_reject && desk.rule.is_none())
     };
-    let (call, reply) = core.rpc.wait_for_reply();
-    let token = Requester::Shard(core.shard).tag(call);
-    let wanted = lease_request(token, lease, class, asker, &spec, at_once);
-    let grant_or_reject = request.grant_or_reject;
-    core.tell_control_later(ToControl::Asked { lease, shard, class, grant_or_reject, spec: Box::new(spec) });
-    core.sched_on(shard, SchedEvent::Request(Box::new(wanted)));
-    Some(reply.await.unwrap_or_else(|_| Err(Status::unavailable("the node is shutting down"))))
+    Some(Taken { request, spec, lease, asker, class, shard, at_once })
 }
 
 /// True for a request that the rule of a cluster leaves to the desk: for a task, with the default strategy or chosen for this node
@@ -227,5 +249,5 @@ pub fn settle(core: &Rc<Core>, from: ShardId, effect: SchedEffect) {
         // It died between the grant and this line; its death gives the lease back.
         None => encode(&died_as_granted(&lease)),
     };
-    core.rpc.answered(Requester::local(token), reply);
+    CoreRpc::answered(core, Requester::local(token), reply);
 }

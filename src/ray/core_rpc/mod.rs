@@ -4,10 +4,12 @@
 //! there, without a hop: pins and frees by the object table ([`serve`]), leases by the [`desk`]. Every other method is rare; its
 //! message goes to the control thread as it came, and the reply comes back the same way.
 
+pub mod connection;
 pub mod desk;
+pub mod http2;
+pub mod pace;
 
 use std::cell::RefCell;
-use std::convert::Infallible;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -15,26 +17,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::service::Service;
 use raylet_shard::ids::{NodeId, ObjectId, Token};
 use raylet_shard::store::StoreEvent;
 use rustc_hash::FxHashMap;
-use tokio::sync::oneshot;
 use tonic::{Code, Status};
 
 use super::rpc::auth::Auth;
-use super::rpc::frame::{encode, FrameReader};
-use super::rpc::ring_stream::{Pipe, RingStream, Urgency};
-use super::rpc::router::{parse, unary_reply, LocalFuture, ReplyBody};
-use super::rpc::server::http2_builder;
+use super::rpc::frame::encode;
+use super::rpc::router::parse;
 use crate::bridge::{Requester, ToControl, MAX_RPCS_IN_FLIGHT};
-use crate::core_io::CoreExec;
 use crate::core_loop::Core;
 use crate::observe::histogram::Operation;
 use crate::ray::proto;
+use crate::socket::Writer;
+use connection::{Connection, Sending, KEEP_QUIET};
 use desk::Desk;
+use http2::headers::RequestHead;
+use http2::Call;
+use pace::Urgency;
 
 /// Objects in one request; more is a mistake of the caller.
 pub const MAX_OBJECTS: usize = 1 << 20;
@@ -112,29 +112,70 @@ struct Entry {
     needs_auth: bool,
 }
 
+/// What a request's headers amount to: a method that its caller may call, or the status to answer with.
+type Judged = Result<Entry, Status>;
+
 struct Port {
     auth: Auth,
     methods: FxHashMap<&'static str, Entry>,
+}
+
+impl Port {
+    fn judge(&self, head: RequestHead<'_>) -> Judged {
+        let path = String::from_utf8_lossy(head.path);
+        let Some(entry) = self.methods.get(&*path) else {
+            return Err(Status::new(Code::Unimplemented, format!("this server has no method {path}")));
+        };
+        if entry.needs_auth {
+            self.auth.check_value(head.authorization)?;
+        }
+        Ok(*entry)
+    }
 }
 
 /// The port's state on one core.
 #[derive(Default)]
 pub struct CoreRpc {
     port: RefCell<Option<Rc<Port>>>,
-    calls: RefCell<Calls>,
+    waiting: RefCell<Waiting>,
+    /// Connections with something to send when the round ends.
+    unsent: RefCell<Vec<Rc<Connection>>>,
+    /// Calls that came with one read; empty between two.
+    calls: RefCell<Vec<Call<Judged>>>,
     /// Leases.
     pub desk: RefCell<Desk>,
 }
 
-/// Calls that wait for somebody, by number.
-#[derive(Default)]
-struct Calls {
-    next: u64,
-    replies: FxHashMap<u64, oneshot::Sender<Result<Bytes, Status>>>,
-    pins: FxHashMap<u64, oneshot::Sender<bool>>,
+/// Who waits for the answer to a call.
+pub struct Waiter {
+    connection: Rc<Connection>,
+    stream: u32,
+    entry: Entry,
+    start: Instant,
+    /// The control thread answers it, and counts it.
+    forwarded: bool,
 }
 
-impl Calls {
+/// A request to pin objects, some of which are not pinned yet.
+struct Pinning {
+    waiter: Waiter,
+    successes: Vec<bool>,
+    left: usize,
+}
+
+/// `None` once it is answered.
+type SharedPinning = Rc<RefCell<Option<Pinning>>>;
+
+/// Calls that wait for somebody, by number.
+#[derive(Default)]
+struct Waiting {
+    next: u64,
+    replies: FxHashMap<u64, Waiter>,
+    /// For each object, the request and which of its objects this is.
+    pins: FxHashMap<u64, (SharedPinning, usize)>,
+}
+
+impl Waiting {
     fn number(&mut self) -> u64 {
         self.next += 1;
         self.next
@@ -157,60 +198,117 @@ impl CoreRpc {
         self.port.borrow().is_some()
     }
 
-    /// Serves a connection, if the port is open.
-    pub fn connect(&self, core: &Rc<Core>, stream: &OwnedFd, pipe: Rc<Pipe>) {
-        let Some(port) = self.port.borrow().clone() else {
-            return;
-        };
+    /// A new connection, if the port is open.
+    pub fn connect(&self, stream: &OwnedFd, writer: Writer) -> Option<Rc<Connection>> {
+        let port = self.port.borrow().clone()?;
         if let Err(error) = prepare(stream) {
             tracing::debug!(%error, "a gRPC connection keeps the system's settings");
         }
-        let executor = CoreExec(core.clone());
-        let service = PortService { core: core.clone(), port, pipe: pipe.clone() };
-        let connection = http2_builder(executor.clone()).serve_connection(RingStream(pipe), service);
-        hyper::rt::Executor::execute(&executor, async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "gRPC connection ended");
-            }
-        });
+        Some(Connection::new(writer, port))
     }
 
-    /// The control thread has answered a call.
-    pub fn answered(&self, call: u64, reply: Result<Bytes, Status>) {
-        let waiter = self.calls.borrow_mut().replies.remove(&call);
+    /// Bytes came in on a connection.
+    pub fn received(core: &Rc<Core>, connection: &Rc<Connection>, bytes: &[u8]) {
+        let mut calls = core.rpc.calls.take();
+        if connection.receive(bytes, &mut calls) {
+            core.rpc.unsent.borrow_mut().push(connection.clone());
+        }
+        for call in calls.drain(..) {
+            match call.head {
+                Ok(entry) => serve(core, Waiter::new(connection, call.stream, entry), call.message),
+                Err(status) => core.rpc.answer(connection, call.stream, Urgency::Prompt, Err(status)),
+            }
+        }
+        core.rpc.calls.replace(calls);
+    }
+
+    fn answer(&self, connection: &Rc<Connection>, stream: u32, urgency: Urgency, reply: Result<Bytes, Status>) {
+        if connection.answer(stream, urgency, reply) {
+            self.unsent.borrow_mut().push(connection.clone());
+        }
+    }
+
+    /// Sends what was written since this was last called, with one system call for each connection.
+    pub fn end_round(&self, core: &Rc<Core>) {
+        for connection in self.unsent.borrow_mut().drain(..) {
+            if connection.end_round() == Sending::Keep {
+                core.io.after(KEEP_QUIET, move |_| connection.send_kept());
+            }
+        }
+    }
+
+    /// The control thread or a lease queue has answered a call.
+    pub fn answered(core: &Rc<Core>, call: u64, reply: Result<Bytes, Status>) {
+        let waiter = core.rpc.waiting.borrow_mut().replies.remove(&call);
         if let Some(waiter) = waiter {
-            // A caller that hung up is not told.
-            let _ = waiter.send(reply);
+            waiter.answer(core, reply);
         }
     }
 
     /// The object table has answered a pin.
-    pub fn pinned(&self, token: Token, ok: bool) {
-        let waiter = self.calls.borrow_mut().pins.remove(&Requester::local(token));
-        if let Some(waiter) = waiter {
-            // A caller that hung up asks again, and pinning twice is pinning once.
-            let _ = waiter.send(ok);
+    pub fn pinned(core: &Rc<Core>, token: Token, ok: bool) {
+        let Some((pinning, index)) = core.rpc.waiting.borrow_mut().pins.remove(&Requester::local(token)) else {
+            return;
+        };
+        let done = {
+            let mut slot = pinning.borrow_mut();
+            let Some(pinning) = slot.as_mut() else {
+                return;
+            };
+            pinning.successes[index] = ok;
+            pinning.left -= 1;
+            if pinning.left > 0 {
+                return;
+            }
+            slot.take()
+        };
+        if let Some(Pinning { waiter, successes, .. }) = done {
+            waiter.answer(core, encode(&proto::PinObjectIDsReply { successes }));
         }
     }
 
     fn admit(&self) -> Result<(), Status> {
-        let calls = self.calls.borrow();
-        let waiting = calls.replies.len() + calls.pins.len();
-        if waiting >= MAX_RPCS_IN_FLIGHT {
+        let waiting = self.waiting.borrow();
+        let count = waiting.replies.len() + waiting.pins.len();
+        if count >= MAX_RPCS_IN_FLIGHT {
             return Err(Status::resource_exhausted(format!(
-                "{waiting} requests wait on this core, which is its limit: retry later"
+                "{count} requests wait on this core, which is its limit: retry later"
             )));
         }
         Ok(())
     }
 
     /// A call that somebody else answers, with [`Self::answered`].
-    fn wait_for_reply(&self) -> (u64, oneshot::Receiver<Result<Bytes, Status>>) {
-        let (sender, receiver) = oneshot::channel();
-        let mut calls = self.calls.borrow_mut();
-        let call = calls.number();
-        calls.replies.insert(call, sender);
-        (call, receiver)
+    fn wait_for_reply(&self, waiter: Waiter) -> u64 {
+        let mut waiting = self.waiting.borrow_mut();
+        let call = waiting.number();
+        waiting.replies.insert(call, waiter);
+        call
+    }
+}
+
+impl Waiter {
+    fn new(connection: &Rc<Connection>, stream: u32, entry: Entry) -> Self {
+        Self { connection: connection.clone(), stream, entry, start: Instant::now(), forwarded: false }
+    }
+
+    /// A caller that hung up is not told.
+    fn answer(self, core: &Rc<Core>, reply: Result<Bytes, Status>) {
+        let Self { connection, stream, entry, start, forwarded } = self;
+        let took = start.elapsed();
+        {
+            let mut recorder = core.recorder.borrow_mut();
+            if let Some(operation) = entry.operation {
+                recorder.record(operation, took);
+            }
+            if forwarded {
+                recorder.record(Operation::ControlRoundTrip, took);
+            }
+        }
+        if !forwarded {
+            core.tell_control_later(ToControl::Served { path: entry.path, ok: reply.is_ok(), took });
+        }
+        core.rpc.answer(&connection, stream, entry.method.urgency(), reply);
     }
 }
 
@@ -225,105 +323,62 @@ fn prepare(stream: &OwnedFd) -> rustix::io::Result<()> {
     sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES)
 }
 
-/// hyper's service of a connection.
-struct PortService {
-    core: Rc<Core>,
-    port: Rc<Port>,
-    pipe: Rc<Pipe>,
-}
-
-impl Service<Request<Incoming>> for PortService {
-    type Response = Response<ReplyBody>;
-    type Error = Infallible;
-    type Future = LocalFuture<Result<Response<ReplyBody>, Infallible>>;
-
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let (core, port, pipe) = (self.core.clone(), self.port.clone(), self.pipe.clone());
-        Box::pin(async move {
-            let entry = port.methods.get(request.uri().path()).copied();
-            let urgency = entry.map_or(Urgency::Prompt, |entry| entry.method.urgency());
-            pipe.called(urgency);
-            let reply = match entry {
-                Some(entry) => serve(&core, &port, entry, request).await,
-                None => Err(no_method(request.uri().path())),
-            };
-            if let Some(keep) = pipe.answered(urgency) {
-                core.io.after(keep, move |_| pipe.send_kept());
+fn serve(core: &Rc<Core>, waiter: Waiter, message: Result<Bytes, Status>) {
+    let message = match message.and_then(|message| core.rpc.admit().map(|()| message)) {
+        Ok(message) => message,
+        Err(status) => return waiter.answer(core, Err(status)),
+    };
+    match waiter.entry.method {
+        Method::Forward => forward(core, waiter, message),
+        Method::Pin => pin(core, waiter, message),
+        Method::Free => {
+            let reply = free(core, message);
+            waiter.answer(core, reply);
+        }
+        Method::Lease => {
+            if let Err(waiter) = desk::request(core, &message, waiter) {
+                forward(core, waiter, message);
             }
-            Ok(unary_reply(reply))
-        })
+        }
+        Method::Return => match desk::give_back(core, &message) {
+            Some(reply) => waiter.answer(core, reply),
+            None => forward(core, waiter, message),
+        },
     }
 }
 
-fn no_method(path: &str) -> Status {
-    Status::new(Code::Unimplemented, format!("this server has no method {path}"))
-}
-
-async fn serve(core: &Rc<Core>, port: &Port, entry: Entry, request: Request<Incoming>) -> Result<Bytes, Status> {
-    let start = Instant::now();
-    if entry.needs_auth {
-        port.auth.check(request.headers())?;
-    }
-    let message = FrameReader::new(request.into_body()).only().await?;
-    core.rpc.admit()?;
-    let answered = match entry.method {
-        Method::Forward => None,
-        Method::Pin => Some(pin(core, &message).await),
-        Method::Free => Some(free(core, &message)),
-        Method::Lease => desk::request(core, &message).await,
-        Method::Return => desk::give_back(core, &message),
-    };
-    let path = entry.path;
-    let (reply, here) = match answered {
-        Some(reply) => (reply, true),
-        None => (forward(core, path, message).await, false),
-    };
-    let took = start.elapsed();
-    if let Some(operation) = entry.operation {
-        core.recorder.borrow_mut().record(operation, took);
-    }
-    if here {
-        core.tell_control_later(ToControl::Served { path, ok: reply.is_ok(), took });
-    }
-    reply
-}
-
-async fn forward(core: &Rc<Core>, path: &'static str, message: Bytes) -> Result<Bytes, Status> {
-    let (call, reply) = core.rpc.wait_for_reply();
-    let start = Instant::now();
+/// The control thread answers.
+fn forward(core: &Rc<Core>, waiter: Waiter, message: Bytes) {
+    let path = waiter.entry.path;
+    let call = core.rpc.wait_for_reply(Waiter { forwarded: true, ..waiter });
     core.tell_control(ToControl::Call { from: core.shard, call, path, message });
-    let reply = reply.await.map_err(|_| Status::unavailable("the node is shutting down"))?;
-    core.recorder.borrow_mut().record_since(Operation::ControlRoundTrip, start);
-    reply
 }
 
 /// The owner wants its objects kept here.
-async fn pin(core: &Rc<Core>, message: &Bytes) -> Result<Bytes, Status> {
-    let request: proto::PinObjectIDsRequest = parse(message.clone())?;
-    let ids = object_ids(&request.object_ids)?;
-    let mut answers = Vec::with_capacity(ids.len());
-    for id in ids {
-        let (sender, receiver) = oneshot::channel();
+fn pin(core: &Rc<Core>, waiter: Waiter, message: Bytes) {
+    let ids = parse(message).and_then(|request: proto::PinObjectIDsRequest| object_ids(&request.object_ids));
+    let ids = match ids {
+        Ok(ids) if ids.is_empty() => return waiter.answer(core, encode(&proto::PinObjectIDsReply::default())),
+        Ok(ids) => ids,
+        Err(status) => return waiter.answer(core, Err(status)),
+    };
+    let pinning = Pinning { waiter, successes: vec![false; ids.len()], left: ids.len() };
+    let pinning = Rc::new(RefCell::new(Some(pinning)));
+    for (index, id) in ids.into_iter().enumerate() {
         let number = {
-            let mut calls = core.rpc.calls.borrow_mut();
-            let number = calls.number();
-            calls.pins.insert(number, sender);
+            let mut waiting = core.rpc.waiting.borrow_mut();
+            let number = waiting.number();
+            waiting.pins.insert(number, (pinning.clone(), index));
             number
         };
         let token = Requester::Shard(core.shard).tag(number);
         core.store(&id, StoreEvent::Pin { token, id });
-        answers.push(receiver);
     }
-    let mut successes = Vec::with_capacity(answers.len());
-    for answer in answers {
-        successes.push(answer.await.map_err(|_| Status::unavailable("the node is shutting down"))?);
-    }
-    encode(&proto::PinObjectIDsReply { successes })
 }
 
 /// The owner's last references are gone.
-fn free(core: &Rc<Core>, message: &Bytes) -> Result<Bytes, Status> {
-    let request: proto::FreeLocalObjectsRequest = parse(message.clone())?;
+fn free(core: &Rc<Core>, message: Bytes) -> Result<Bytes, Status> {
+    let request: proto::FreeLocalObjectsRequest = parse(message)?;
     for id in object_ids(&request.object_ids)? {
         core.store(&id, StoreEvent::Free { id });
     }

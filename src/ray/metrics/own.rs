@@ -106,6 +106,7 @@ fn shards(batch: &mut Batch, reports: &[CoreReport]) {
                 ("allocated", store.allocated_bytes),
                 ("free", store.free_bytes),
                 ("pinned", store.counters.pinned.bytes),
+                ("kept", store.counters.kept.bytes),
                 ("in_use", store.counters.in_use.bytes),
                 ("evictable", store.evictable_bytes),
             ]

@@ -97,8 +97,8 @@ impl Token {
     }
 
     /// Compares in a time that depends on the length given and on nothing else.
-    fn matches(&self, given: &HeaderValue) -> bool {
-        let (expected, given) = (self.header.as_bytes(), given.as_bytes());
+    fn matches(&self, given: &[u8]) -> bool {
+        let expected = self.header.as_bytes();
         if expected.len() != given.len() {
             return false;
         }
@@ -200,10 +200,18 @@ impl Auth {
     /// # Errors
     /// The status that stock servers return: `UNAUTHENTICATED` with [`INVALID_TOKEN_MESSAGE`].
     pub fn check(&self, headers: &HeaderMap) -> Result<(), Status> {
+        self.check_value(headers.get(AUTHORIZATION).map(HeaderValue::as_bytes))
+    }
+
+    /// As [`Self::check`], of the value of a call's first `authorization`.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn check_value(&self, authorization: Option<&[u8]>) -> Result<(), Status> {
         let Some(token) = &self.token else {
             return Ok(());
         };
-        match headers.get(AUTHORIZATION) {
+        match authorization {
             Some(given) if token.matches(given) => Ok(()),
             _ => Err(Status::new(Code::Unauthenticated, INVALID_TOKEN_MESSAGE)),
         }

@@ -1,4 +1,4 @@
-//! gRPC messages inside HTTP/2 bodies: a flag byte, a big-endian length of four bytes, and a protobuf message.
+//! gRPC messages inside the HTTP/2 bodies of hyper.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::HeaderMap;
@@ -7,11 +7,7 @@ use hyper::body::Incoming;
 use prost::Message;
 use tonic::{Code, Status};
 
-/// Flag byte and length, in bytes.
-const PREFIX_BYTES: usize = 5;
-
-/// Largest message that is sent or taken: Ray 2.60's `max_grpc_message_size`, 512 MiB.
-pub const MAX_MESSAGE_SIZE_BYTES: usize = 512 * 1024 * 1024;
+use super::prefix::{expected, frame_prefix, prefix_len, PREFIX_BYTES};
 
 /// Largest buffer that the length prefix of an unfinished message can have reserved ahead of its bytes.
 const RESERVE_LIMIT_BYTES: usize = 4 * 1024 * 1024;
@@ -19,31 +15,13 @@ const RESERVE_LIMIT_BYTES: usize = 4 * 1024 * 1024;
 /// Encodes one message with its prefix.
 ///
 /// # Errors
-/// `RESOURCE_EXHAUSTED` when it is larger than [`MAX_MESSAGE_SIZE_BYTES`].
+/// `RESOURCE_EXHAUSTED` when it is larger than [`MAX_MESSAGE_SIZE_BYTES`](super::prefix::MAX_MESSAGE_SIZE_BYTES).
 pub fn encode<M: Message>(message: &M) -> Result<Bytes, Status> {
     let len = message.encoded_len();
     let mut buffer = BytesMut::with_capacity(PREFIX_BYTES + len);
     buffer.put_slice(&frame_prefix(len)?);
     message.encode_raw(&mut buffer);
     Ok(buffer.freeze())
-}
-
-/// What stands before a message of this length.
-///
-/// # Errors
-/// As [`encode`].
-pub fn frame_prefix(len: usize) -> Result<[u8; PREFIX_BYTES], Status> {
-    check_size("sent", len)?;
-    let [a, b, c, d] = (len as u32).to_be_bytes();
-    Ok([0, a, b, c, d])
-}
-
-fn check_size(what: &str, len: usize) -> Result<(), Status> {
-    if len <= MAX_MESSAGE_SIZE_BYTES {
-        return Ok(());
-    }
-    let text = format!("message {what} is larger than max ({len} vs. {MAX_MESSAGE_SIZE_BYTES} bytes)");
-    Err(Status::new(Code::ResourceExhausted, text))
 }
 
 /// Reads messages off a body. A message that lies in one HTTP/2 frame is not copied.
@@ -127,14 +105,9 @@ impl FrameReader {
 
     fn take_message(&mut self) -> Result<Option<Bytes>, Status> {
         let held: &[u8] = if self.partial.is_empty() { &self.chunk } else { &self.partial };
-        let Some(total) = prefix_len(held) else {
+        let Some(total) = expected(held)? else {
             return Ok(None);
         };
-        if held[0] != 0 {
-            let text = "compressed messages are not supported: send them with the identity encoding";
-            return Err(Status::new(Code::Unimplemented, text));
-        }
-        check_size("received", total - PREFIX_BYTES)?;
         if held.len() < total {
             return Ok(None);
         }
@@ -143,11 +116,4 @@ impl FrameReader {
         message.advance(PREFIX_BYTES);
         Ok(Some(message))
     }
-}
-
-/// Prefix and message together, in bytes, once the prefix is complete.
-fn prefix_len(held: &[u8]) -> Option<usize> {
-    let prefix = held.get(..PREFIX_BYTES)?;
-    let len = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]);
-    Some(PREFIX_BYTES + len as usize)
 }

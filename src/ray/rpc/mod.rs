@@ -11,13 +11,14 @@ mod exec;
 pub(super) mod frame;
 pub mod gcs;
 pub mod health;
+pub mod limits;
 pub mod meter;
 pub mod owners;
+pub mod prefix;
 pub mod pubsub;
-pub mod ring_stream;
 pub mod router;
 pub mod server;
 pub mod syncer;
 pub mod tls;
 
-pub use frame::MAX_MESSAGE_SIZE_BYTES;
+pub use prefix::MAX_MESSAGE_SIZE_BYTES;

@@ -24,19 +24,15 @@ use tonic::{Code, Status};
 
 use super::auth::Auth;
 use super::exec::LocalExec;
+use super::limits::{CONNECTION_WINDOW_BYTES, MAX_STREAMS_PER_CONNECTION, STREAM_WINDOW_BYTES};
 use super::meter::Timing;
 use super::router::{LocalFuture, ReplyBody, Route, Router};
 use super::tls::{Stream, Tls};
 
-/// Streams that one connection may have open; a client that wants more waits.
-pub const MAX_STREAMS_PER_CONNECTION: u32 = 65_536;
 /// Connections that the server keeps; more are closed as soon as they are accepted.
 pub const MAX_CONNECTIONS: usize = 16_384;
 /// Streams that a client may have reset and this side not yet dropped; one that resets faster is cut off.
 const MAX_PENDING_RESETS: usize = 4_096;
-
-const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 const SEND_BUFFER_BYTES: usize = 1024 * 1024;
 const ACCEPT_RETRY_MS: u64 = 50;
 

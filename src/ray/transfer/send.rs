@@ -24,8 +24,8 @@ use super::spilled::ReadChunk;
 use super::{sender, Transfer};
 use crate::ray::proto::{Address, PushReply, PushRequest};
 use crate::ray::rpc::client::Channel;
-use crate::ray::rpc::frame::frame_prefix;
 use crate::ray::rpc::gcs::id;
+use crate::ray::rpc::prefix::frame_prefix;
 
 /// Chunks under way to one node: enough to keep a connection busy while the receiver writes. Each is a copy.
 pub const CHUNKS_PER_NODE_MAX: usize = 8;

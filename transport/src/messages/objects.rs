@@ -57,7 +57,7 @@ messages! {
     17 Seal {
         /// Which.
         object: ObjectId,
-        /// Keep it for its owner until that unpins or deletes it, or dies. Else it may be evicted when nobody uses it.
+        /// Keep it for its owner until that unpins or deletes it, or dies, in memory or on disk. Else it may be evicted when nobody uses it.
         pin: bool,
     }
 
@@ -71,7 +71,8 @@ messages! {
     19 Get {
         /// Which.
         object: ObjectId,
-        /// How long to wait for it, in nanoseconds; 0 asks for an answer now, [`FOREVER_NS`] never gives up.
+        /// How long to wait for it, in nanoseconds; 0 asks for an answer now, or, of what is on disk, as soon as it is read back.
+        /// [`FOREVER_NS`] never gives up.
         timeout_ns: u64,
     }
 
@@ -99,7 +100,7 @@ messages! {
         object: ObjectId,
     }
 
-    /// Is it here and sealed? Answer: [`Contained`].
+    /// Is it here and sealed, in memory or on disk? Answer: [`Contained`].
     23 Contains {
         /// Which.
         object: ObjectId,

@@ -2,9 +2,9 @@
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::model::{expect, Create, Model};
+use super::model::{expect, Create, Model, Object};
 use crate::ids::{ClientId, ObjectId};
-use crate::store::{SpillFile, StoreEffect, RESTORE_ATTEMPTS_MAX};
+use crate::store::{GoneReason, SpillFile, StoreEffect, RESTORE_ATTEMPTS_MAX};
 
 /// The number under which the store itself makes the places that it restores to.
 pub(super) const RESTORER: ClientId = ClientId::MAX;
@@ -18,6 +18,9 @@ pub(super) struct Copy {
     failed: u32,
     /// It could not be sent from here.
     faulty: bool,
+    pub(super) pinned: bool,
+    /// What is to become of a kept object when nobody keeps it.
+    pub(super) doomed: Option<GoneReason>,
 }
 
 /// What was written, or is being written.
@@ -118,7 +121,8 @@ impl Model {
         match *effect {
             StoreEffect::SpillObject { file, index, id, place, last, .. } => {
                 let object = self.objects.get_mut(&id).ok_or_else(|| format!("{id} is spilled and not here"))?;
-                let idle = object.sealed && object.refs.is_empty() && object.pinned;
+                let owned = object.pinned || self.keeps.contains_key(&id);
+                let idle = object.sealed && object.refs.is_empty() && owned;
                 let mutable = object.place.header_offset != object.place.data_offset;
                 let may = idle && !object.spilling && !mutable && object.place == place;
                 expect(may && !self.disk.copies.contains_key(&id), || format!("{object:?} is spilled"))?;
@@ -131,12 +135,14 @@ impl Model {
             }
             StoreEffect::ObjectSpilled { id, file, index, .. } => {
                 let object = self.objects.get_mut(&id).ok_or_else(|| format!("{id} is spilled and not here"))?;
-                expect(std::mem::take(&mut object.pinned), || format!("{id} is kept on disk for nobody"))?;
+                let (pinned, is_kept) = (std::mem::take(&mut object.pinned), self.keeps.contains_key(&id));
+                let doomed = object.doomed.take_if(|_| is_kept);
+                expect(pinned || is_kept, || format!("{id} is kept on disk for nobody"))?;
                 let entry = self.disk.files.get_mut(&file).filter(|f| f.written).ok_or("a copy in no file")?;
                 let there = entry.objects.get(index as usize).is_some_and(|(written, ..)| *written == id);
                 entry.live.insert(id);
                 self.disk.spilled += 1;
-                let twice = self.disk.copies.insert(id, Copy { file, index, failed: 0, faulty: false });
+                let twice = self.disk.copies.insert(id, Copy { file, index, failed: 0, faulty: false, pinned, doomed });
                 expect(there && twice.is_none(), || format!("{id} is not at {file}/{index}: {twice:?}"))
             }
             StoreEffect::SpillFileUnneeded { file } => {
@@ -163,6 +169,9 @@ impl Model {
                 expect(self.disk.may_be_lost.take() == Some(id), || format!("{id} is given up too early"))?;
                 self.disk.lost += 1;
                 self.disk.drop_copy(&id);
+                if self.keeps.remove(&id).is_some() {
+                    self.gone_on_disk.insert(id, GoneReason::Evicted);
+                }
                 Ok(())
             }
             _ => Err(format!("{effect:?} is none of spilling")),
@@ -184,8 +193,10 @@ impl Model {
     /// After it: nothing that is still wanted may be without a copy.
     pub(super) fn check_written(&self, objects: &[(ObjectId, u64, u64)]) -> Result<(), String> {
         for (id, ..) in objects {
-            let pinned = self.objects.get(id).is_some_and(|object| object.pinned && !object.spilling);
-            expect(!pinned, || format!("{id} was written and is still only pinned"))?;
+            let on_disk = self.disk.copies.contains_key(id);
+            let owned = |o: &Object| o.pinned || self.keeps.contains_key(id) && !on_disk;
+            let only_here = self.objects.get(id).is_some_and(|object| owned(object) && !object.spilling);
+            expect(!only_here, || format!("{id} was written and is still only in memory"))?;
         }
         Ok(())
     }

@@ -151,12 +151,6 @@ pub(super) struct Object {
     pub(super) doomed: Option<GoneReason>,
 }
 
-impl Object {
-    pub(super) fn kept(&self) -> bool {
-        !self.refs.is_empty() || self.pinned || self.spilling
-    }
-}
-
 /// One create that has no answer yet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Create {
@@ -183,6 +177,10 @@ pub(super) struct Model {
     pub(super) creates: FxHashMap<Token, Create>,
     pub(super) gets: FxHashMap<ObjectId, Vec<(ClientId, Token)>>,
     pub(super) watches: FxHashMap<ObjectId, Vec<Token>>,
+    /// Who keeps an object, wherever it is.
+    pub(super) keeps: FxHashMap<ObjectId, Vec<ClientId>>,
+    /// Objects that were on disk only, are gone, and are to be told to be.
+    pub(super) gone_on_disk: FxHashMap<ObjectId, GoneReason>,
     /// Requests for credit without an answer.
     pub(super) credit_wanted: FxHashMap<Token, ClientId>,
     /// Runs, in the order of being granted: whose, and what is left.
@@ -219,6 +217,8 @@ impl Model {
             creates: FxHashMap::default(),
             gets: FxHashMap::default(),
             watches: FxHashMap::default(),
+            keeps: FxHashMap::default(),
+            gone_on_disk: FxHashMap::default(),
             credit_wanted: FxHashMap::default(),
             runs: Vec::new(),
             files_wanted: Vec::new(),
@@ -232,6 +232,39 @@ impl Model {
             adopted: 0,
             evicted: 0,
             refused: 0,
+        }
+    }
+
+    /// Something holds an object in memory.
+    pub(super) fn has_use(&self, id: &ObjectId, object: &Object) -> bool {
+        let is_kept_here = self.keeps.contains_key(id) && !self.disk.copies.contains_key(id);
+        !object.refs.is_empty() || object.pinned || object.spilling || is_kept_here
+    }
+
+    pub(super) fn is_kept_on_disk(&self, id: &ObjectId) -> bool {
+        self.keeps.contains_key(id) && self.disk.copies.contains_key(id)
+    }
+
+    /// Before the store hears that a client keeps an object no more.
+    pub(super) fn end_keep(&mut self, client: ClientId, id: &ObjectId) {
+        let Some(keepers) = self.keeps.get_mut(id) else {
+            return;
+        };
+        keepers.retain(|keeper| *keeper != client);
+        if !keepers.is_empty() {
+            return;
+        }
+        self.keeps.remove(id);
+        let copy = self.disk.copies.get_mut(id).map(|copy| (copy.pinned, copy.doomed.take()));
+        if copy.is_some_and(|(pinned, _)| !pinned) {
+            self.disk.drop_copy(id);
+        }
+        match (copy, self.objects.get_mut(id)) {
+            (Some((_, doomed)), Some(object)) => object.doomed = object.doomed.or(doomed),
+            (Some((false, doomed)), None) => {
+                self.gone_on_disk.insert(*id, doomed.unwrap_or(GoneReason::Evicted));
+            }
+            _ => {}
         }
     }
 
@@ -351,7 +384,7 @@ impl Model {
     fn create_failed(&mut self, create: &Create, error: StoreError, now: NowNs) -> Result<(), String> {
         self.refused += 1;
         let ok = match error {
-            StoreError::ObjectExists => self.objects.contains_key(&create.id),
+            StoreError::ObjectExists => self.objects.contains_key(&create.id) || self.is_kept_on_disk(&create.id),
             StoreError::OutOfDisk => self.disk.full,
             // Without files, only the impatient and the impossible fail before the grace period can be over.
             StoreError::OutOfMemory => {
@@ -399,8 +432,12 @@ impl Model {
     }
 
     fn gone(&mut self, id: ObjectId, reason: GoneReason, memory: &mut Memory) -> Result<(), String> {
+        if self.gone_on_disk.get(&id) == Some(&reason) && !self.objects.contains_key(&id) {
+            self.gone_on_disk.remove(&id);
+            return Ok(());
+        }
         let object = self.objects.remove(&id).ok_or_else(|| format!("{id} is gone and was not there"))?;
-        let unused = object.sealed && !object.kept();
+        let unused = object.sealed && !self.has_use(&id, &object);
         let on_disk = self.disk.copies.contains_key(&id);
         let wanted = match reason {
             GoneReason::Evicted => object.doomed.is_none() && !on_disk,
@@ -433,7 +470,7 @@ impl Model {
         let Some(object) = self.objects.get(id).filter(|o| o.sealed) else {
             return Ok(());
         };
-        let over = object.doomed.is_some() && !object.kept();
+        let over = object.doomed.is_some() && !self.has_use(id, object);
         expect(!over, || format!("{id} should be gone: {object:?}"))?;
         let waited = self.gets.contains_key(id) || self.watches.contains_key(id);
         expect(!waited, || format!("{id} is sealed and waited for"))

@@ -242,6 +242,10 @@ impl World {
             if (runs.objects, runs.bytes) != (model.runs.len() as u64, left) {
                 return Err(format!("shard {}: {runs:?} of credit, expected {:?}", model.shard, model.runs));
             }
+            if stats.counters.kept.objects != model.keeps.len() as u64 {
+                let kept = stats.counters.kept;
+                return Err(format!("shard {}: {kept:?} are kept, expected {:?}", model.shard, model.keeps));
+            }
             if (stats.objects, stats.references) != (model.objects.len() as u64, references as u64) {
                 let objects = model.objects.len();
                 return Err(format!("shard {}: {stats:?}, expected {objects} objects", model.shard));

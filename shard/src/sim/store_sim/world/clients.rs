@@ -23,6 +23,12 @@ impl World {
             // Now and then something that makes no sense.
             _ if dice < 30 => self.any_request(shard, client, id)?,
             _ if dice < 90 => self.credit(shard, client, id)?,
+            None if dice < 250 && self.models[usize::from(shard)].is_kept_on_disk(&id) => match dice {
+                0..180 => self.unkeep_any(shard, client, id)?,
+                180..210 => self.delete(shard, client, id)?,
+                210..230 => self.keep(shard, client, id)?,
+                _ => self.contains(shard, client, id)?,
+            },
             None if dice < 800 => self.create(shard, client, id)?,
             None if dice < 930 => self.get(shard, client, id)?,
             None => self.watch_or_cancel(shard, client, id)?,
@@ -35,11 +41,13 @@ impl World {
                 _ => self.watch_or_cancel(shard, client, id)?,
             },
             Some((true, _)) => match dice {
-                0..450 => self.release_any(shard, client, id)?,
+                0..380 => self.release_any(shard, client, id)?,
+                380..450 => self.keep(shard, client, id)?,
                 450..650 => self.get(shard, client, id)?,
                 650..720 => self.delete(shard, client, id)?,
                 720..800 => self.pin(shard, id)?,
-                800..870 => self.unpin(shard, id)?,
+                800..840 => self.unpin(shard, id)?,
+                840..870 => self.unkeep_any(shard, client, id)?,
                 870..930 => self.free(shard, id)?,
                 _ => self.watch_or_cancel(shard, client, id)?,
             },
@@ -48,7 +56,7 @@ impl World {
     }
 
     fn any_request(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
-        match self.rng.below(10) {
+        match self.rng.below(13) {
             0 => self.create(shard, client, id),
             1 => self.seal(shard, client, id),
             2 => self.abort(shard, client, id),
@@ -58,6 +66,9 @@ impl World {
             6 => self.free(shard, id),
             7 => self.release(shard, client, id),
             8 => self.contains(shard, client, id),
+            9 => self.keep(shard, client, id),
+            10 => self.unkeep(shard, client, id),
+            11 => self.give_up(shard, id),
             _ => self.cancel_create(shard, client, id),
         }
     }
@@ -141,7 +152,7 @@ impl World {
         let (client, mut run) = model.runs[at];
         let number = run.run;
         let len = u64::from(data_bytes + metadata_bytes).max(1).next_multiple_of(SMALL_ALIGN_BYTES);
-        let result = match model.objects.contains_key(&id) {
+        let result = match model.objects.contains_key(&id) || model.is_kept_on_disk(&id) {
             _ if len > run.size_bytes => Err(StoreError::UnknownRun),
             true => Err(StoreError::ObjectExists),
             false => Ok(()),
@@ -156,7 +167,10 @@ impl World {
                 metadata_bytes: metadata_bytes.into(),
                 allocated_bytes: len,
             };
-            let refs = keeper.into_iter().collect();
+            if let Some(keeper) = keeper {
+                model.keeps.entry(id).or_default().push(keeper);
+            }
+            let refs = Vec::new();
             model.objects.insert(
                 id,
                 Object { place, creator: client, sealed: true, refs, pinned: false, spilling: false, doomed: None },
@@ -228,6 +242,9 @@ impl World {
         if wait && self.rng.permille(300) {
             return self.shard_event(shard, StoreEvent::GetToSend { client, token, id });
         }
+        if !wait && self.rng.permille(300) {
+            return self.shard_event(shard, StoreEvent::GetHere { client, token, id });
+        }
         self.shard_event(shard, StoreEvent::Get { client, token, id, wait })
     }
 
@@ -258,7 +275,8 @@ impl World {
     }
 
     fn contains(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
-        let (token, has) = (self.token(), self.models[usize::from(shard)].sealed(&id));
+        let (token, model) = (self.token(), &self.models[usize::from(shard)]);
+        let has = model.sealed(&id) || model.is_kept_on_disk(&id);
         let event = StoreEvent::Contains { client, token, id };
         self.exactly(shard, event, StoreEffect::Contained { client, token, id, has })
     }
@@ -278,11 +296,19 @@ impl World {
 
     fn delete(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
         let token = self.token();
-        let result = match self.model(shard).objects.get_mut(&id) {
-            None => Err(StoreError::ObjectNonexistent),
-            Some(object) => {
+        let model = &mut self.models[usize::from(shard)];
+        let in_use = model.objects.get(&id).is_some_and(|object| model.has_use(&id, object));
+        let is_kept_on_disk = model.is_kept_on_disk(&id);
+        let copy = model.disk.copies.get_mut(&id).filter(|_| is_kept_on_disk);
+        let result = match (copy, model.objects.get_mut(&id)) {
+            (Some(copy), _) => {
+                copy.doomed.get_or_insert(GoneReason::Deleted);
+                Err(StoreError::ObjectInUse)
+            }
+            (None, None) => Err(StoreError::ObjectNonexistent),
+            (None, Some(object)) => {
                 object.doomed.get_or_insert(GoneReason::Deleted);
-                match (object.sealed, !object.kept()) {
+                match (object.sealed, !in_use) {
                     (false, _) => Err(StoreError::ObjectNotSealed),
                     (true, false) => Err(StoreError::ObjectInUse),
                     (true, true) => Ok(()),
@@ -295,14 +321,73 @@ impl World {
 
     fn pin(&mut self, shard: ShardId, id: ObjectId) -> Result<(), String> {
         let (token, model) = (self.token(), self.model(shard));
-        let on_disk = model.disk.copies.contains_key(&id);
+        let on_disk = model.disk.copies.get_mut(&id).map(|copy| copy.pinned = true).is_some();
         let object = model.objects.get_mut(&id).filter(|o| o.sealed);
         let ok = object.map(|o| o.pinned |= !on_disk).is_some() || on_disk;
         self.exactly(shard, StoreEvent::Pin { token, id }, StoreEffect::Pinned { token, id, ok })
     }
 
+    fn keep(&mut self, shard: ShardId, keeper: ClientId, id: ObjectId) -> Result<(), String> {
+        let (token, model) = (self.token(), self.model(shard));
+        let ok = model.sealed(&id) || model.disk.copies.contains_key(&id);
+        if ok {
+            let keepers = model.keeps.entry(id).or_default();
+            keepers.retain(|known| *known != keeper);
+            keepers.push(keeper);
+        }
+        self.exactly(shard, StoreEvent::Keep { keeper, token, id }, StoreEffect::Kept { keeper, token, id, ok })
+    }
+
+    /// A client that keeps the object does so no more, or one that does not says so.
+    fn unkeep_any(&mut self, shard: ShardId, client: ClientId, id: ObjectId) -> Result<(), String> {
+        let keeper = self.models[usize::from(shard)].keeps.get(&id).map(|keepers| keepers[0]);
+        self.unkeep(shard, keeper.unwrap_or(client), id)
+    }
+
+    pub(super) fn unkeep(&mut self, shard: ShardId, keeper: ClientId, id: ObjectId) -> Result<(), String> {
+        self.model(shard).end_keep(keeper, &id);
+        self.shard_event(shard, StoreEvent::Unkeep { keeper, id })?;
+        self.check_gone(shard)
+    }
+
+    /// What is gone from disk must have been told, and those who waited for it.
+    fn check_gone(&self, shard: ShardId) -> Result<(), String> {
+        let untold = &self.models[usize::from(shard)].gone_on_disk;
+        match untold.is_empty() {
+            true => Ok(()),
+            false => Err(format!("{untold:?} are gone, and nobody is told")),
+        }
+    }
+
+    fn give_up(&mut self, shard: ShardId, id: ObjectId) -> Result<(), String> {
+        self.shard_event(shard, StoreEvent::GiveUp { id })?;
+        let model = &self.models[usize::from(shard)];
+        let is_known = model.objects.contains_key(&id) || model.disk.copies.contains_key(&id);
+        let waits = model.gets.contains_key(&id) || model.watches.contains_key(&id);
+        match waits && !is_known {
+            true => Err(format!("{id} was given up, and is waited for")),
+            false => Ok(()),
+        }
+    }
+
+    /// Before the store hears that a pin ends: true where it is on disk for somebody else too.
+    fn ends_on_disk(&mut self, shard: ShardId, id: &ObjectId, doom: Option<GoneReason>) -> bool {
+        let model = self.model(shard);
+        let is_kept_on_disk = model.is_kept_on_disk(id);
+        match model.disk.copies.get_mut(id).filter(|_| is_kept_on_disk) {
+            Some(copy) => {
+                copy.pinned = false;
+                copy.doomed = copy.doomed.or(doom);
+            }
+            None => model.disk.drop_copy(id),
+        }
+        is_kept_on_disk
+    }
+
     fn unpin(&mut self, shard: ShardId, id: ObjectId) -> Result<(), String> {
-        self.model(shard).disk.drop_copy(&id);
+        if self.ends_on_disk(shard, &id, None) {
+            return self.shard_event(shard, StoreEvent::Unpin { id });
+        }
         if let Some(object) = self.model(shard).objects.get_mut(&id) {
             object.pinned = false;
         }
@@ -310,7 +395,9 @@ impl World {
     }
 
     pub(super) fn free(&mut self, shard: ShardId, id: ObjectId) -> Result<(), String> {
-        self.model(shard).disk.drop_copy(&id);
+        if self.ends_on_disk(shard, &id, Some(GoneReason::Freed)) {
+            return self.shard_event(shard, StoreEvent::Free { id });
+        }
         if let Some(object) = self.model(shard).objects.get_mut(&id) {
             object.pinned = false;
             object.doomed.get_or_insert(GoneReason::Freed);
@@ -346,7 +433,12 @@ impl World {
             for object in model.objects.values_mut() {
                 object.refs.retain(|holder| *holder != client);
             }
+            let mut kept: Vec<_> =
+                model.keeps.iter().filter(|(_, by)| by.contains(&client)).map(|(id, _)| *id).collect();
+            kept.sort_unstable();
+            kept.iter().for_each(|id| model.end_keep(client, id));
             self.shard_event(shard, StoreEvent::ClientGone { client })?;
+            self.check_gone(shard)?;
             let model = &self.models[usize::from(shard)];
             model.objects.keys().try_for_each(|id| model.check_object(id))?;
         }

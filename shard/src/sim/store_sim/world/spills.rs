@@ -113,6 +113,10 @@ impl World {
 
     /// What is written or read ends, and everything is freed, in memory and on disk.
     pub(super) fn free_all(&mut self, shard: ShardId) -> Result<(), String> {
+        let keeps = self.models[usize::from(shard)].keeps.iter();
+        let mut kept: Vec<_> = keeps.flat_map(|(id, by)| by.iter().map(|keeper| (*id, *keeper))).collect();
+        kept.sort_unstable();
+        kept.into_iter().try_for_each(|(id, keeper)| self.unkeep(shard, keeper, id))?;
         loop {
             let model = &self.models[usize::from(shard)];
             if let Some(file) = model.disk.writing().first() {
