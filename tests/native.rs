@@ -158,18 +158,20 @@ fn spilled_files(parent: &Path) -> Vec<PathBuf> {
     nodes.flat_map(|node| files_of(node.path())).filter(is_spilled).collect()
 }
 
-/// A node of 64 MiB that spills to `dir`.
+/// A node of 32 MiB that spills to `dir`.
 fn spilling(cores: &str, dir: &Path) -> Node {
-    Node::start(&["--cores", cores, "--object-store-memory", "64M", "--spill-dir", dir.to_str().unwrap()])
+    Node::start(&["--cores", cores, "--object-store-memory", "32M", "--spill-dir", dir.to_str().unwrap()])
 }
 
 fn content(size_bytes: usize, seed: usize) -> Vec<u8> {
-    (0..size_bytes).map(|at| (at / 512 * 7 + seed) as u8).collect()
+    let mut bytes = vec![0; size_bytes];
+    bytes.chunks_mut(512).enumerate().for_each(|(at, chunk)| chunk.fill((at * 7 + seed) as u8));
+    bytes
 }
 
 /// Three times what fits, large objects and small ones.
 fn put_three_times_the_store(client: &Client) -> Vec<(ObjectId, Vec<u8>)> {
-    let sizes = (0..96).flat_map(|_| [2 << 20, 1000, 70_000, 1]);
+    let sizes = (0..48).flat_map(|_| [2 << 20, 1000, 70_000, 1]);
     let contents = sizes.enumerate().map(|(seed, size_bytes)| content(size_bytes, seed));
     contents.map(|bytes| (client.put(&bytes).unwrap(), bytes)).collect()
 }
