@@ -212,6 +212,9 @@ impl Control {
     /// News of the thread that moves objects, until it ends.
     pub async fn hear_transfers(self: Rc<Self>, news: flume::Receiver<TransferNews>) {
         while let Ok(news) = news.recv_async().await {
+            if let TransferNews::Received { object } = news {
+                self.copy_is_back(object);
+            }
             self.pulled(match news {
                 TransferNews::Received { object } => PullEvent::Here { object, held: true },
                 TransferNews::Progress { object, from } => PullEvent::Progress { object, from },
