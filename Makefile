@@ -65,7 +65,7 @@ test-otel: setup ## the feature `otel`: lint, and spans that reach a collector (
 	$(CARGO) clippy --locked --features otel --all-targets -- -D warnings
 	$(CARGO) test --locked --features otel --test otel
 
-test-netns: attach ## three hosts in network namespaces, and cables that are pulled (needs root; not part of `make test`)
+test-netns: attach ## hosts in network namespaces: cables that are pulled, and wires that carry little (needs root; not part of `make test`)
 	RAYLET_UNDER_TEST=ours $(PY) -m pytest tests/netns $(PYTEST)
 
 test-systemd: build ## the packages' unit under a systemd of its own, in namespaces (needs root; not part of `make test`)

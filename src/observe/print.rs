@@ -171,6 +171,9 @@ fn transfer(t: &TransferStatus) -> String {
     if t.file_sent_bytes > 0 {
         let _ = write!(text, "; {} sent from spill files", bytes(t.file_sent_bytes));
     }
+    if t.relay_sent_bytes > 0 {
+        let _ = write!(text, "; {} sent on while coming", bytes(t.relay_sent_bytes));
+    }
     if t.pulls_wanted > 0 {
         let _ = write!(text, "; {} wanted, {} asked for", t.pulls_wanted, t.pulls_asked);
     }

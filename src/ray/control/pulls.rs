@@ -219,6 +219,7 @@ impl Control {
                 TransferNews::Received { object } => PullEvent::Here { object, held: true },
                 TransferNews::Progress { object, from } => PullEvent::Progress { object, from },
                 TransferNews::Failed { object, from } => PullEvent::Failed { object, from },
+                TransferNews::Elsewhere { object, from, to } => PullEvent::Elsewhere { object, from, to },
                 TransferNews::NoRoom { object } => PullEvent::NoRoom { object },
             });
         }
