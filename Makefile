@@ -14,7 +14,7 @@ PYTEST ?=
 export RAYLET_TEST_PYTHON := $(abspath $(PY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build attach detach run test lint test-rust test-ray test-ray-stock package test-package test-otel test-netns test-shuffle sim-nightly fuzz bench-ray bench-native bench-scaling miri clean
+.PHONY: help setup build attach detach run test lint test-rust test-ray test-ray-stock package test-package test-otel test-netns test-systemd test-shuffle sim-nightly fuzz bench-ray bench-native bench-scaling miri clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -65,8 +65,12 @@ test-otel: setup ## the feature `otel`: lint, and spans that reach a collector (
 	$(CARGO) clippy --locked --features otel --all-targets -- -D warnings
 	$(CARGO) test --locked --features otel --test otel
 
-test-netns: attach ## three hosts in network namespaces, and cables that are pulled (needs root; not part of `make test`)
+test-netns: attach ## hosts in network namespaces: cables that are pulled, and wires that carry little (needs root; not part of `make test`)
 	RAYLET_UNDER_TEST=ours $(PY) -m pytest tests/netns $(PYTEST)
+
+test-systemd: build ## the packages' unit under a systemd of its own, in namespaces (needs root; not part of `make test`)
+	@./scripts/setup.sh package
+	$(PY) -m pytest tests/systemd $(PYTEST)
 
 test-shuffle: attach ## Ray Data shuffles 2 GiB through a store of 512 MiB (minutes; not part of `make test`, which shuffles less)
 	RAYLET_UNDER_TEST=ours RAYLET_SHUFFLE_MIB=2048 $(PY) -m pytest tests/ray/test_data_shuffle.py $(PYTEST)

@@ -372,6 +372,13 @@ pub enum ToControl {
     Seen(Vec<Sighting>),
     /// Something for one of Ray's IO workers.
     Spill(SpillAsk),
+    /// An object's copy on disk can't be read back.
+    CopyLost {
+        /// The object.
+        object: ObjectId,
+        /// Its owner, who knows of other copies.
+        owner: WorkerId,
+    },
     /// The store is full and creates wait: workers should drop references.
     StoreFull,
     /// A message on the raylet socket that is not answered on the core.

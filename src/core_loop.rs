@@ -655,7 +655,7 @@ impl Core {
                     self.send_peer(shard, PeerMessage::StoreAnswer(effect));
                 }
                 Requester::Shard(_) => CoreRpc::pinned(self, token, ok),
-                // Neither of them pins anything.
+                // Neither of them waits for it.
                 Requester::Control | Requester::Transfer => {}
             },
             StoreEffect::Watched { token, id } => self.watched(token, id, effect),

@@ -292,8 +292,13 @@ fn a_service_manager_hears_of_readiness_life_and_end_and_topology_shows_the_node
 
 /// A node of its own on a machine that hwloc is told about, with its status once it answers.
 fn node_on(machine: &str, arguments: &[&str]) -> (TempDir, Running, Value) {
+    node_with(machine, arguments, |_| ())
+}
+
+fn node_with(machine: &str, arguments: &[&str], prepare: impl Fn(&mut Command)) -> (TempDir, Running, Value) {
     let nodes = tempfile::tempdir().unwrap();
     let mut command = program(&nodes.path().join("nodes"));
+    prepare(&mut command);
     command.env("HWLOC_SYNTHETIC", machine).args(["--object-store-memory=64M", "--warm-reserve=64M"]).args(arguments);
     let log = nodes.path().join("log");
     let mut node = Running(command.stdout(Stdio::null()).stderr(fs::File::create(&log).unwrap()).spawn().unwrap());
@@ -411,7 +416,9 @@ fn native_workers_are_bound_to_the_numa_node_of_the_core_that_granted_their_leas
     let worker = format!("{} --worker", example("parallel_map").display());
     let flags = ["--cores=0-1", "--pin-workers", "--resources=CPU=2", "--worker-command", &worker];
     // Two NUMA nodes of one hardware thread and one shard each.
-    let (nodes, node, status) = node_on("node:2 core:1 pu:1", &flags);
+    let (nodes, node, status) = node_with("node:2 core:1 pu:1", &flags, |node| {
+        node.env("RAY_AUTH_TOKEN", "the token of peers");
+    });
     let status_now = || -> Value {
         let said = say(program(&nodes.path().join("nodes")).args(["status", "--json"]));
         serde_json::from_str::<Value>(&said.out).unwrap()[0].take()
@@ -448,6 +455,13 @@ fn native_workers_are_bound_to_the_numa_node_of_the_core_that_granted_their_leas
     }
     assert_eq!(leased_by(&status_now()), [1, 1], "clients are served by the cores in turn");
     assert_eq!(status_now()["workers"]["pinned"], 2);
+    for pid in &known {
+        let environment = fs::read_to_string(format!("/proc/{pid}/environ")).unwrap();
+        assert!(
+            environment.contains("RAYLET_START_TOKEN=") && !environment.contains("the token of peers"),
+            "{environment}"
+        );
+    }
     for lease in held {
         lease.return_().unwrap();
     }

@@ -68,6 +68,9 @@ pub struct NodeFlags {
     /// Connections to each node that objects are fetched from; 0: one for each core, 2 to 8 [env: RAYLET_URING_BULK_LANES].
     #[arg(long, value_name = "NUMBER")]
     pub bulk_lanes: Option<String>,
+    /// Nodes that a large object is sent to at a time, which send it on; 0: all get it from here [env: RAYLET_URING_BULK_FANOUT].
+    #[arg(long, value_name = "NUMBER")]
+    pub bulk_fanout: Option<String>,
     /// Nodes to fetch objects from and send leases to, as host:port,host:port; not under Ray [env: RAYLET_URING_PEERS].
     #[arg(long, value_name = "LIST")]
     pub peers: Option<String>,
@@ -114,6 +117,7 @@ impl NodeFlags {
             ("busy_poll", &self.busy_poll),
             ("bulk_port", &self.bulk_port),
             ("bulk_lanes", &self.bulk_lanes),
+            ("bulk_fanout", &self.bulk_fanout),
             ("peers", &self.peers),
             ("peer_listen", &self.peer_listen),
             ("token_file", &self.token_file),

@@ -71,6 +71,8 @@ pub struct Config {
     pub bulk_port: Option<u16>,
     /// Connections to each node that objects are fetched from; 0: as many as there are cores, from 2 to 8.
     pub bulk_lanes: usize,
+    /// Nodes that a large object is sent to at a time; those that ask meanwhile get it from these. 0: all get it from here.
+    pub bulk_fanout: usize,
     /// Nodes that a node of its own fetches objects from and sends leases to, each as `host:port`.
     pub peers: Vec<String>,
     /// Where a node of its own serves its peers; `None`: nowhere, or at the default address where it has peers.
@@ -199,6 +201,9 @@ impl Config {
             bulk_lanes: values
                 .take("bulk_lanes", "a number from 0 to 64", |text| text.parse().ok().filter(|n| *n <= BULK_LANES_MAX))?
                 .unwrap_or(0),
+            bulk_fanout: values
+                .take("bulk_fanout", "a number of nodes", |text| text.parse().ok())?
+                .unwrap_or(raylet_shard::pull::FANOUT),
             peers: values
                 .take("peers", "addresses like host:7480,[fd00::2]:7480, each once, at most 1024", parse_peers)?
                 .unwrap_or_default(),
@@ -258,6 +263,7 @@ impl Config {
                 "busy_poll" => self.busy_poll.to_string(),
                 "bulk_port" => self.bulk_port.map_or("off".to_owned(), |port| port.to_string()),
                 "bulk_lanes" => self.bulk_lanes.to_string(),
+                "bulk_fanout" => self.bulk_fanout.to_string(),
                 "peers" if self.peers.is_empty() => "none".to_owned(),
                 "peers" => self.peers.join(","),
                 "peer_listen" => self.peer_listen.map_or("where there are peers".to_owned(), |a| a.to_string()),

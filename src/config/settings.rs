@@ -107,6 +107,12 @@ pub const SETTINGS: &[Setting] = &[
         "connections to each node that objects are fetched from; 0: one for each core, 2 to 8",
     ),
     setting(
+        "bulk_fanout",
+        "RAYLET_URING_BULK_FANOUT",
+        "--bulk-fanout",
+        "nodes that a large object is sent to at a time, which send it on to those that ask meanwhile; 0: all get it from here",
+    ),
+    setting(
         "peers",
         "RAYLET_URING_PEERS",
         "--peers",

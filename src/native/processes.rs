@@ -20,6 +20,9 @@ pub const SOCKET_VARIABLE: &str = "RAYLET_SOCKET";
 /// Where it finds the kind of lease that it is to serve.
 pub const CLASS_VARIABLE: &str = "RAYLET_WORKER_CLASS";
 
+/// What peers know each other by is none of a worker's business: the node's own door asks for no token.
+const SECRETS: [&str; 1] = ["RAY_AUTH_TOKEN"];
+
 /// How long a started worker may take to register.
 pub const REGISTER_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -80,7 +83,8 @@ impl Processes {
             (CLASS_VARIABLE, kind.to_owned()),
         ];
         let env = env.map(|(name, value)| (name.to_owned(), value)).into();
-        let command = CommandLine { argv: self.command.clone(), env, env_remove: Vec::new() };
+        let env_remove = SECRETS.map(str::to_owned).into();
+        let command = CommandLine { argv: self.command.clone(), env, env_remove };
         SpawnSpec { command, own_group: true, oom_score_adjustment: Some(OOM_SCORE_ADJUSTMENT), ..SpawnSpec::default() }
     }
 

@@ -23,7 +23,8 @@ fn write_status(out: &mut String, status: &NodeStatus) -> fmt::Result {
     let doors = doors.collect::<Vec<_>>().join(" and ");
     let cores: Vec<u32> = status.cores.clone();
     write!(out, "raylet-uring {}  pid {}  up {}", status.version, status.pid, duration(status.uptime_s))?;
-    writeln!(out, "  {doors} door  cores {}", format_list(&cores))?;
+    let cores = if cores.is_empty() { "any".to_owned() } else { format_list(&cores) };
+    writeln!(out, "  {doors} door  cores {cores}")?;
     if !status.node_id.is_empty() {
         writeln!(out, "node {}", status.node_id)?;
     }
@@ -169,6 +170,9 @@ fn transfer(t: &TransferStatus) -> String {
     }
     if t.file_sent_bytes > 0 {
         let _ = write!(text, "; {} sent from spill files", bytes(t.file_sent_bytes));
+    }
+    if t.relay_sent_bytes > 0 {
+        let _ = write!(text, "; {} sent on while coming", bytes(t.relay_sent_bytes));
     }
     if t.pulls_wanted > 0 {
         let _ = write!(text, "; {} wanted, {} asked for", t.pulls_wanted, t.pulls_asked);
@@ -420,6 +424,7 @@ sockets
     #[test]
     fn an_empty_node_has_no_empty_tables() {
         let text = render(&NodeStatus::default());
+        assert!(text.lines().next().unwrap().ends_with("cores any"), "{text}");
         for title in ["arenas", "shards", "queues", "operations", "sockets", "resources"] {
             assert!(!text.contains(&format!("\n{title}\n")), "{title}");
         }

@@ -70,6 +70,8 @@ pub struct TransferStatus {
     pub call_sent_bytes: u64,
     /// Of what was sent either way: read from files, of objects that were on disk only.
     pub file_sent_bytes: u64,
+    /// Of what was sent either way: of objects that were still being received.
+    pub relay_sent_bytes: u64,
     /// Objects that are wanted from other nodes.
     pub pulls_wanted: u64,
     /// Of these, those that a node was asked for.

@@ -229,6 +229,7 @@ impl Peers {
                 }
                 TransferNews::Progress { object, from } => PullEvent::Progress { object, from },
                 TransferNews::Failed { object, from } => PullEvent::Failed { object, from },
+                TransferNews::Elsewhere { object, from, to } => PullEvent::Elsewhere { object, from, to },
                 TransferNews::NoRoom { object } => PullEvent::NoRoom { object },
             }]);
         }

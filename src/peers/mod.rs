@@ -158,6 +158,8 @@ pub struct PeerSettings {
     pub auth: Auth,
     /// Lanes to each node; 0: as many as cores.
     pub lanes: usize,
+    /// Nodes that a large object is sent to at a time; 0: all that want it.
+    pub fanout: usize,
 }
 
 impl PeerSettings {
@@ -181,7 +183,8 @@ impl PeerSettings {
         let listener = TcpListener::bind(address).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Some(Self { peers: config.peers.clone(), listener, address, auth, lanes: config.bulk_lanes }))
+        let (lanes, fanout) = (config.bulk_lanes, config.bulk_fanout);
+        Ok(Some(Self { peers: config.peers.clone(), listener, address, auth, lanes, fanout }))
     }
 }
 
@@ -229,6 +232,7 @@ impl Peers {
             bulk_listeners: vec![settings.listener],
             peers: Some(door.clone()),
             lanes_per_node: transfer::lanes_per_node(settings.lanes, engine.cores.len()),
+            fanout: settings.fanout,
             lane_cores: engine.lane_shards.clone(),
             auth: settings.auth,
             tls: None,

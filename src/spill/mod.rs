@@ -27,7 +27,7 @@ use crate::core_loop::Core;
 use crate::native;
 use crate::ray::messages::Owner;
 use crate::ray::plasma_conn::back_in_background;
-use crate::ray::proto::{self, ErrorType};
+use crate::ray::proto;
 use external::{External, SpillAsk, SpillTold};
 use files::{FileSettings, Files};
 use memory::ArenaMemory;
@@ -328,13 +328,11 @@ impl Spills {
             }
             StoreEffect::FallbackReturned { segment } => self.files().remove(segment),
             StoreEffect::SpilledLost { id, owner } => {
-                tracing::error!(%id, "a spilled object is lost: it can't be read back");
-                if native::is_owner(core, &owner) {
-                    native::object_lost(core, id);
-                    return self.pump(core);
+                tracing::error!(%id, "the copy of a spilled object can't be read back");
+                match native::is_owner(core, &owner) {
+                    true => native::object_lost(core, id),
+                    false => core.tell_control(ToControl::CopyLost { object: id, owner }),
                 }
-                let metadata = (ErrorType::ObjectLost as i32).to_string().into_bytes();
-                core.plasma.put_error(core, id, metadata);
             }
             _ => {}
         }

@@ -1,7 +1,9 @@
 """Hosts on one machine: a network namespace each, and a switch between them whose cables can be pulled. Needs root."""
 
 import contextlib
+import json
 import os
+import pathlib
 import subprocess
 import sys
 import textwrap
@@ -12,6 +14,13 @@ import harness
 
 #: The interpreter whose Ray runs on the hosts.
 PYTHON = sys.executable
+
+#: Where the GCS of the first host listens.
+PORT = 6379
+
+#: A node that is silent for some ten seconds is dead.
+SYSTEM_CONFIG = {"health_check_period_ms": 500, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 8,
+                 "health_check_initial_delay_ms": 0}
 
 
 def ip(*words):
@@ -46,6 +55,11 @@ class Host:
             )
         self.processes.append(psutil.Process(child.pid))
         return self.processes[-1]
+
+    def limit_sending(self, bits):
+        """What the host sends leaves with so many bits in a second, as over a wire of its own."""
+        ip("netns", "exec", self.name, "tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", f"{bits}bit",
+           "burst", "256kb", "latency", "50ms")
 
     def program(self, source, *arguments, environment, timeout_s=120):
         """Runs Python source on the host; returns what it printed."""
@@ -94,3 +108,41 @@ def hosts(count):
         yield network.hosts
     finally:
         network.close()
+
+
+@contextlib.contextmanager
+def ray_cluster(count, store_bytes=100 * harness.MIB):
+    """Hosts with a node of Ray each, the head node on the first, each with a resource of its own: `host0`, `host1`, ...
+
+    Gives the hosts, and the environment for programs on them.
+    """
+    with harness.short_directory() as directory, hosts(count) as machines:
+        environment = harness.clean_environment(RAY_AUTH_MODE="disabled", PYTHONPATH=None)
+        environment["RAY_raylet_start_wait_time_s"] = "120"
+        for number, host in enumerate(machines):
+            common = ["--block", "--num-cpus=2", f"--object-store-memory={store_bytes}", "--disable-usage-stats",
+                      f"--node-ip-address={host.address}", f"--resources={json.dumps({f'host{number}': 1})}"]
+            role = ["--head", f"--port={PORT}", f"--temp-dir={directory}", "--include-dashboard=false",
+                    f"--system-config={json.dumps(SYSTEM_CONFIG)}"] if number == 0 else [f"--address=10.77.0.1:{PORT}"]
+            log = pathlib.Path(directory) / f"host{number}.log"
+            host.start(PYTHON, "-m", "ray.scripts.scripts", "start", *role, *common, log=log, environment=environment)
+            harness.wait_until(lambda: raylet_of(host) or failed(host, log), "the host's raylet runs", timeout_s=90)
+            harness.assert_raylet_under_test(raylet_of(host))
+        yield machines, environment
+        harness.keep_logs(directory)
+
+
+def raylet_of(host):
+    """The raylet of a host, if it runs."""
+    for process in host.everything():
+        try:
+            if pathlib.Path(process.cmdline()[0]).name == "raylet":
+                return process
+        except (psutil.NoSuchProcess, IndexError):
+            continue
+    return None
+
+
+def failed(host, log):
+    """Fails with the log of a host on which `ray start` ended."""
+    assert host.processes[0].is_running(), log.read_text()[-2000:]

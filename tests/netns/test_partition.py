@@ -3,19 +3,10 @@
 `make test-netns`, as root. RAYLET_UNDER_TEST says whose raylet is meant, as in tests/ray.
 """
 
-import json
-import pathlib
-
-import psutil
 import pytest
 
 import harness
-from hosts import PYTHON, hosts
-
-#: A node that is silent for some ten seconds is dead.
-SYSTEM_CONFIG = {"health_check_period_ms": 500, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 8,
-                 "health_check_initial_delay_ms": 0}
-PORT = 6379
+from hosts import ray_cluster, raylet_of
 
 #: Beginning of each program: connects, and knows its tasks.
 DRIVER = """
@@ -52,37 +43,9 @@ wait_until(lambda: len(alive()) == 3, "three nodes")
 
 @pytest.fixture
 def cluster():
-    """Three hosts, the head node on the first, each with a resource of its own."""
-    with harness.short_directory() as directory, hosts(3) as machines:
-        environment = harness.clean_environment(RAY_AUTH_MODE="disabled", PYTHONPATH=None)
-        environment["RAY_raylet_start_wait_time_s"] = "120"
-        for number, host in enumerate(machines):
-            common = ["--block", "--num-cpus=2", f"--object-store-memory={100 * harness.MIB}", "--disable-usage-stats",
-                      f"--node-ip-address={host.address}", f"--resources={json.dumps({f'host{number}': 1})}"]
-            role = ["--head", f"--port={PORT}", f"--temp-dir={directory}", "--include-dashboard=false",
-                    f"--system-config={json.dumps(SYSTEM_CONFIG)}"] if number == 0 else [f"--address=10.77.0.1:{PORT}"]
-            log = pathlib.Path(directory) / f"host{number}.log"
-            host.start(PYTHON, "-m", "ray.scripts.scripts", "start", *role, *common, log=log, environment=environment)
-            harness.wait_until(lambda: raylet_of(host) or failed(host, log), "the host's raylet runs", timeout_s=90)
-            harness.assert_raylet_under_test(raylet_of(host))
-        yield machines, environment
-        harness.keep_logs(directory)
-
-
-def raylet_of(host):
-    """The raylet of a host, if it runs."""
-    for process in host.everything():
-        try:
-            if pathlib.Path(process.cmdline()[0]).name == "raylet":
-                return process
-        except (psutil.NoSuchProcess, IndexError):
-            continue
-    return None
-
-
-def failed(host, log):
-    """Fails with the log of a host on which `ray start` ended."""
-    assert host.processes[0].is_running(), log.read_text()[-2000:]
+    """Three hosts and their nodes."""
+    with ray_cluster(3) as running:
+        yield running
 
 
 def test_a_partition_that_heals_is_survived(cluster, tmp_path):

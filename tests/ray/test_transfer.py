@@ -50,6 +50,9 @@ class Peer:
     def check_refs(self, refs, size, seeds):
         return [is_right(ray.get(ref, timeout=60), size, seed) for ref, seed in zip(refs, seeds)]
 
+    def hold(self, refs):
+        self.held["got"] = [ray.get(ref, timeout=60) for ref in refs]
+
     def drop(self):
         self.held.clear()
 
@@ -196,8 +199,10 @@ def test_what_is_on_disk_only_is_served_from_its_file(running, actors):
     if source.kind == "ours":
         sent = status_of(source)["transfer"]["file_sent_bytes"]
         assert sent >= read * size, f"{sent} bytes were sent from files"
-    # Bytes that change on the disk go nowhere; what is lost is called lost.
+    # Bytes that change on the disk go nowhere: what another node has comes from there, what is lost is called lost.
     assert files_before
+    elsewhere = range(read + 3, read + 6)
+    get(actors[0].hold.remote([refs[seed] for seed in elsewhere]), 120)
     for path in spill_files_of(running, source):
         harness.change_bytes(path)
     lost = 0
@@ -209,6 +214,8 @@ def test_what_is_on_disk_only_is_served_from_its_file(running, actors):
         except ray.exceptions.ObjectLostError:
             lost += 1
     assert lost == 3 or source.kind == "stock", f"{lost} of 3 were called lost"
+    rights = get(maker.check_refs.remote([refs[seed] for seed in elsewhere], size, elsewhere), 120)
+    assert all(rights) or source.kind == "stock", rights
 
 
 def status_of(node):

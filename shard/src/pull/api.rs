@@ -108,6 +108,15 @@ pub enum PullEvent {
         /// Who was asked.
         from: NodeId,
     },
+    /// A node that was asked has named another one, which will send the object while it is still being sent it.
+    Elsewhere {
+        /// The object.
+        object: ObjectId,
+        /// Who was asked.
+        from: NodeId,
+        /// Whom to ask.
+        to: NodeId,
+    },
     /// The store had no room for the object.
     NoRoom {
         /// The object.

@@ -128,6 +128,7 @@ impl PullManager {
             PullEvent::Gone { object } => self.gone(&object, now),
             PullEvent::Progress { object, from } => self.progress(&object, from, now),
             PullEvent::Failed { object, from } => self.failed(&object, from, now, out),
+            PullEvent::Elsewhere { object, from, to } => self.elsewhere(&object, from, to, now, out),
             PullEvent::NoRoom { object } => self.no_room(&object, now),
             PullEvent::NodeGone { node } => self.node_gone(node, now, out),
             PullEvent::Room { free_bytes, starving } => {
@@ -345,6 +346,18 @@ impl PullManager {
             pull.nodes.clear();
         });
         self.deactivate_unready(object, out);
+    }
+
+    /// Asks whom the node has named, which the owner need not know of. If that fails, one of the nodes that the owner told of is next.
+    fn elsewhere(&mut self, object: &ObjectId, from: NodeId, to: NodeId, now: NowNs, out: &mut Vec<PullEffect>) {
+        if self.dead.contains(&to) || to == from {
+            return self.failed(object, from, now, out);
+        }
+        if let Some(pull) = self.pulls.get_mut(object).filter(|pull| pull.asked == Some(from)) {
+            pull.asked = Some(to);
+            self.set_due(object, now.saturating_add(self.config.timeout_ns));
+            out.push(PullEffect::Ask { object: *object, from: to });
+        }
     }
 
     fn no_room(&mut self, object: &ObjectId, now: NowNs) {

@@ -63,11 +63,12 @@ impl Receiver {
     /// Lends what is there of an object, where there is memory for it: from now on each further chunk is told of
     /// ([`ReceiveEffect::Arrived`]), and none of its memory is given up or written to again before [`ReceiveEvent::Returned`].
     pub fn lend(&mut self, object: &ObjectId) -> Option<Lent<'_>> {
-        let Phase::Open { shape, have, lent, .. } = &mut self.objects.get_mut(object)?.phase else {
+        let Receiving { owner, phase: Phase::Open { shape, have, lent, .. }, .. } = self.objects.get_mut(object)?
+        else {
             return None;
         };
         *lent = true;
-        Some(Lent { total_bytes: shape.total_bytes, metadata_bytes: shape.metadata_bytes, have })
+        Some(Lent { owner: *owner, total_bytes: shape.total_bytes, metadata_bytes: shape.metadata_bytes, have })
     }
 
     /// True where an object is expected, or being received.

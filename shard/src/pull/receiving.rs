@@ -75,6 +75,8 @@ pub(super) struct Again {
 /// What is there of an object that is being received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lent<'a> {
+    /// Who owns it.
+    pub owner: WorkerId,
     /// Size of the whole object: data, and the metadata behind them.
     pub total_bytes: u64,
     /// Size of the metadata.

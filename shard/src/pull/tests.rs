@@ -122,6 +122,22 @@ fn a_get_asks_the_likely_node_and_the_owner_only_where_that_comes_to_nothing() {
 }
 
 #[test]
+fn a_node_that_another_one_names_is_asked_and_left_for_those_the_owner_told_of() {
+    let mut manager = manager(100);
+    want(&mut manager, 1, Kind::Get, &[1]);
+    assert_eq!(located(&mut manager, 0, 1, 10, &[A]), [ask(1, A)]);
+    let elsewhere = |from, to| PullEvent::Elsewhere { object: object(1), from, to };
+    assert!(tell(&mut manager, 0, elsewhere(B, A)).is_empty(), "it was not asked");
+    assert_eq!(tell(&mut manager, 5 * SECOND, elsewhere(A, B)), [ask(1, B)]);
+    assert!(tell(&mut manager, 14 * SECOND, PullEvent::Tick).is_empty(), "it has its own time");
+    assert_eq!(tell(&mut manager, 15 * SECOND, PullEvent::Tick), [ask(1, A)]);
+    tell(&mut manager, 15 * SECOND, PullEvent::NodeGone { node: B });
+    let named = tell(&mut manager, 15 * SECOND, elsewhere(A, B));
+    assert!(named.is_empty(), "it is dead: as if A had failed");
+    assert_eq!(tell(&mut manager, 16 * SECOND, PullEvent::Tick), [ask(1, A)]);
+}
+
+#[test]
 fn arguments_fit_the_room_and_the_first_is_fetched_whatever_room_there_is() {
     let mut manager = manager(100);
     want(&mut manager, 1, Kind::Arguments, &[1, 2]);

@@ -1,10 +1,13 @@
 //! Objects on their way between nodes, under a seeded simulator.
 //!
-//! Two to five nodes with small stores, in some worlds up to 200, want each other's objects. Requests, chunks and answers are lost, repeated, spoilt and
-//! overtake each other; owners tell of locations late; nodes die, and what is lost is made again with other bytes; clients hold
+//! Two to seven nodes with small stores, in some worlds up to 200, want each other's objects, at times all of them the same. Each pair
+//! speaks in one of two ways. In messages: requests, chunks and answers are lost, repeated, spoilt and overtake each other. Or over lanes,
+//! on which objects are offered first: they break, and what they were writing and reading goes on for a while; nodes that ask are sent to
+//! each other, and hand chunks on that they are still receiving. Owners tell of locations late; nodes die, and what is lost is made again
+//! with other bytes; clients hold
 //! objects and wait for room. After every step each state machine is sound, the memory of every store adds up, and a
-//! sealed object has each of its chunks, from one sender's copy. At the end of a world nothing more is lost: then everything
-//! that is wanted and somewhere arrives, and nothing stays behind.
+//! sealed object has each of its chunks, from one sender's copy; what is written and read belongs to the object it is meant for. At the end
+//! of a world nothing more is lost: then everything that is wanted and somewhere arrives, and nothing stays behind.
 
 mod model;
 mod report;

@@ -88,6 +88,7 @@ impl Control {
             ToControl::Peers(_) | ToControl::Found { .. } => {}
             ToControl::Seen(sightings) => self.seen(sightings),
             ToControl::Spill(ask) => self.spill(ask),
+            ToControl::CopyLost { object, owner } => self.copy_lost(object, owner),
             ToControl::StoreFull => self.collect_garbage_soon(),
             ToControl::Message { conn, message } => self.client_message(conn, message),
             ToControl::Gone { conn, .. } => {

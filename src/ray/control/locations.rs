@@ -88,6 +88,11 @@ impl Locations {
         new
     }
 
+    /// Where an owner is reached.
+    pub(super) fn address_of(&self, owner: &WorkerId) -> Option<Address> {
+        self.owners.get(owner).map(|book| book.address.clone())
+    }
+
     /// Notes a change. True where somebody has to begin telling the owner.
     fn note(&mut self, owner: &WorkerId, object: ObjectId, change: impl FnOnce(&mut Due)) -> bool {
         let Some(book) = self.owners.get_mut(owner) else {
@@ -184,6 +189,7 @@ impl Control {
             match sighting {
                 Sighting::Owner(owner) => self.owner_seen(address(owner)),
                 Sighting::Here { owner, object } => {
+                    self.copy_is_back(object);
                     self.pull_seen(object, true);
                     self.note_location(owner, object, |due| due.here = Some(true));
                 }

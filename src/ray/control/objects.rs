@@ -65,6 +65,8 @@ struct Asked {
     owner: WorkerId,
     /// Since when the owner knows of no place to fetch it from, while it isn't making it either.
     nowhere_since: Option<Instant>,
+    /// The copy on this node's disk can't be read: without another one the object is lost.
+    copy_lost: bool,
 }
 
 impl Wish {
@@ -325,9 +327,59 @@ impl Control {
         let Some(owner) = self.objects.borrow().owner_of(&object) else {
             return;
         };
-        let asked = Asked { owner: owner.worker, nowhere_since: None };
+        let before = self.objects.borrow_mut().asked.remove(&object);
+        self.ask_owner(object, owner.worker, &address(owner), before);
+    }
+
+    /// Has an owner tell where an object is, also where it has told before.
+    fn ask_owner(self: &Rc<Self>, object: ObjectId, owner: WorkerId, address: &proto::Address, before: Option<Asked>) {
+        let owners = self.owners();
+        let copy_lost = before.as_ref().is_some_and(|asked| asked.copy_lost);
+        if let Some(before) = before {
+            owners.unsubscribe(before.owner, object);
+        }
+        let asked = Asked { owner, nowhere_since: None, copy_lost };
         self.objects.borrow_mut().asked.insert(object, asked);
-        self.owners().subscribe(&address(owner), object);
+        owners.subscribe(address, object);
+    }
+
+    /// An object's copy on disk can't be read back. Its owner knows whether there is another, on another node; if not, it is lost.
+    pub(super) fn copy_lost(self: &Rc<Self>, object: ObjectId, owner: WorkerId) {
+        let address = self.locations.borrow().address_of(&owner);
+        let has_room = self.objects.borrow().asked.len() < MAX_WISHES;
+        let is_alone = self.nodes.borrow().len() <= 1;
+        let Some(address) = address.filter(|_| has_room && !is_alone) else {
+            return self.lose(object, ErrorType::ObjectLost);
+        };
+        let before = self.objects.borrow_mut().asked.remove(&object);
+        let before = before.unwrap_or(Asked { owner, nowhere_since: None, copy_lost: true });
+        self.ask_owner(object, owner, &address, Some(Asked { copy_lost: true, ..before }));
+    }
+
+    /// What the owner of such an object says of other copies. Whoever wants the object has it fetched.
+    fn copy_judged(&self, object: ObjectId, is_elsewhere: bool) {
+        let (was_lost, is_pulled) = {
+            let mut objects = self.objects.borrow_mut();
+            let is_pulled = objects.owner_of(&object).is_some();
+            let asked = objects.asked.get_mut(&object).filter(|asked| asked.copy_lost);
+            (asked.map(|asked| asked.copy_lost = is_elsewhere).is_some(), is_pulled)
+        };
+        if was_lost && !is_elsewhere {
+            tracing::error!(%object, "a spilled object is lost: it can't be read back, and there is no other copy");
+            self.lose(object, ErrorType::ObjectLost);
+        }
+        if was_lost && !is_pulled {
+            self.locate_no_more(object);
+        }
+    }
+
+    /// An object came whose copy on disk was lost: what its owner believes to be kept here is kept again.
+    pub(super) fn copy_is_back(&self, object: ObjectId) {
+        let was_lost =
+            self.objects.borrow_mut().asked.get_mut(&object).is_some_and(|asked| std::mem::take(&mut asked.copy_lost));
+        if was_lost {
+            self.store(&object, StoreEvent::Pin { token: self.token(), id: object });
+        }
     }
 
     /// Its owner need not tell any more.
@@ -370,8 +422,12 @@ impl Control {
                         && !NodeId::from_slice(node).is_some_and(|node| self.dead.borrow().has_node(&node))
                 });
                 let somewhere = locations.pending_creation || elsewhere || !locations.spilled_url.is_empty();
+                let spilled = NodeId::from_slice(&locations.spilled_node_id).filter(|node| !node.is_nil());
+                let on_other_disk =
+                    spilled.is_some_and(|node| node != self.node_id && !self.dead.borrow().has_node(&node));
                 self.objects.borrow_mut().located(&object, somewhere, Instant::now());
                 self.pull_located(object, &locations);
+                self.copy_judged(object, locations.pending_creation || elsewhere || on_other_disk);
             }
             OwnerEvent::Ended { owner, object } => {
                 tracing::info!(%object, %owner, "an object is wanted that its owner has no more");
@@ -509,7 +565,7 @@ mod tests {
     fn an_object_that_is_nowhere_is_given_up_in_time() {
         let (mut objects, now) = (Objects::default(), Instant::now());
         let patience = Duration::from_secs(10);
-        objects.asked.insert(OBJECT, Asked { owner: WorkerId([2; 28]), nowhere_since: None });
+        objects.asked.insert(OBJECT, Asked { owner: WorkerId([2; 28]), nowhere_since: None, copy_lost: false });
         assert!(objects.take_unfetchable(now + 2 * patience, patience).is_empty(), "its owner said nothing yet");
         objects.located(&OBJECT, false, now);
         objects.located(&OBJECT, false, now + patience);

@@ -212,10 +212,14 @@ impl Control {
     /// News of the thread that moves objects, until it ends.
     pub async fn hear_transfers(self: Rc<Self>, news: flume::Receiver<TransferNews>) {
         while let Ok(news) = news.recv_async().await {
+            if let TransferNews::Received { object } = news {
+                self.copy_is_back(object);
+            }
             self.pulled(match news {
                 TransferNews::Received { object } => PullEvent::Here { object, held: true },
                 TransferNews::Progress { object, from } => PullEvent::Progress { object, from },
                 TransferNews::Failed { object, from } => PullEvent::Failed { object, from },
+                TransferNews::Elsewhere { object, from, to } => PullEvent::Elsewhere { object, from, to },
                 TransferNews::NoRoom { object } => PullEvent::NoRoom { object },
             });
         }

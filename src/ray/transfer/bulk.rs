@@ -85,6 +85,8 @@ pub(super) struct Bulk {
     landing: FxHashMap<u64, LaneId>,
     /// Objects that were asked for by a lane, and whom.
     asked: FxHashMap<ObjectId, NodeId>,
+    /// Objects that were asked for and are to come from elsewhere: from the node that was named, the first time.
+    detours: FxHashMap<ObjectId, Option<NodeId>>,
     numbers: u64,
 }
 
@@ -175,6 +177,15 @@ impl Transfer {
             Some(Source::Open { lanes }) => {
                 let lane = lane_of(lanes, &object);
                 bulk.asked.insert(object, node);
+                let want = match bulk.detours.get(&object) {
+                    // One that does not get it any more is to say so at once.
+                    Some(named) if *named == Some(node) => Kind::WantIfThere,
+                    Some(_) => {
+                        bulk.detours.remove(&object);
+                        Kind::WantFromYou
+                    }
+                    None => want,
+                };
                 drop(bulk);
                 lane.into_iter().for_each(|lane| self.tell_lane(lane, LaneTell::Say(about(want, object))));
                 return true;
@@ -190,7 +201,9 @@ impl Transfer {
 
     /// An object is not asked for any more.
     pub(super) fn asked_no_more(&self, object: &ObjectId) {
-        self.bulk.borrow_mut().asked.remove(object);
+        let mut bulk = self.bulk.borrow_mut();
+        bulk.asked.remove(object);
+        bulk.detours.remove(object);
     }
 
     async fn connect(self: Rc<Self>, node: NodeId, address: String, session: u64) {
@@ -342,7 +355,8 @@ impl Transfer {
         let object = ObjectId(frame.object.0);
         match frame.kind {
             Kind::Want | Kind::WantFromYou | Kind::WantIfThere => {
-                if let Err(status) = self.wanted_by(node, object, frame.kind != Kind::WantIfThere) {
+                let (patient, direct) = (frame.kind != Kind::WantIfThere, frame.kind == Kind::WantFromYou);
+                if let Err(status) = self.wanted_by(node, object, patient, direct) {
                     tracing::debug!(%node, %object, error = status.message(), "a node can't be served");
                     self.say_gone(&node, object);
                 }
@@ -350,7 +364,16 @@ impl Transfer {
             Kind::Accept => self.accepted(node, object, frame.push),
             Kind::Stop => self.declined(node, object),
             Kind::Offer => self.receive(ReceiveEvent::Offered { head: head(frame, node) }),
-            Kind::Gone | Kind::Elsewhere => self.tell(TransferNews::Failed { object, from: node }),
+            Kind::Gone => self.tell(TransferNews::Failed { object, from: node }),
+            Kind::Elsewhere => {
+                let to = NodeId(frame.node.0);
+                {
+                    let detours = &mut self.bulk.borrow_mut().detours;
+                    let named = if detours.contains_key(&object) { None } else { Some(to) };
+                    detours.insert(object, named);
+                }
+                self.tell(TransferNews::Elsewhere { object, from: node, to });
+            }
             Kind::Chunk | Kind::Whole => {}
         }
     }
@@ -438,6 +461,13 @@ impl Transfer {
     pub(super) fn say_gone(&self, node: &NodeId, object: ObjectId) {
         if let Some(lane) = self.lane_to_taker(node, &object) {
             self.tell_lane(lane, LaneTell::Say(about(Kind::Gone, object)));
+        }
+    }
+
+    /// Sends a node that fetches by lanes to another one.
+    pub(super) fn say_elsewhere(&self, node: &NodeId, object: ObjectId, to: NodeId) {
+        if let Some(lane) = self.lane_to_taker(node, &object) {
+            self.tell_lane(lane, LaneTell::Say(Frame { node: wire::NodeId(to.0), ..about(Kind::Elsewhere, object) }));
         }
     }
 

@@ -10,6 +10,7 @@
 mod bulk;
 pub mod greet;
 mod receive;
+mod relay;
 mod send;
 mod service;
 mod spilled;
@@ -90,6 +91,8 @@ pub struct TransferParts {
     pub peers: Option<PeerDoor>,
     /// Lanes to each node that objects are fetched from.
     pub lanes_per_node: usize,
+    /// Nodes that a large object is sent to at a time; others get it from these. 0: all get it from here.
+    pub fanout: usize,
     /// The cores that carry lanes, in turn: those beside the network card. None: all.
     pub lane_cores: Vec<usize>,
     /// Who may call, and how calls authenticate.
@@ -189,6 +192,15 @@ pub enum TransferNews {
         /// Who was asked.
         from: NodeId,
     },
+    /// A node that was asked names another one, which will send the object while it still receives it.
+    Elsewhere {
+        /// The object.
+        object: ObjectId,
+        /// Who was asked.
+        from: NodeId,
+        /// Whom to ask.
+        to: NodeId,
+    },
     /// The store has no room for the object.
     NoRoom {
         /// The object.
@@ -209,6 +221,8 @@ pub struct TransferUse {
     call_sent_bytes: AtomicU64,
     /// Of what was sent either way: read from files, of objects that were on disk only.
     file_sent_bytes: AtomicU64,
+    /// Of what was sent either way: of objects that were still being received.
+    relay_sent_bytes: AtomicU64,
 }
 
 /// The way to the thread.
@@ -240,6 +254,7 @@ impl TransferLink {
             call_received_bytes: of(&self.used.call_received_bytes),
             call_sent_bytes: of(&self.used.call_sent_bytes),
             file_sent_bytes: of(&self.used.file_sent_bytes),
+            relay_sent_bytes: of(&self.used.relay_sent_bytes),
             ..TransferStatus::default()
         }
     }
@@ -334,7 +349,7 @@ impl Transfer {
             nodes: RefCell::default(),
             owners: RefCell::default(),
             receiving: RefCell::new(Receiving::new(parts.chunk_bytes.max(1))),
-            sending: RefCell::new(Sending::new(chunks_max)),
+            sending: RefCell::new(Sending::new(chunks_max, parts.fanout)),
             file_reads: Rc::new(FileReads::new(parts.chunk_bytes.max(1))),
         });
         transfer.serve_bulk(parts.bulk_listeners);
@@ -382,6 +397,7 @@ impl Transfer {
                 }
                 self.bulk_gone(&node);
                 self.push_no_more(node);
+                self.named_no_more(&node);
             }
             ToTransfer::Owner(owner) => {
                 if let Some(worker) = WorkerId::from_slice(&owner.worker_id) {

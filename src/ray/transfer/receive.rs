@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use raylet_shard::ids::{NodeId, ObjectId, WorkerId};
-use raylet_shard::pull::{ChunkHead, ReceiveEffect, ReceiveEvent, Receiver, Refusal};
+use raylet_shard::pull::{ChunkHead, Lent, ReceiveEffect, ReceiveEvent, Receiver, Refusal, SendEvent};
 use raylet_shard::store::{ObjectSource, Placement, StoreError, StoreEvent};
 use raylet_transport::bulk::frame::Kind;
 use rustc_hash::FxHashMap;
@@ -59,6 +59,19 @@ impl Receiving {
     }
 }
 
+impl Receiving {
+    /// True where an object was asked for and has not come.
+    pub(super) fn expects(&self, object: &ObjectId) -> bool {
+        self.machine.is_expected(object)
+    }
+
+    /// An object that is being received and is `worth` it, with what is there of it, and where; see [`Receiver::lend`].
+    pub(super) fn lend_if(&mut self, object: &ObjectId, worth: impl Fn(u64) -> bool) -> Option<(Lent<'_>, Placement)> {
+        let place = self.places.get(object).copied().filter(|place| worth(place.data_bytes + place.metadata_bytes))?;
+        Some((self.machine.lend(object)?, place))
+    }
+}
+
 impl Transfer {
     pub(super) fn ask(self: &Rc<Self>, object: ObjectId, owner: WorkerId, from: NodeId, if_there: bool) {
         self.receive(ReceiveEvent::Expect { object, owner, from });
@@ -83,7 +96,11 @@ impl Transfer {
 
     pub(super) fn stop(self: &Rc<Self>, object: ObjectId) {
         self.asked_no_more(&object);
+        let was_expected = self.receiving.borrow().expects(&object);
         self.receive(ReceiveEvent::Forget { object });
+        if was_expected {
+            self.comes_no_more(object);
+        }
     }
 
     /// Sends what [`Self::ask`] has collected, in few calls.
@@ -149,6 +166,7 @@ impl Transfer {
             self.receiving.borrow_mut().places.insert(object, place);
         }
         self.receive(ReceiveEvent::Created { object, token, result: result.map(|_| ()) });
+        self.lend_to_waiting(object);
     }
 
     pub(super) fn sealed(&self, object: ObjectId, result: Result<(), StoreError>) {
@@ -173,7 +191,8 @@ impl Transfer {
                     }
                 }
                 // The last chunk could not be written.
-                ReceiveEffect::Seal { object } if unwritten == Some(object) => self.abort(object),
+                ReceiveEffect::Seal { object } if unwritten == Some(object) => self.abandon(object),
+                ReceiveEffect::Arrived { object, .. } if unwritten == Some(object) => {}
                 effect => self.carry_out(effect),
             }
         }
@@ -217,6 +236,7 @@ impl Transfer {
                 self.asked_no_more(&id);
                 self.receiving.borrow_mut().places.remove(&id);
                 self.store(id, StoreEvent::Seal { client, token: 0, id });
+                self.keep_lent(id);
             }
             ReceiveEffect::Abort { object } => self.abort(object),
             ReceiveEffect::Drop { ticket, why } => self.reply(ticket, Err(why)),
@@ -241,8 +261,10 @@ impl Transfer {
                 self.count_creates();
                 self.tell(TransferNews::NoRoom { object });
             }
-            // `receive` writes, and nothing is lent.
-            ReceiveEffect::Write { .. } | ReceiveEffect::Arrived { .. } | ReceiveEffect::Recall { .. } => {}
+            ReceiveEffect::Arrived { object, index } => self.send(SendEvent::Arrived { object, index }),
+            ReceiveEffect::Recall { object } => self.recall(object),
+            // `receive` writes.
+            ReceiveEffect::Write { .. } => {}
         }
     }
 
@@ -250,7 +272,7 @@ impl Transfer {
         self.used.creating.store(self.receiving.borrow().machine.creating(), Ordering::Relaxed);
     }
 
-    fn abort(&self, id: ObjectId) {
+    pub(super) fn abort(&self, id: ObjectId) {
         self.receiving.borrow_mut().places.remove(&id);
         self.store(id, StoreEvent::Abort { client: receiver(), token: SILENT, id });
     }

@@ -19,6 +19,7 @@ use smallvec::SmallVec;
 use tonic::Status;
 
 use super::bulk::UNOFFERED_MAX_BYTES;
+use super::relay::Spreading;
 use super::spilled::ReadChunk;
 use super::{sender, Transfer};
 use crate::ray::proto::{Address, PushReply, PushRequest};
@@ -47,6 +48,7 @@ pub(super) struct Sending {
     machine: Sender,
     pub(super) served: FxHashMap<ObjectId, Served>,
     pub(super) tokens: u64,
+    pub(super) spreading: Spreading,
 }
 
 /// An object that somebody asked for.
@@ -60,17 +62,33 @@ pub(super) struct Served {
     /// It lies in a file, and could not be read there.
     pub(super) faulty: bool,
     /// Nodes that wait for it to be here.
-    waiting: SmallVec<[NodeId; 2]>,
+    pub(super) waiting: SmallVec<[NodeId; 2]>,
     /// Nodes that it is under way to.
     pub(super) pushes: SmallVec<[NodeId; 2]>,
     /// Nodes that it was offered to by the bulk port.
     pub(super) offers: SmallVec<[NodeId; 2]>,
+    /// It is sent on while it is still being received.
+    pub(super) relay: Option<Relay>,
+}
+
+/// How far an object is that is sent on while it is being received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Relay {
+    /// Its memory is lent by the receiver.
+    Lent,
+    /// As before, and the receiver wants it back.
+    Recalled,
+    /// As before, and nobody else knows of it any more: it is aborted then.
+    Abandoned,
+    /// It is sealed, and a reference of the store is held.
+    Sealed,
 }
 
 impl Served {
     fn new(token: u64, patient: bool, node: NodeId) -> Self {
         let (pushes, offers) = Default::default();
-        Self { token, patient, here: None, faulty: false, waiting: SmallVec::from_slice(&[node]), pushes, offers }
+        let waiting = SmallVec::from_slice(&[node]);
+        Self { token, patient, here: None, faulty: false, waiting, pushes, offers, relay: None }
     }
 
     /// A node waits for the object to be here.
@@ -104,6 +122,11 @@ pub(super) struct Here {
 }
 
 impl Here {
+    /// A copy, under a push number of its own.
+    pub(super) fn new(at: CopyAt, owner: Address) -> Self {
+        Self { at, owner, push_id: Bytes::copy_from_slice(&rand::random::<[u8; 28]>()) }
+    }
+
     /// Size of the data, and of the metadata behind them.
     pub(super) fn total_bytes(&self) -> u64 {
         let data_bytes = match &self.at {
@@ -134,15 +157,23 @@ impl Here {
 }
 
 impl Sending {
-    pub(super) fn new(chunks_max: usize) -> Self {
+    pub(super) fn new(chunks_max: usize, fanout: usize) -> Self {
         let machine = Sender::new(CHUNKS_PER_NODE_MAX, chunks_max);
-        Self { machine, served: FxHashMap::default(), tokens: 0 }
+        Self { machine, served: FxHashMap::default(), tokens: 0, spreading: Spreading::new(fanout) }
     }
 }
 
 impl Transfer {
-    /// A node wants an object. One that is not here is waited for if the node is `patient`, as in Ray: it may be on its way to here.
-    pub(super) fn wanted_by(self: &Rc<Self>, node: NodeId, object: ObjectId, patient: bool) -> Result<(), Status> {
+    /// A node wants an object. One that is not here is waited for if it is on its way to here, or if the node is `patient`, as in Ray.
+    /// `direct`: it was sent to another node before, which came to nothing.
+    pub(super) fn wanted_by(
+        self: &Rc<Self>,
+        node: NodeId,
+        object: ObjectId,
+        patient: bool,
+        direct: bool,
+    ) -> Result<(), Status> {
+        let patient = patient || self.receiving.borrow().expects(&object);
         let mut in_vain: SmallVec<[NodeId; 2]> = SmallVec::new();
         let token = {
             let mut sending = self.sending.borrow_mut();
@@ -151,7 +182,7 @@ impl Transfer {
             match sending.served.get_mut(&object) {
                 Some(served) if served.here.is_some() => {
                     drop(sending);
-                    self.push_to(node, object);
+                    self.push_to(node, object, direct);
                     return Ok(());
                 }
                 Some(served) if served.patient && !patient => {
@@ -180,6 +211,7 @@ impl Transfer {
             return Ok(());
         }
         self.store(object, StoreEvent::GetToSend { client: sender(), token, id: object });
+        self.lend_to_waiting(object);
         self.wait_patiently(object, token);
         Ok(())
     }
@@ -193,7 +225,7 @@ impl Transfer {
         });
     }
 
-    fn give_up_waiting(&self, object: ObjectId, token: u64) {
+    pub(super) fn give_up_waiting(&self, object: ObjectId, token: u64) {
         let mut sending = self.sending.borrow_mut();
         let waits = sending.served.get(&object).is_some_and(|served| served.here.is_none() && served.token == token);
         if let Some(served) = waits.then(|| sending.served.remove(&object)).flatten() {
@@ -231,48 +263,57 @@ impl Transfer {
             let Some(served) = served.filter(|served| served.token == token && served.here.is_none()) else {
                 return false;
             };
-            let push_id = Bytes::copy_from_slice(&rand::random::<[u8; 28]>());
-            served.here = Some(Here { at, owner: self.address_of(owner), push_id });
+            served.here = Some(Here::new(at, self.address_of(owner)));
         }
         // One that still waits keeps the object here.
         while let Some(node) = self.next_waiting(&object) {
-            self.push_to(node, object);
+            self.push_to(node, object, false);
             self.strike_waiting(&object, &node);
         }
         self.release_if_over(object);
         true
     }
 
-    fn next_waiting(&self, object: &ObjectId) -> Option<NodeId> {
+    pub(super) fn next_waiting(&self, object: &ObjectId) -> Option<NodeId> {
         self.sending.borrow().served.get(object).and_then(|served| served.waiting.first().copied())
     }
 
-    fn strike_waiting(&self, object: &ObjectId, node: &NodeId) {
+    pub(super) fn strike_waiting(&self, object: &ObjectId, node: &NodeId) {
         if let Some(served) = self.sending.borrow_mut().served.get_mut(object) {
             served.waiting.retain(|waiting| waiting != node);
         }
     }
 
-    fn address_of(&self, owner: WorkerId) -> Address {
+    pub(super) fn address_of(&self, owner: WorkerId) -> Address {
         let known = self.owners.borrow().get(&owner).cloned();
         known.unwrap_or_else(|| Address { worker_id: id(owner.as_bytes()), ..Address::default() })
     }
 
-    /// Sends what is here the way that the node has.
-    fn push_to(self: &Rc<Self>, node: NodeId, object: ObjectId) {
-        let here = match self.sending.borrow_mut().served.get_mut(&object) {
+    /// Sends what is here the way that the node has, or has another one send it.
+    pub(super) fn push_to(self: &Rc<Self>, node: NodeId, object: ObjectId, direct: bool) {
+        let (here, relay) = match self.sending.borrow_mut().served.get_mut(&object) {
             // What is under way ends first.
             Some(served) if served.faulty => return served.wait(node),
-            served => served.and_then(|served| served.here.clone()),
+            Some(served) => (served.here.clone(), served.relay),
+            None => return,
         };
         let Some(here) = here.filter(|_| self.has_taker(&node)) else {
             return self.push_chunks(node, object);
         };
-        if self.send_whole(&node, object, &here) {
-            return self.release_if_over(object);
+        if matches!(relay, Some(Relay::Recalled | Relay::Abandoned)) {
+            return self.say_gone(&node, object);
         }
-        if here.total_bytes() <= UNOFFERED_MAX_BYTES.min(self.chunk_bytes) {
-            return self.push_chunks(node, object);
+        if relay.is_none() {
+            if self.send_whole(&node, object, &here) {
+                return self.release_if_over(object);
+            }
+            if here.total_bytes() <= UNOFFERED_MAX_BYTES.min(self.chunk_bytes) {
+                return self.push_chunks(node, object);
+            }
+        }
+        if let Some(other) = self.serves_instead(node, object, &here, direct) {
+            self.say_elsewhere(&node, object, other);
+            return self.release_if_over(object);
         }
         if self.offer(&node, object, &here) {
             let mut sending = self.sending.borrow_mut();
@@ -307,6 +348,7 @@ impl Transfer {
             served.offers.retain(|offer| *offer != node);
             served.waiting.retain(|waiting| *waiting != node);
         }
+        self.served_no_more(&node, &object, false);
         self.send(SendEvent::Cancel { node, object });
         self.release_if_over(object);
     }
@@ -338,10 +380,13 @@ impl Transfer {
                 over.push(*object);
             }
         }
-        over.into_iter().for_each(|object| self.release_if_over(object));
+        for object in over {
+            self.served_no_more(&node, &object, true);
+            self.release_if_over(object);
+        }
     }
 
-    fn send(self: &Rc<Self>, event: SendEvent) {
+    pub(super) fn send(self: &Rc<Self>, event: SendEvent) {
         let mut effects = Vec::new();
         self.sending.borrow_mut().machine.handle(event, &mut effects);
         for effect in effects {
@@ -353,12 +398,15 @@ impl Transfer {
                         transfer.send(SendEvent::Sent { node, object, ok });
                     });
                 }
+                SendEffect::Withdrawn { node, object } => self.say_gone(&node, object),
+                SendEffect::Returned { object } => self.returned(object),
                 SendEffect::Finished { node, object } => self.finished(node, object),
             }
         }
     }
 
     fn finished(self: &Rc<Self>, node: NodeId, object: ObjectId) {
+        self.served_no_more(&node, &object, true);
         let mut sending = self.sending.borrow_mut();
         let faulty = sending.served.get_mut(&object).is_some_and(|served| {
             served.pushes.retain(|push| *push != node);
@@ -371,25 +419,33 @@ impl Transfer {
         }
     }
 
-    fn release_if_over(&self, object: ObjectId) {
+    pub(super) fn release_if_over(self: &Rc<Self>, object: ObjectId) {
         let mut sending = self.sending.borrow_mut();
-        let is_over = sending.served.get(&object).is_some_and(Served::is_over);
-        if let Some(Served { here, faulty, .. }) = is_over.then(|| sending.served.remove(&object)).flatten() {
+        let Some(served) = sending.served.get(&object).filter(|served| served.is_over()) else {
+            return;
+        };
+        if served.relay.is_some() {
             drop(sending);
-            let id = object;
-            let ends = match here {
-                Some(Here { at: CopyAt::File(_), .. }) => StoreEvent::SentSpilled { id, faulty },
-                _ => StoreEvent::Release { client: sender(), id },
-            };
-            self.store(id, ends);
+            // Its reference goes when nothing is read of it: `returned`.
+            return self.send(SendEvent::GiveUp { object });
         }
+        let Some(Served { here, faulty, .. }) = sending.served.remove(&object) else {
+            return;
+        };
+        drop(sending);
+        let id = object;
+        let ends = match here {
+            Some(Here { at: CopyAt::File(_), .. }) => StoreEvent::SentSpilled { id, faulty },
+            _ => StoreEvent::Release { client: sender(), id },
+        };
+        self.store(id, ends);
     }
 
     /// Sends one chunk. False: the node gets no more of the object now.
     async fn send_chunk(&self, node: NodeId, object: ObjectId, index: u32) -> bool {
-        let here = match self.sending.borrow().served.get(&object) {
-            Some(served) if !served.faulty => served.here.clone(),
-            _ => None,
+        let (here, is_coming) = match self.sending.borrow().served.get(&object) {
+            Some(served) if !served.faulty => (served.here.clone(), served.relay == Some(Relay::Lent)),
+            _ => (None, false),
         };
         let Some(here) = here else {
             return false;
@@ -408,9 +464,12 @@ impl Transfer {
             }
         };
         let sent = self.send_read_chunk(node, object, index, &here, read.as_ref()).await;
+        let (_, len) = here.chunk(index, self.chunk_bytes);
         if sent && read.is_some() {
-            let (_, len) = here.chunk(index, self.chunk_bytes);
             self.used.file_sent_bytes.fetch_add(len, Ordering::Relaxed);
+        }
+        if sent && is_coming {
+            self.used.relay_sent_bytes.fetch_add(len, Ordering::Relaxed);
         }
         sent
     }

@@ -37,7 +37,7 @@ impl Transfer {
         }
         let objects: Result<Vec<ObjectId>, Status> = request.object_ids.iter().map(|id| object_id(id)).collect();
         for object in objects? {
-            self.wanted_by(node, object, true)?;
+            self.wanted_by(node, object, true, false)?;
         }
         Ok(PullReply {})
     }

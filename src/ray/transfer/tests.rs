@@ -58,6 +58,7 @@ fn port_of(cores: usize, lane_cores: Vec<usize>) -> (SocketAddr, Vec<flume::Rece
         bulk_listeners: vec![listener],
         peers: None,
         lanes_per_node: 1,
+        fanout: 2,
         lane_cores,
         auth: Auth::with_token(Token::new(TOKEN).expect("a token")),
         tls: None,

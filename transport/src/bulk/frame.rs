@@ -53,7 +53,7 @@ pub enum Kind {
     Elsewhere = 8,
     /// From the holder: it does not come, and should be asked for again, here or elsewhere.
     Gone = 9,
-    /// As [`Self::Want`], of one that is probably there: where it is not, [`Self::Gone`] is said at once.
+    /// As [`Self::Want`], of one that is probably there: where it neither is nor is coming, [`Self::Gone`] is said at once.
     WantIfThere = 10,
 }
 

@@ -13,9 +13,13 @@ const PORTS_WANTED: u64 = 10_000;
 
 pub(super) fn tcp_buffers(subject: &Subject) -> Check {
     let name = "TCP buffers";
-    let third = |file: &str| {
-        let text = subject.host.text(format!("/proc/sys/net/ipv4/{file}"))?;
-        text.split_whitespace().nth(2)?.parse::<u64>().ok()
+    let text = |file: &str| subject.host.text(format!("/proc/sys/net/ipv4/{file}"));
+    let third = |file: &str| text(file)?.split_whitespace().nth(2)?.parse::<u64>().ok();
+    // The least and the usual size stay as they are, as `tune` leaves them.
+    let wider = |file: &str| {
+        let text = text(file).unwrap_or_default();
+        let first: Vec<&str> = text.split_whitespace().take(2).collect();
+        format!("sysctl -w net.ipv4.{file}='{} {TCP_BUFFER_WANTED_BYTES}'", first.join(" "))
     };
     let sizes = [("tcp_rmem", third("tcp_rmem")), ("tcp_wmem", third("tcp_wmem"))];
     let small: Vec<(&str, u64)> = sizes
@@ -33,7 +37,7 @@ pub(super) fn tcp_buffers(subject: &Subject) -> Check {
         name,
         shown.join(", "),
         format!("one stream between nodes 1 ms apart carries at most {:.1} GB/s", least as f64 / 1e6),
-        small.iter().map(|(file, _)| format!("sysctl -w net.ipv4.{file}='4096 131072 {TCP_BUFFER_WANTED_BYTES}'")),
+        small.iter().map(|(file, _)| wider(file)),
     )
 }
 

@@ -222,7 +222,7 @@ fn faults() -> Vec<Fault> {
             f.answers.clock = Ok(Clock { synchronized: false, read_ns: 25 })
         }),
         fault("clock", Warning, "can't be looked at", "timedatectl", |f, _| f.answers.clock = Err(libc::EPERM)),
-        fault("TCP buffers", Warning, "tcp_wmem up to 4 MiB", "net.ipv4.tcp_wmem='4096 131072 16777216'", |f, _| {
+        fault("TCP buffers", Warning, "tcp_wmem up to 4 MiB", "net.ipv4.tcp_wmem='4096 16384 16777216'", |f, _| {
             f.file("/proc/sys/net/ipv4/tcp_wmem", "4096\t16384\t4194304")
         }),
         fault("backlog", Warning, "128", "somaxconn=1024", |f, _| f.file("/proc/sys/net/core/somaxconn", "128")),

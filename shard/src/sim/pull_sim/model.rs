@@ -84,8 +84,10 @@ impl Store {
         self.capacity - kept.map(|copy| copy.size).sum::<u64>()
     }
 
-    pub(super) fn pinned(&self) -> u64 {
-        self.copies.values().filter(|copy| copy.pinned).map(|copy| copy.size).sum()
+    /// Bytes that are kept for owners, or will be.
+    pub(super) fn promised(&self) -> u64 {
+        let pinned = self.copies.values().filter(|copy| copy.pinned).map(|copy| copy.size);
+        pinned.chain(self.queue.iter().filter(|create| create.token.is_none()).map(|create| create.size)).sum()
     }
 
     pub(super) fn has(&self, object: &ObjectId) -> bool {

@@ -35,6 +35,12 @@ pub struct Report {
     pub guessed: u64,
     /// Chunks that waited on their lane for memory.
     pub held: u64,
+    /// Nodes that were sent to another one that was being sent the object.
+    pub elsewhere: u64,
+    /// Chunks that were sent on before all of their object was there.
+    pub relayed: u64,
+    /// Objects that were given up while they were being sent on.
+    pub recalled: u64,
 }
 
 impl Report {
@@ -56,6 +62,9 @@ impl Report {
             broken,
             guessed,
             held,
+            elsewhere,
+            relayed,
+            recalled,
         } = other;
         self.steps += steps;
         self.worlds += worlds;
@@ -73,5 +82,8 @@ impl Report {
         self.broken += broken;
         self.guessed += guessed;
         self.held += held;
+        self.elsewhere += elsewhere;
+        self.relayed += relayed;
+        self.recalled += recalled;
     }
 }

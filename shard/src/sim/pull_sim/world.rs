@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::super::store_sim::Rng;
-use super::model::{Copy, Create, Store, Written, CHUNK};
+use super::model::{Create, Store, Written, CHUNK};
 use super::report::Report;
 use crate::ids::{NodeId, NowNs, ObjectId, WorkerId};
 use crate::pull::{
     ChunkHead, Kind, PullConfig, PullEffect, PullEvent, PullManager, ReceiveEffect, ReceiveEvent, Receiver, SendEffect,
-    SendEvent, Sender, Target, WishId,
+    SendEvent, Sender, Serve, Spread, Target, WishId,
 };
 use crate::store::StoreError;
 
@@ -34,7 +34,7 @@ const LARGE_EVERY: u64 = 100;
 const LARGE_MIN: u64 = 20;
 const LARGE_MAX: u64 = 200;
 /// Up to so many nodes all of them are checked after every step; of more the one that acted, and all of them now and then.
-const CHECKED_NODES_MAX: usize = 5;
+const CHECKED_NODES_MAX: usize = 7;
 const CHECK_ALL_EVERY: u64 = 64;
 /// Letters in a moment of rest for each node: more than a few times all chunks of all its wishes is a mistake.
 const AT_ONCE_MAX: u64 = 20_000;
@@ -63,12 +63,16 @@ struct Wanted {
 struct Node {
     alive: bool,
     manager: PullManager,
-    /// What the manager wants done, in order.
-    pulls: VecDeque<PullEffect>,
-    is_pulling: bool,
     receiver: Receiver,
     sender: Sender,
     store: Store,
+    /// Effects that are carried out in order, also where one leads to more of them.
+    pulls: VecDeque<PullEffect>,
+    receives: VecDeque<ReceiveEffect>,
+    sends: VecDeque<SendEffect>,
+    is_pulling: bool,
+    is_receiving: bool,
+    is_sending: bool,
     wishes: BTreeMap<WishId, Wanted>,
     subscribed: BTreeSet<ObjectId>,
     /// Who asked for what is not here, until when.
@@ -77,6 +81,11 @@ struct Node {
     sending: BTreeMap<ObjectId, BTreeSet<usize>>,
     /// Objects that were offered, to whom.
     offered: BTreeSet<(ObjectId, usize)>,
+    spread: Spread,
+    /// Objects that the receiver has lent to the sender, and whether they are sealed by now.
+    lent: BTreeMap<ObjectId, bool>,
+    /// Objects of which another node was named.
+    sent_elsewhere: BTreeSet<ObjectId>,
     /// Number of the push of each object that is sent or offered: a reference, taken and given back, is one.
     pushes: BTreeMap<ObjectId, u64>,
 }
@@ -164,7 +173,7 @@ impl World {
         let mut rng = Rng::new(seed);
         let count = match seed.is_multiple_of(LARGE_EVERY) {
             true => LARGE_MIN + rng.below(LARGE_MAX - LARGE_MIN + 1),
-            false => 2 + rng.below(4),
+            false => 2 + rng.below(6),
         } as usize;
         let config = PullConfig {
             timeout_ns: TIMEOUT,
@@ -180,16 +189,23 @@ impl World {
             Node {
                 alive: true,
                 manager,
-                pulls: VecDeque::new(),
-                is_pulling: false,
                 receiver: Receiver::new(CHUNK, WAITING_MAX),
                 sender: Sender::new(1 + rng.below(4) as usize, 1 + rng.below(6) as usize),
                 store: Store::new(capacity),
+                pulls: VecDeque::new(),
+                receives: VecDeque::new(),
+                sends: VecDeque::new(),
+                is_pulling: false,
+                is_receiving: false,
+                is_sending: false,
                 wishes: BTreeMap::new(),
                 subscribed: BTreeSet::new(),
                 deferred: Vec::new(),
                 sending: BTreeMap::new(),
                 offered: BTreeSet::new(),
+                spread: Spread::new(rng.below(4) as usize),
+                lent: BTreeMap::new(),
+                sent_elsewhere: BTreeSet::new(),
                 pushes: BTreeMap::new(),
             }
         });
@@ -253,7 +269,8 @@ impl World {
             700..=719 => self.free_one()?,
             720..=759 => self.use_one(node),
             760..=799 => self.let_go(node)?,
-            800..=996 => {
+            800..=811 => self.broadcast()?,
+            812..=996 => {
                 let pause = self.rng.below(SECOND / 2);
                 self.pass(pause)?;
             }
@@ -295,7 +312,11 @@ impl World {
             self.tell(node, PullEvent::Tick)?;
             self.serve(node)?;
             let now = self.now;
-            self.nodes[node].deferred.retain(|(_, _, until)| *until > now);
+            let Node { deferred, spread, .. } = &mut self.nodes[node];
+            for (object, by, _) in deferred.extract_if(.., |(_, _, until)| *until <= now) {
+                spread.served(&object, &node_id(by), true);
+            }
+            self.nodes[node].spread.tick(now);
         }
         self.wait_no_longer()
     }
@@ -330,6 +351,7 @@ impl World {
         for other in (0..self.nodes.len()).filter(|n| self.nodes[*n].alive).collect::<Vec<_>>() {
             self.tell(other, PullEvent::NodeGone { node: node_id(node) })?;
             self.nodes[other].deferred.retain(|(_, asker, _)| *asker != node);
+            self.nodes[other].spread.node_gone(&node_id(node));
             self.send(other, SendEvent::NodeGone { node: node_id(node) })?;
         }
         self.lanes_died(node)
@@ -368,7 +390,8 @@ impl World {
                 self.receive(node, ReceiveEvent::Expect { object, owner: OWNER, from })?;
                 let holder = node_of(from);
                 if self.is_bulk(node, holder) {
-                    self.say(node, holder, Up::Want { object });
+                    let direct = self.nodes[node].sent_elsewhere.remove(&object);
+                    self.say(node, holder, Up::Want { object, direct });
                 } else {
                     self.letters.push(Letter { from: node, to: holder, message: Message::Ask { object } });
                 }

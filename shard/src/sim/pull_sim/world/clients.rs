@@ -10,9 +10,8 @@ impl World {
         let capacity = self.nodes[node].store.capacity;
         let most = if self.rng.permille(300) { CHUNK } else { capacity / 4 };
         let size = 1 + self.rng.below(most);
-        let queued: u64 = self.nodes[node].store.queue.iter().filter(|c| c.token.is_none()).map(|c| c.size).sum();
         if self.objects.len() as u64 >= OBJECTS.max(3 * self.nodes.len() as u64)
-            || self.nodes[node].store.pinned() + queued + size > capacity / 2
+            || self.nodes[node].store.promised() + size > capacity / 2
         {
             return Ok(());
         }
@@ -79,7 +78,7 @@ impl World {
             let node = self.alive();
             let size = self.objects[&object].size;
             let store = &self.nodes[node].store;
-            if store.copies.contains_key(&object) || store.pinned() + size > store.capacity / 2 {
+            if store.copies.contains_key(&object) || store.promised() + size > store.capacity / 2 {
                 continue;
             }
             if let Some(known) = self.objects.get_mut(&object) {
@@ -105,6 +104,24 @@ impl World {
                 }
             }
         }
+        self.wish_for(node, kind, objects)
+    }
+
+    /// All nodes want one object at once.
+    pub(super) fn broadcast(&mut self) -> Result<(), String> {
+        let Some(object) = self.some_object() else {
+            return Ok(());
+        };
+        for node in (0..self.nodes.len()).filter(|n| self.nodes[*n].alive).collect::<Vec<_>>() {
+            if self.objects[&object].size <= self.nodes[node].store.capacity / 2 {
+                let here = self.nodes[node].store.has(&object);
+                self.wish_for(node, Kind::Get, BTreeMap::from([(object, here)]))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn wish_for(&mut self, node: usize, kind: Kind, objects: BTreeMap<ObjectId, bool>) -> Result<(), String> {
         if objects.is_empty() || self.nodes[node].wishes.len() > 6 {
             return Ok(());
         }
@@ -170,7 +187,7 @@ impl World {
     pub(super) fn let_go(&mut self, node: usize) -> Result<(), String> {
         let Node { store, pushes, .. } = &mut self.nodes[node];
         for (object, copy) in &mut store.copies {
-            copy.users = u32::from(pushes.contains_key(object));
+            copy.users = u32::from(copy.sealed && pushes.contains_key(object));
         }
         self.serve(node)
     }

@@ -11,10 +11,21 @@ const LANES: u64 = 3;
 /// From who asks.
 #[derive(Clone, Debug)]
 pub(super) enum Up {
-    Want { object: ObjectId },
-    WantIfThere { object: ObjectId },
-    Stop { object: ObjectId },
-    Accept { object: ObjectId, push: u64 },
+    /// `direct`: it was sent elsewhere before.
+    Want {
+        object: ObjectId,
+        direct: bool,
+    },
+    WantIfThere {
+        object: ObjectId,
+    },
+    Stop {
+        object: ObjectId,
+    },
+    Accept {
+        object: ObjectId,
+        push: u64,
+    },
 }
 
 /// From who has the object.
@@ -26,6 +37,11 @@ pub(super) enum Down {
     Chunk {
         head: ChunkHead,
         version: u32,
+    },
+    /// Another node that asked before sends it.
+    Elsewhere {
+        object: ObjectId,
+        node: usize,
     },
     /// Nothing more comes of it: ask again.
     Withdrawn {
@@ -147,9 +163,10 @@ impl World {
 
     fn hear_asker(&mut self, (asker, holder, _): LaneId, up: Up) -> Result<(), String> {
         match up {
-            Up::Want { object } => self.wanted(holder, asker, object),
+            Up::Want { object, direct } => self.wanted_on_a_lane(holder, asker, object, direct),
             Up::WantIfThere { object } => self.wanted_now(holder, asker, object),
             Up::Stop { object } => {
+                self.nodes[holder].spread.served(&object, &node_id(asker), false);
                 self.nodes[holder].deferred.retain(|(deferred, by, _)| (*deferred, *by) != (object, asker));
                 self.cancel(holder, asker, object)
             }
@@ -168,12 +185,45 @@ impl World {
         }
     }
 
-    pub(super) fn offer(&mut self, holder: usize, asker: usize, object: ObjectId) -> Result<(), String> {
-        if !self.hold(holder, object) {
+    pub(super) fn wanted_on_a_lane(
+        &mut self,
+        holder: usize,
+        asker: usize,
+        object: ObjectId,
+        direct: bool,
+    ) -> Result<(), String> {
+        let now = self.now;
+        let node = &mut self.nodes[holder];
+        if !node.store.has(&object) && !node.receiver.is_expected(&object) {
+            if self.rng.permille(500) {
+                self.reply(asker, holder, Down::Withdrawn { object });
+            } else {
+                self.defer(holder, asker, object);
+            }
             return Ok(());
         }
-        if self.nodes[holder].store.copies[&object].size <= CHUNK {
-            return self.push(holder, asker, object);
+        // One of a single chunk is not worth a tree.
+        let is_small = node.store.has(&object) && node.store.copies[&object].size <= CHUNK;
+        let serve = if is_small { Serve::Here } else { node.spread.asked(object, node_id(asker), direct, now) };
+        if let Serve::Elsewhere(other) = serve {
+            self.report.elsewhere += 1;
+            self.reply(asker, holder, Down::Elsewhere { object, node: node_of(other) });
+            return Ok(());
+        }
+        if !self.offer(holder, asker, object)? {
+            self.defer(holder, asker, object);
+        }
+        Ok(())
+    }
+
+    /// Offers an object that is here or coming, or sends it. False: nothing is there of it yet.
+    pub(super) fn offer(&mut self, holder: usize, asker: usize, object: ObjectId) -> Result<bool, String> {
+        if !self.hold(holder, object) && !self.lend(holder, object)? {
+            return Ok(false);
+        }
+        let copy = &self.nodes[holder].store.copies[&object];
+        if copy.sealed && copy.size <= CHUNK {
+            return self.push(holder, asker, object).map(|()| true);
         }
         let node = &mut self.nodes[holder];
         node.offered.insert((object, asker));
@@ -181,12 +231,61 @@ impl World {
         let from = node_id(holder);
         let head = ChunkHead { object, from, push, index: 0, total_bytes, metadata_bytes: 1, len_bytes: 0 };
         self.reply(asker, holder, Down::Offer { head });
-        Ok(())
+        Ok(true)
+    }
+
+    /// Has what is there of an object lent to the sender. False: there is no memory for it yet.
+    fn lend(&mut self, node: usize, object: ObjectId) -> Result<bool, String> {
+        let number = self.number();
+        let Node { receiver, lent, pushes, .. } = &mut self.nodes[node];
+        let Some(part) = receiver.lend(&object) else {
+            return Ok(false);
+        };
+        // One that is about to be returned is not lent anew before it was.
+        if lent.contains_key(&object) {
+            return Ok(pushes.contains_key(&object));
+        }
+        lent.insert(object, false);
+        pushes.insert(object, number);
+        let chunks = part.total_bytes.div_ceil(CHUNK) as u32;
+        let there: Vec<u32> = part.chunks().collect();
+        self.send(node, SendEvent::Partial { object, chunks })?;
+        there.into_iter().try_for_each(|index| self.send(node, SendEvent::Arrived { object, index })).map(|()| true)
+    }
+
+    /// What is lent is to be given up.
+    pub(super) fn recall(&mut self, node: usize, object: ObjectId) -> Result<(), String> {
+        self.report.recalled += 1;
+        let offered = self.nodes[node].offered.range((object, 0)..=(object, usize::MAX)).map(|(_, asker)| *asker);
+        for asker in offered.collect::<Vec<_>>() {
+            self.nodes[node].offered.remove(&(object, asker));
+            self.nodes[node].spread.served(&object, &node_id(asker), true);
+            self.reply(asker, node, Down::Withdrawn { object });
+        }
+        self.send(node, SendEvent::GiveUp { object })
+    }
+
+    /// Nothing is read any more of what was lent.
+    pub(super) fn returned(&mut self, node: usize, object: ObjectId) -> Result<(), String> {
+        let Node { lent, pushes, store, .. } = &mut self.nodes[node];
+        pushes.remove(&object);
+        match lent.remove(&object) {
+            None => Err(format!("node {node} returns {object}, which was not lent")),
+            Some(false) => self.receive(node, ReceiveEvent::Returned { object }),
+            Some(true) => {
+                if let Some(copy) = store.copies.get_mut(&object) {
+                    copy.users -= 1;
+                }
+                self.serve(node)
+            }
+        }
     }
 
     /// Ends an offer or a push.
     pub(super) fn cancel(&mut self, holder: usize, asker: usize, object: ObjectId) -> Result<(), String> {
-        self.nodes[holder].offered.remove(&(object, asker));
+        let node = &mut self.nodes[holder];
+        node.offered.remove(&(object, asker));
+        node.spread.served(&object, &node_id(asker), true);
         self.send(holder, SendEvent::Cancel { node: node_id(asker), object })?;
         self.let_hold_go(holder, object)
     }
@@ -205,6 +304,12 @@ impl World {
         let (asker, holder, _) = id;
         match down {
             Down::Offer { head } => self.receive(asker, ReceiveEvent::Offered { head }),
+            Down::Elsewhere { object, node } => {
+                let (from, to) = (node_id(holder), node_id(node));
+                self.tell(asker, PullEvent::Elsewhere { object, from, to })?;
+                self.nodes[asker].sent_elsewhere.insert(object);
+                Ok(())
+            }
             Down::Withdrawn { object } => self.tell(asker, PullEvent::Failed { object, from: node_id(holder) }),
             Down::Chunk { head, version } => {
                 let ticket = self.number();
@@ -239,7 +344,7 @@ impl World {
         let Some(ticket) = self.landings.keys().nth(at).copied() else {
             return Ok(());
         };
-        let (goes_on, spoilt) = (self.rng.permille(500), !self.resting && self.rng.permille(20));
+        let (goes_on, spoilt) = (self.rng.permille(800), !self.resting && self.rng.permille(20));
         let Some(landing) = self.landings.get_mut(&ticket) else {
             return Ok(());
         };
@@ -309,8 +414,10 @@ impl World {
     /// The sender wants a chunk to go out.
     pub(super) fn begin_reading(&mut self, holder: usize, asker: usize, head: ChunkHead) -> Result<(), String> {
         let copy = self.nodes[holder].store.copies.get(&head.object);
-        let Copy { place, version, .. } = copy.ok_or_else(|| format!("node {holder} sends {}", head.object))?;
-        let (place, version) = (*place, *version);
+        let there = copy.and_then(|copy| Some((copy.place, copy.chunk(head.index)?.0, copy.sealed)));
+        let (place, version, sealed) =
+            there.ok_or_else(|| format!("node {holder} sends chunk {} of {}", head.index, head.object))?;
+        self.report.relayed += u64::from(!sealed);
         let lane = (asker, holder, self.rng.below(LANES));
         self.readings.push(Reading { lane, head, place, version, broken: false });
         Ok(())

@@ -43,8 +43,10 @@ impl World {
                 self.check()?;
             }
         }
-        let left: Vec<_> =
-            self.nodes.iter().map(|node| (&node.wishes, node.manager.stats(), &node.store.queue)).collect();
+        let wanting = self.nodes.iter().filter(|node| node.alive && !node.wishes.is_empty());
+        let left: Vec<_> = wanting
+            .map(|node| (&node.wishes, node.manager.stats(), &node.store, &node.receiver, &node.offered, &node.sending))
+            .collect();
         Err(format!("what is wanted and somewhere does not come: {left:?}"))
     }
 

@@ -8,11 +8,16 @@ impl World {
     pub(super) fn receive(&mut self, node: usize, event: ReceiveEvent) -> Result<(), String> {
         let mut effects = Vec::new();
         self.nodes[node].receiver.handle(event, &mut effects);
+        self.nodes[node].receives.extend(effects);
+        if std::mem::replace(&mut self.nodes[node].is_receiving, true) {
+            return Ok(());
+        }
         // The manager hears afterwards, as on a thread of its own.
         let mut news = Vec::new();
-        for effect in effects {
+        while let Some(effect) = self.nodes[node].receives.pop_front() {
             self.carry_out_receive(node, effect, &mut news)?;
         }
+        self.nodes[node].is_receiving = false;
         for event in news {
             let received = match &event {
                 PullEvent::Here { object, .. } => Some(*object),
@@ -62,7 +67,12 @@ impl World {
                 self.answer(node, from, Message::Taken { object: head.object, ok });
             }
             ReceiveEffect::Seal { object } => {
-                self.nodes[node].store.seal(&object)?;
+                let Node { store, lent, sent_elsewhere, .. } = &mut self.nodes[node];
+                store.seal(&object)?;
+                sent_elsewhere.remove(&object);
+                if let (Some(is_sealed), Some(copy)) = (lent.get_mut(&object), store.copies.get_mut(&object)) {
+                    (*is_sealed, copy.users) = (true, copy.users + 1);
+                }
                 self.report.received += 1;
                 news.push(PullEvent::Here { object, held: true });
             }
@@ -73,12 +83,13 @@ impl World {
             }
             ReceiveEffect::Accept { object, from, push } => self.say(node, node_of(from), Up::Accept { object, push }),
             ReceiveEffect::Decline { object, from } => self.say(node, node_of(from), Up::Stop { object }),
-            ReceiveEffect::Arrived { object, .. } | ReceiveEffect::Recall { object } => {
-                return Err(format!("{object} was not lent on node {node}"));
-            }
+            ReceiveEffect::Arrived { object, index } => self.send(node, SendEvent::Arrived { object, index })?,
+            ReceiveEffect::Recall { object } => self.recall(node, object)?,
             ReceiveEffect::Land { ticket, object, offset_bytes } => self.land(node, ticket, object, offset_bytes)?,
             ReceiveEffect::Hold { ticket, object } => self.hold_on_lane(node, ticket, object),
-            ReceiveEffect::AskAgain { object, from } => self.say(node, node_of(from), Up::Want { object }),
+            ReceiveEffect::AskAgain { object, from } => {
+                self.say(node, node_of(from), Up::Want { object, direct: true })
+            }
             ReceiveEffect::Progress { object, from } => news.push(PullEvent::Progress { object, from }),
             ReceiveEffect::Lost { object, from } => news.push(PullEvent::Failed { object, from }),
             ReceiveEffect::NoRoom { object } => {
@@ -99,11 +110,27 @@ impl World {
     pub(super) fn came(&mut self, node: usize, object: ObjectId) -> Result<(), String> {
         self.up[node].push_back(News::Copy { object, here: true });
         self.fulfil(node)?;
+        self.serve_deferred(node, object)
+    }
+
+    pub(super) fn defer(&mut self, node: usize, by: usize, object: ObjectId) {
+        let until = self.now + DEFER;
+        self.nodes[node].deferred.push((object, by, until));
+    }
+
+    /// Those who have asked too early get their turn, as far as there is something to send.
+    fn serve_deferred(&mut self, node: usize, object: ObjectId) -> Result<(), String> {
         let deferred = std::mem::take(&mut self.nodes[node].deferred);
         let (now, later): (Vec<_>, Vec<_>) = deferred.into_iter().partition(|(wanted, ..)| *wanted == object);
         self.nodes[node].deferred = later;
-        for (_, asker, _) in now {
-            self.wanted(node, asker, object)?;
+        for (_, asker, until) in now {
+            let served = match self.is_bulk(node, asker) {
+                true => self.offer(node, asker, object)?,
+                false => self.push_here(node, asker, object)?,
+            };
+            if !served {
+                self.nodes[node].deferred.push((object, asker, until));
+            }
         }
         Ok(())
     }
@@ -119,7 +146,10 @@ impl World {
         for (create, result) in answered {
             let object = create.object;
             match (create.token, result) {
-                (Some(token), result) => self.receive(node, ReceiveEvent::Created { object, token, result })?,
+                (Some(token), result) => {
+                    self.receive(node, ReceiveEvent::Created { object, token, result })?;
+                    self.serve_deferred(node, object)?;
+                }
                 (None, Ok(())) => {
                     if let Some(known) = self.objects.get_mut(&object) {
                         known.home = Some(node);
@@ -136,18 +166,10 @@ impl World {
         Ok(())
     }
 
-    /// A node wants an object.
+    /// A node wants an object, and is sent it once it is here.
     pub(super) fn wanted(&mut self, node: usize, by: usize, object: ObjectId) -> Result<(), String> {
-        if !self.nodes[node].store.has(&object) {
-            let until = self.now + DEFER;
-            self.nodes[node].deferred.push((object, by, until));
-            return Ok(());
-        }
-        if self.is_bulk(node, by) {
-            return self.offer(node, by, object);
-        }
-        if self.hold(node, object) {
-            self.push(node, by, object)?;
+        if !self.push_here(node, by, object)? {
+            self.defer(node, by, object);
         }
         Ok(())
     }
@@ -155,13 +177,24 @@ impl World {
     /// A node wants an object if it is here.
     pub(super) fn wanted_now(&mut self, node: usize, by: usize, object: ObjectId) -> Result<(), String> {
         if self.nodes[node].store.has(&object) {
-            return self.wanted(node, by, object);
+            return match self.is_bulk(node, by) {
+                true => self.wanted_on_a_lane(node, by, object, false),
+                false => self.wanted(node, by, object),
+            };
         }
         match self.is_bulk(node, by) {
             true => self.reply(by, node, Down::Withdrawn { object }),
             false => self.answer(node, by, Message::NotThere { object }),
         }
         Ok(())
+    }
+
+    fn push_here(&mut self, node: usize, by: usize, object: ObjectId) -> Result<bool, String> {
+        let here = self.hold(node, object);
+        if here {
+            self.push(node, by, object)?;
+        }
+        Ok(here)
     }
 
     /// Takes the sender's reference on an object, if it is here and there is none yet. False: it is not here.
@@ -180,9 +213,12 @@ impl World {
 
     /// Gives the sender's reference back, if the object is neither sent nor offered any more.
     pub(super) fn let_hold_go(&mut self, node: usize, object: ObjectId) -> Result<(), String> {
-        let Node { store, sending, offered, pushes, .. } = &mut self.nodes[node];
+        let Node { store, sending, offered, pushes, lent, .. } = &mut self.nodes[node];
         if sending.contains_key(&object) || offered.range((object, 0)..=(object, usize::MAX)).next().is_some() {
             return Ok(());
+        }
+        if lent.contains_key(&object) {
+            return self.send(node, SendEvent::GiveUp { object });
         }
         if pushes.remove(&object).is_some() {
             if let Some(copy) = store.copies.get_mut(&object) {
@@ -207,15 +243,25 @@ impl World {
     pub(super) fn send(&mut self, node: usize, event: SendEvent) -> Result<(), String> {
         let mut effects = Vec::new();
         self.nodes[node].sender.handle(event, &mut effects);
-        effects.into_iter().try_for_each(|effect| self.carry_out_send(node, effect))
+        self.nodes[node].sends.extend(effects);
+        if std::mem::replace(&mut self.nodes[node].is_sending, true) {
+            return Ok(());
+        }
+        while let Some(effect) = self.nodes[node].sends.pop_front() {
+            self.carry_out_send(node, effect)?;
+        }
+        self.nodes[node].is_sending = false;
+        Ok(())
     }
 
     fn carry_out_send(&mut self, node: usize, effect: SendEffect) -> Result<(), String> {
         match effect {
             SendEffect::Send { node: to, object, index } => {
                 let to = node_of(to);
-                let copy = self.nodes[node].store.copies.get(&object).filter(|copy| copy.sealed);
+                let copy = self.nodes[node].store.copies.get(&object);
                 let copy = copy.ok_or_else(|| format!("node {node} sends {object}, which it has not"))?;
+                let there = copy.chunk(index).map(|(version, _)| version);
+                let version = there.ok_or_else(|| format!("node {node} sends chunk {index} of {object} too early"))?;
                 let len_bytes = (copy.size - u64::from(index) * CHUNK).min(CHUNK);
                 let (total_bytes, from) = (copy.size, node_id(node));
                 let push = self.nodes[node].pushes[&object];
@@ -223,11 +269,20 @@ impl World {
                 if self.is_bulk(node, to) {
                     return self.begin_reading(node, to, head);
                 }
-                let message = Message::Chunk { head, version: copy.version, index };
+                let message = Message::Chunk { head, version, index };
                 self.letters.push(Letter { from: node, to, message });
                 Ok(())
             }
+            SendEffect::Withdrawn { node: to, object } => {
+                let to = node_of(to);
+                if self.is_bulk(node, to) {
+                    self.reply(to, node, Down::Withdrawn { object });
+                }
+                Ok(())
+            }
+            SendEffect::Returned { object } => self.returned(node, object),
             SendEffect::Finished { node: to, object } => {
+                self.nodes[node].spread.served(&object, &to, true);
                 let Some(nodes) = self.nodes[node].sending.get_mut(&object) else {
                     return Err(format!("node {node} finished {object}, which it did not send"));
                 };
