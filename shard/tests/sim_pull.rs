@@ -7,7 +7,7 @@ mod sim_support;
 use raylet_shard::sim::pull_sim::{run, run_world, STEPS_PER_WORLD};
 
 /// Steps without `RAYLET_SIM_STEPS`: seconds with optimisation, about a minute without.
-const DEFAULT_STEPS: u64 = if cfg!(debug_assertions) { 300_000 } else { 5_000_000 };
+const DEFAULT_STEPS: u64 = if cfg!(debug_assertions) { 300_000 } else { 10_000_000 };
 
 #[test]
 fn what_is_wanted_and_somewhere_arrives_whole_whatever_happens() {

@@ -100,6 +100,8 @@ struct Node {
     pushes: BTreeMap<ObjectId, u64>,
     /// Of these, what is read from its file.
     from_disk: BTreeSet<ObjectId>,
+    /// Objects of which it has shown that their files are not as they were written.
+    files_lost: Vec<ObjectId>,
 }
 
 impl Node {
@@ -237,6 +239,7 @@ impl World {
                 sent_elsewhere: BTreeSet::new(),
                 pushes: BTreeMap::new(),
                 from_disk: BTreeSet::new(),
+                files_lost: Vec::new(),
             }
         });
         let nodes: Vec<Node> = nodes.collect();

@@ -48,8 +48,8 @@ impl World {
         }
         self.objects.remove(&object);
         for node in 0..self.nodes.len() {
-            self.nodes[node].store.disk.remove(&object);
-            if self.nodes[node].store.copies.remove(&object).is_some() {
+            let store = &mut self.nodes[node].store;
+            if store.disk.remove(&object).is_some() | store.copies.remove(&object).is_some() {
                 self.tell(node, PullEvent::Gone { object })?;
                 self.serve(node)?;
             }
@@ -158,7 +158,9 @@ impl World {
         let mut done = Vec::new();
         for (id, wish) in wishes {
             for (object, seen) in &mut wish.objects {
-                *seen = store.has(object) || (*seen && wish.kind != Kind::Arguments);
+                // What is on disk here can be had again, by whoever takes the lease.
+                let stays = wish.kind != Kind::Arguments || store.disk.contains_key(object);
+                *seen = store.has(object) || (*seen && stays);
             }
             if wish.objects.values().all(|seen| *seen) {
                 done.push(*id);

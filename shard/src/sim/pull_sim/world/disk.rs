@@ -33,8 +33,14 @@ impl World {
 
     /// What is wanted here and on disk only is read back, before all creates.
     pub(super) fn restore_wanted(&mut self, node: usize) -> Result<(), String> {
+        for object in std::mem::take(&mut self.nodes[node].files_lost) {
+            if !self.nodes[node].store.has(&object) {
+                self.tell(node, PullEvent::Gone { object })?;
+            }
+        }
         let Node { wishes, store, .. } = &mut self.nodes[node];
-        let wanted: BTreeSet<ObjectId> = wishes.values().flat_map(|wish| wish.objects.keys().copied()).collect();
+        let missing = wishes.values().flat_map(|wish| wish.objects.iter().filter(|(_, seen)| !**seen));
+        let wanted: BTreeSet<ObjectId> = missing.map(|(object, _)| *object).collect();
         for object in wanted {
             let is_queued = store.queue.iter().any(|create| create.object == object);
             if let Some(copy) = store.disk.get(&object).filter(|_| !is_queued && !store.copies.contains_key(&object)) {
@@ -55,6 +61,7 @@ impl World {
         match result {
             Ok(()) => {
                 self.report.restored += 1;
+                self.sealed(node, object);
                 self.tell(node, PullEvent::Here { object, held: false })?;
                 self.came(node, object)?;
                 // It was held until everybody had heard of it.
@@ -84,6 +91,7 @@ impl World {
     pub(super) fn file_lost(&mut self, node: usize, object: ObjectId) {
         if self.nodes[node].store.disk.remove(&object).is_some() {
             self.report.files_lost += 1;
+            self.nodes[node].files_lost.push(object);
             self.up[node].push_back(News::FileLost { object });
         }
     }

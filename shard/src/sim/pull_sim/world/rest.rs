@@ -48,7 +48,13 @@ impl World {
         let left: Vec<_> = wanting
             .map(|node| (&node.wishes, node.manager.stats(), &node.store, &node.receiver, &node.offered, &node.sending))
             .collect();
-        Err(format!("what is wanted and somewhere does not come: {left:?}"))
+        let missing = self.nodes.iter().flat_map(|node| node.wishes.values()).flat_map(|wish| &wish.objects);
+        let missing: BTreeSet<ObjectId> = missing.filter(|(_, seen)| !**seen).map(|(object, _)| *object).collect();
+        let at = |object: &ObjectId| -> Vec<usize> {
+            (0..self.nodes.len()).filter(|node| self.nodes[*node].serves(object)).collect()
+        };
+        let missing: Vec<_> = missing.iter().map(|object| (object, self.objects.get(object), at(object))).collect();
+        Err(format!("what is wanted and somewhere does not come: {missing:?}, {left:?}"))
     }
 
     /// Owners tell of what is lost for good; here its wishes end.

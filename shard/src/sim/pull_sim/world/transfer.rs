@@ -75,6 +75,7 @@ impl World {
                     (*is_sealed, copy.users) = (true, copy.users + 1);
                 }
                 self.report.received += 1;
+                self.sealed(node, object);
                 news.push(PullEvent::Here { object, held: true });
             }
             ReceiveEffect::Abort { object } => {
@@ -107,9 +108,13 @@ impl World {
         }
     }
 
-    /// A sealed object is here: the owner is told, and who waits for it.
-    pub(super) fn came(&mut self, node: usize, object: ObjectId) -> Result<(), String> {
+    /// A sealed object is here, and may be gone again: its owner is told before anybody else.
+    pub(super) fn sealed(&mut self, node: usize, object: ObjectId) {
         self.up[node].push_back(News::Copy { object, here: true });
+    }
+
+    /// Who waits for an object that came has it.
+    pub(super) fn came(&mut self, node: usize, object: ObjectId) -> Result<(), String> {
         self.fulfil(node)?;
         self.serve_deferred(node, object)
     }
@@ -142,7 +147,10 @@ impl World {
         for object in evicted {
             self.report.evicted += 1;
             self.up[node].push_back(News::Copy { object, here: false });
-            self.tell(node, PullEvent::Gone { object })?;
+            // What is on disk can be had again.
+            if !self.nodes[node].store.disk.contains_key(&object) {
+                self.tell(node, PullEvent::Gone { object })?;
+            }
         }
         for (create, result) in answered {
             let object = create.object;
@@ -158,6 +166,7 @@ impl World {
                         known.locations.insert(node);
                     }
                     self.publish(object);
+                    self.sealed(node, object);
                     self.tell(node, PullEvent::Here { object, held: false })?;
                     self.came(node, object)?;
                 }
