@@ -258,9 +258,11 @@ fn make_segments(settings: &EngineSettings, plans: &[ArenaPlan]) -> Result<Vec<A
         let report = segment.report();
         match &report.fallback {
             Some(reason) => {
-                tracing::warn!(pages = ?report.pages, asked = ?report.asked, reason, "object store: other pages than asked for")
+                tracing::warn!(pages = %report.pages, asked = %report.asked, reason, "object store: other pages than asked for")
             }
-            None => tracing::info!(pages = ?report.pages, size_bytes = report.size_bytes, "object store"),
+            None => {
+                tracing::info!(pages = %report.pages, asked = %report.asked, size_bytes = report.size_bytes, "object store")
+            }
         }
         segments.push(Arc::new(segment));
     }

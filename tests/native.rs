@@ -3,6 +3,7 @@
 mod native_support;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use native_support::{eventually, Node};
@@ -163,6 +164,17 @@ fn spilling(cores: &str, dir: &Path) -> Node {
     Node::start(&["--cores", cores, "--object-store-memory", "32M", "--spill-dir", dir.to_str().unwrap()])
 }
 
+/// What `raylet-uring top` shows of a node, after two looks.
+fn top(node: &Node) -> String {
+    let socket = node.socket();
+    let nodes = socket.parent().expect("a directory").join("run");
+    let mut program = Command::new(env!("CARGO_BIN_EXE_raylet-uring"));
+    program.args(["top", "--once", "--interval", "0.1"]).env("RAYLET_URING_RUNTIME_DIR", nodes);
+    let output = program.output().expect("it runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("it is text")
+}
+
 fn content(size_bytes: usize, seed: usize) -> Vec<u8> {
     let mut bytes = vec![0; size_bytes];
     bytes.chunks_mut(512).enumerate().for_each(|(at, chunk)| chunk.fill((at * 7 + seed) as u8));
@@ -191,6 +203,14 @@ fn what_owners_keep_goes_to_disk_when_the_store_is_full_and_comes_back() {
             // What is on disk is there, also for who asks for an answer now.
             let timeout = if at % 2 == 0 { SECOND } else { Some(Duration::ZERO) };
             assert!(reader.get(*id, timeout).unwrap()[..] == bytes[..], "object {at}");
+        }
+        let screen = top(&node);
+        let rows: Vec<Vec<&str>> = screen.lines().map(|line| line.split_whitespace().collect()).collect();
+        for flow in ["\u{2502}spilled", "\u{2502}restored"] {
+            let row = rows.iter().find(|row| row.first() == Some(&flow)).unwrap_or_else(|| panic!("{flow}: {screen}"));
+            let (amount, unit): (f64, &str) = (row[3].parse().unwrap(), row[4]);
+            // Of 98 MiB in a store of 32 at least 64 MiB have to be away.
+            assert!(amount >= 64.0 && unit == "MiB", "{screen}");
         }
         for (at, id) in ids.iter().enumerate() {
             // Its owner's own word is enough, whether it is on disk or not; another's is not.
