@@ -13,9 +13,7 @@ use std::time::{Duration, Instant};
 
 use raylet_shard::ids::{ClientId, LeaseId, NowNs, ObjectId, ShardId, Token, WorkerId};
 use raylet_shard::sched::{ClassId, Fixed, ResourceId, ResourceSet, SchedEffect, SchedEvent, Scheduler};
-use raylet_shard::store::{
-    BankEffect, BankEvent, GoneReason, NodeMemory, ObjectSource, Store, StoreEffect, StoreEvent,
-};
+use raylet_shard::store::{BankEffect, BankEvent, NodeMemory, ObjectSource, Store, StoreEffect, StoreEvent};
 use raylet_tuning::{Segment, Warmer};
 use smallvec::SmallVec;
 
@@ -671,7 +669,7 @@ impl Core {
             }
             StoreEffect::ObjectGone { id, owner, data_bytes, metadata_bytes, reason } => {
                 native::object_gone(self, id, data_bytes + metadata_bytes, reason);
-                self.sightings.gone(self, owner, id, reason == GoneReason::Freed);
+                self.sightings.gone(self, owner, id, reason);
             }
             StoreEffect::SpansWanted { .. }
             | StoreEffect::SpansUnwanted

@@ -7,7 +7,7 @@ mod sim_support;
 use raylet_shard::sim::pull_sim::{run, run_world, STEPS_PER_WORLD};
 
 /// Steps without `RAYLET_SIM_STEPS`: seconds with optimisation, about a minute without.
-const DEFAULT_STEPS: u64 = if cfg!(debug_assertions) { 300_000 } else { 5_000_000 };
+const DEFAULT_STEPS: u64 = if cfg!(debug_assertions) { 300_000 } else { 10_000_000 };
 
 #[test]
 fn what_is_wanted_and_somewhere_arrives_whole_whatever_happens() {
@@ -37,6 +37,8 @@ fn what_is_wanted_and_somewhere_arrives_whole_whatever_happens() {
     assert!(tried.iter().all(|count| *count > steps / 20_000), "{report:?}");
     // It takes a few nodes that want one object at once.
     let relayed = [report.elsewhere, report.relayed, report.recalled];
+    let on_disk = [report.spilled, report.restored, report.disk_full, report.file_sent, report.files_lost];
+    assert!(on_disk.iter().all(|count| *count > steps / 20_000), "{report:?}");
     assert!(relayed.iter().all(|count| *count > steps / 100_000), "{report:?}");
     assert!(report.nodes_most >= 20 || report.worlds < 100, "no large cluster: {report:?}");
 }

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use raylet_shard::ids::{ObjectId, WorkerId};
-use raylet_shard::store::ObjectSource;
+use raylet_shard::store::{GoneReason, ObjectSource};
 use rustc_hash::FxHashSet;
 
 use super::messages::Owner;
@@ -56,6 +56,8 @@ pub enum Sighting {
         object: ObjectId,
         /// Because its owner wanted it so.
         freed: bool,
+        /// It is still on disk here, and can be had again.
+        on_disk: bool,
     },
     /// An object was spilled.
     Spilled {
@@ -121,9 +123,10 @@ impl Sightings {
     }
 
     /// Notes that an object is gone from here.
-    pub fn gone(&self, core: &Rc<Core>, owner: WorkerId, object: ObjectId, freed: bool) {
+    pub fn gone(&self, core: &Rc<Core>, owner: WorkerId, object: ObjectId, reason: GoneReason) {
         if told(core, &owner) {
-            self.note(core, Sighting::Gone { owner, object, freed });
+            let (freed, on_disk) = (reason == GoneReason::Freed, reason == GoneReason::Spilled);
+            self.note(core, Sighting::Gone { owner, object, freed, on_disk });
         }
     }
 

@@ -196,8 +196,11 @@ impl Control {
                 Sighting::Spilled { owner, object, url } => {
                     self.object_spilled(owner, object, Spilled { url, local: true, generator: None });
                 }
-                Sighting::Gone { owner, object, freed } => {
-                    self.pull_seen(object, false);
+                Sighting::Gone { owner, object, freed, on_disk } => {
+                    // Whoever waits for what is on disk has it read back; nothing has to be fetched.
+                    if !on_disk {
+                        self.pull_seen(object, false);
+                    }
                     let untold = freed && self.locations.borrow_mut().freed(&owner, &object);
                     if !untold {
                         self.note_location(owner, object, |due| due.here = Some(false));

@@ -345,6 +345,7 @@ impl Control {
 
     /// An object's copy on disk can't be read back. Its owner knows whether there is another, on another node; if not, it is lost.
     pub(super) fn copy_lost(self: &Rc<Self>, object: ObjectId, owner: WorkerId) {
+        self.pull_seen(object, false);
         let address = self.locations.borrow().address_of(&owner);
         let has_room = self.objects.borrow().asked.len() < MAX_WISHES;
         let is_alone = self.nodes.borrow().len() <= 1;

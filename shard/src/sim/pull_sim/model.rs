@@ -11,6 +11,9 @@ pub(super) const CHUNK: u64 = 10;
 /// How long a create waits at the head of the queue.
 pub(super) const GRACE: NowNs = 2_000_000_000;
 
+/// Asks for the place of an object that is read back from disk. No receiver has this token.
+pub(super) const RESTORE: u64 = u64::MAX;
+
 /// What the bytes of one chunk are: of which making of the object, and which of its chunks.
 pub(super) type Written = (u32, u32);
 
@@ -27,6 +30,10 @@ pub(super) struct Copy {
     pub(super) received: bool,
     /// References of clients, and of the sender.
     pub(super) users: u32,
+    /// It is being written to disk.
+    spilling: bool,
+    /// On disk: it is not what was written any more.
+    pub(super) is_spoilt: bool,
     used_at: u64,
     /// Its memory: one that is given up and made again is another.
     pub(super) place: u64,
@@ -43,7 +50,7 @@ impl Copy {
     }
 
     fn is_evictable(&self) -> bool {
-        self.sealed && !self.pinned && !self.received && self.users == 0
+        self.sealed && !self.pinned && !self.spilling && !self.received && self.users == 0
     }
 }
 
@@ -65,13 +72,49 @@ pub(super) struct Store {
     pub(super) capacity: u64,
     pub(super) copies: BTreeMap<ObjectId, Copy>,
     pub(super) queue: VecDeque<Create>,
+    /// Files of objects.
+    pub(super) disk: BTreeMap<ObjectId, Copy>,
+    pub(super) disk_capacity: u64,
     full_since: Option<NowNs>,
     clock: u64,
 }
 
 impl Store {
-    pub(super) fn new(capacity: u64) -> Self {
-        Self { capacity, copies: BTreeMap::new(), queue: VecDeque::new(), full_since: None, clock: 0 }
+    pub(super) fn new(capacity: u64, disk_capacity: u64) -> Self {
+        let (copies, disk, queue) = Default::default();
+        Self { capacity, copies, queue, disk, disk_capacity, full_since: None, clock: 0 }
+    }
+
+    pub(super) fn disk_used(&self) -> u64 {
+        self.disk.values().map(|copy| copy.size).sum()
+    }
+
+    /// Begins to write the object that is kept here and was not used for longest.
+    pub(super) fn begin_spill(&mut self) {
+        let idle = self.copies.iter_mut().filter(|(_, c)| c.sealed && c.pinned && !c.spilling && c.users == 0);
+        if let Some((_, copy)) = idle.min_by_key(|(_, copy)| copy.used_at) {
+            copy.spilling = true;
+        }
+    }
+
+    /// A write ends, in vain where it `fails` or the disk is full: which object's, and whether it is on disk now.
+    pub(super) fn end_spill(&mut self, fails: bool) -> Option<(ObjectId, bool)> {
+        let free = self.disk_capacity - self.disk_used();
+        let (object, copy) = self.copies.iter_mut().find(|(_, copy)| copy.spilling)?;
+        copy.spilling = false;
+        if fails || copy.size > free {
+            return Some((*object, false));
+        }
+        copy.pinned = false;
+        self.clock += 1;
+        let file = Copy { users: 0, received: false, place: self.clock, ..copy.clone() };
+        self.disk.insert(*object, file);
+        Some((*object, true))
+    }
+
+    /// The object where it can be sent from: in memory, or on disk.
+    pub(super) fn source(&self, object: &ObjectId, from_disk: bool) -> Option<&Copy> {
+        if from_disk { &self.disk } else { &self.copies }.get(object)
     }
 
     pub(super) fn used(&self) -> u64 {
@@ -118,6 +161,10 @@ impl Store {
         if self.copies.contains_key(&create.object) {
             return Some(Err(StoreError::ObjectExists));
         }
+        let restore = create.token == Some(RESTORE);
+        if restore && self.disk.get(&create.object).is_none_or(|copy| copy.is_spoilt) {
+            return Some(Err(StoreError::ObjectNonexistent));
+        }
         let evictable: u64 = self.copies.values().filter(|copy| copy.is_evictable()).map(|copy| copy.size).sum();
         if self.capacity - self.used() + evictable < create.size {
             let since = *self.full_since.get_or_insert(now);
@@ -135,13 +182,15 @@ impl Store {
         let copy = Copy {
             size: create.size,
             version: create.version,
-            sealed: local,
+            sealed: local || restore,
             pinned: local,
             received: false,
-            users: 0,
+            users: u32::from(restore),
+            spilling: false,
+            is_spoilt: false,
             used_at: self.clock,
             place: self.clock,
-            chunks: if local { Vec::new() } else { vec![None; chunks] },
+            chunks: if local || restore { Vec::new() } else { vec![None; chunks] },
         };
         self.copies.insert(create.object, copy);
         Some(Ok(()))
@@ -185,6 +234,13 @@ impl Store {
         let used = self.used();
         if used > self.capacity {
             return Err(format!("{used} bytes used of {}", self.capacity));
+        }
+        let on_disk = self.disk_used();
+        if on_disk > self.disk_capacity {
+            return Err(format!("{on_disk} bytes on a disk of {}", self.disk_capacity));
+        }
+        if let Some((object, _)) = self.copies.iter().find(|(id, c)| c.pinned && self.disk.contains_key(id)) {
+            return Err(format!("{object} is kept twice"));
         }
         Ok(())
     }

@@ -35,6 +35,16 @@ pub struct Report {
     pub guessed: u64,
     /// Chunks that waited on their lane for memory.
     pub held: u64,
+    /// Objects written to disk.
+    pub spilled: u64,
+    /// Objects read back.
+    pub restored: u64,
+    /// Writes that found the disk full.
+    pub disk_full: u64,
+    /// Objects sent from their files.
+    pub file_sent: u64,
+    /// Files that were not as they were written.
+    pub files_lost: u64,
     /// Nodes that were sent to another one that was being sent the object.
     pub elsewhere: u64,
     /// Chunks that were sent on before all of their object was there.
@@ -62,6 +72,11 @@ impl Report {
             broken,
             guessed,
             held,
+            spilled,
+            restored,
+            disk_full,
+            file_sent,
+            files_lost,
             elsewhere,
             relayed,
             recalled,
@@ -82,6 +97,11 @@ impl Report {
         self.broken += broken;
         self.guessed += guessed;
         self.held += held;
+        self.spilled += spilled;
+        self.restored += restored;
+        self.disk_full += disk_full;
+        self.file_sent += file_sent;
+        self.files_lost += files_lost;
         self.elsewhere += elsewhere;
         self.relayed += relayed;
         self.recalled += recalled;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::super::store_sim::Rng;
-use super::model::{Create, Store, Written, CHUNK};
+use super::model::{Copy, Create, Store, Written, CHUNK};
 use super::report::Report;
 use crate::ids::{NodeId, NowNs, ObjectId, WorkerId};
 use crate::pull::{
@@ -13,6 +13,7 @@ use crate::pull::{
 use crate::store::StoreError;
 
 mod clients;
+mod disk;
 mod lanes;
 mod letters;
 mod rest;
@@ -50,6 +51,15 @@ struct Known {
     /// Where it is kept; `None`: it is being made.
     home: Option<usize>,
     locations: BTreeSet<usize>,
+    /// On whose disk it is.
+    spilled: Option<usize>,
+}
+
+impl Known {
+    /// It has to be made, again or for the first time.
+    fn is_nowhere(&self) -> bool {
+        self.home.is_none() && self.locations.is_empty() && self.spilled.is_none()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -88,6 +98,23 @@ struct Node {
     sent_elsewhere: BTreeSet<ObjectId>,
     /// Number of the push of each object that is sent or offered: a reference, taken and given back, is one.
     pushes: BTreeMap<ObjectId, u64>,
+    /// Of these, what is read from its file.
+    from_disk: BTreeSet<ObjectId>,
+    /// Objects of which it has shown that their files are not as they were written.
+    files_lost: Vec<ObjectId>,
+}
+
+impl Node {
+    /// It can send an object, from memory or from its file.
+    fn serves(&self, object: &ObjectId) -> bool {
+        self.store.has(object) || self.store.disk.contains_key(object)
+    }
+
+    /// What it sends of an object, or would.
+    fn source(&self, object: &ObjectId) -> Option<&Copy> {
+        let from_disk = self.from_disk.contains(object) || !self.store.copies.contains_key(object);
+        self.store.source(object, from_disk)
+    }
 }
 
 /// Between a node and the owner, in order.
@@ -95,6 +122,10 @@ struct Node {
 enum News {
     /// A copy is here, or gone.
     Copy { object: ObjectId, here: bool },
+    /// It was spilled.
+    Spilled { object: ObjectId },
+    /// What was spilled can't be read.
+    FileLost { object: ObjectId },
     /// Where the object is.
     Located { object: ObjectId },
 }
@@ -191,7 +222,7 @@ impl World {
                 manager,
                 receiver: Receiver::new(CHUNK, WAITING_MAX),
                 sender: Sender::new(1 + rng.below(4) as usize, 1 + rng.below(6) as usize),
-                store: Store::new(capacity),
+                store: Store::new(capacity, rng.below(3) * capacity / 2),
                 pulls: VecDeque::new(),
                 receives: VecDeque::new(),
                 sends: VecDeque::new(),
@@ -207,6 +238,8 @@ impl World {
                 lent: BTreeMap::new(),
                 sent_elsewhere: BTreeSet::new(),
                 pushes: BTreeMap::new(),
+                from_disk: BTreeSet::new(),
+                files_lost: Vec::new(),
             }
         });
         let nodes: Vec<Node> = nodes.collect();
@@ -270,7 +303,9 @@ impl World {
             720..=759 => self.use_one(node),
             760..=799 => self.let_go(node)?,
             800..=811 => self.broadcast()?,
-            812..=996 => {
+            812..=841 => self.spill(node)?,
+            842 => self.spoil_a_file(node),
+            843..=996 => {
                 let pause = self.rng.below(SECOND / 2);
                 self.pass(pause)?;
             }
@@ -310,7 +345,7 @@ impl World {
             let room = PullEvent::Room { free_bytes: store.room(), starving: store.is_starving() };
             self.tell(node, room)?;
             self.tell(node, PullEvent::Tick)?;
-            self.serve(node)?;
+            self.restore_wanted(node)?;
             let now = self.now;
             let Node { deferred, spread, .. } = &mut self.nodes[node];
             for (object, by, _) in deferred.extract_if(.., |(_, _, until)| *until <= now) {
@@ -330,7 +365,7 @@ impl World {
         self.report.died += 1;
         let dead = &mut self.nodes[node];
         dead.alive = false;
-        dead.store = Store::new(dead.store.capacity);
+        dead.store = Store::new(dead.store.capacity, dead.store.disk_capacity);
         dead.wishes.clear();
         self.up[node].clear();
         self.down[node].clear();
@@ -339,7 +374,7 @@ impl World {
         let objects: Vec<ObjectId> = self.objects.keys().copied().collect();
         for object in objects {
             if let Some(known) = self.objects.get_mut(&object) {
-                let was = known.locations.remove(&node);
+                let was = known.locations.remove(&node) | known.spilled.take_if(|at| *at == node).is_some();
                 if known.home == Some(node) {
                     known.home = None;
                 }

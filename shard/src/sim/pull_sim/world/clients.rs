@@ -19,7 +19,7 @@ impl World {
         let mut bytes = [0; 28];
         bytes[..8].copy_from_slice(&number.to_le_bytes());
         let object = ObjectId(bytes);
-        self.objects.insert(object, Known { size, version: 1, home: None, locations: BTreeSet::new() });
+        self.objects.insert(object, Known { size, version: 1, home: None, locations: BTreeSet::new(), spilled: None });
         self.make_on(node, object)
     }
 
@@ -41,13 +41,15 @@ impl World {
             node.wishes.values().any(|wish| wish.objects.contains_key(&object))
                 || node.store.copies.get(&object).is_some_and(|copy| copy.users > 0 || copy.received || !copy.sealed)
                 || node.store.queue.iter().any(|create| create.object == object)
+                || node.store.disk.get(&object).is_some_and(|copy| copy.users > 0)
         };
         if self.nodes.iter().any(in_use) {
             return Ok(());
         }
         self.objects.remove(&object);
         for node in 0..self.nodes.len() {
-            if self.nodes[node].store.copies.remove(&object).is_some() {
+            let store = &mut self.nodes[node].store;
+            if store.disk.remove(&object).is_some() | store.copies.remove(&object).is_some() {
                 self.tell(node, PullEvent::Gone { object })?;
                 self.serve(node)?;
             }
@@ -65,7 +67,7 @@ impl World {
 
     /// Objects of which no copy is left are made again, with other bytes.
     pub(super) fn make_again(&mut self) -> Result<(), String> {
-        let lost = self.objects.iter().filter(|(_, known)| known.home.is_none() && known.locations.is_empty());
+        let lost = self.objects.iter().filter(|(_, known)| known.is_nowhere());
         let lost: Vec<ObjectId> = lost.map(|(object, _)| *object).collect();
         for object in lost {
             if self
@@ -156,7 +158,9 @@ impl World {
         let mut done = Vec::new();
         for (id, wish) in wishes {
             for (object, seen) in &mut wish.objects {
-                *seen = store.has(object) || (*seen && wish.kind != Kind::Arguments);
+                // What is on disk here can be had again, by whoever takes the lease.
+                let stays = wish.kind != Kind::Arguments || store.disk.contains_key(object);
+                *seen = store.has(object) || (*seen && stays);
             }
             if wish.objects.values().all(|seen| *seen) {
                 done.push(*id);
@@ -185,9 +189,9 @@ impl World {
     }
 
     pub(super) fn let_go(&mut self, node: usize) -> Result<(), String> {
-        let Node { store, pushes, .. } = &mut self.nodes[node];
+        let Node { store, pushes, from_disk, .. } = &mut self.nodes[node];
         for (object, copy) in &mut store.copies {
-            copy.users = u32::from(copy.sealed && pushes.contains_key(object));
+            copy.users = u32::from(copy.sealed && pushes.contains_key(object) && !from_disk.contains(object));
         }
         self.serve(node)
     }

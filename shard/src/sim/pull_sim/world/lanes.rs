@@ -194,7 +194,7 @@ impl World {
     ) -> Result<(), String> {
         let now = self.now;
         let node = &mut self.nodes[holder];
-        if !node.store.has(&object) && !node.receiver.is_expected(&object) {
+        if !node.serves(&object) && !node.receiver.is_expected(&object) {
             if self.rng.permille(500) {
                 self.reply(asker, holder, Down::Withdrawn { object });
             } else {
@@ -203,7 +203,7 @@ impl World {
             return Ok(());
         }
         // One of a single chunk is not worth a tree.
-        let is_small = node.store.has(&object) && node.store.copies[&object].size <= CHUNK;
+        let is_small = node.serves(&object) && node.source(&object).is_some_and(|copy| copy.size <= CHUNK);
         let serve = if is_small { Serve::Here } else { node.spread.asked(object, node_id(asker), direct, now) };
         if let Serve::Elsewhere(other) = serve {
             self.report.elsewhere += 1;
@@ -221,13 +221,14 @@ impl World {
         if !self.hold(holder, object) && !self.lend(holder, object)? {
             return Ok(false);
         }
-        let copy = &self.nodes[holder].store.copies[&object];
-        if copy.sealed && copy.size <= CHUNK {
+        let copy = self.nodes[holder].source(&object).map(|copy| (copy.sealed, copy.size));
+        let (sealed, total_bytes) = copy.ok_or_else(|| format!("node {holder} holds {object}, which it has not"))?;
+        if sealed && total_bytes <= CHUNK {
             return self.push(holder, asker, object).map(|()| true);
         }
         let node = &mut self.nodes[holder];
         node.offered.insert((object, asker));
-        let (push, total_bytes) = (node.pushes[&object], node.store.copies[&object].size);
+        let push = node.pushes[&object];
         let from = node_id(holder);
         let head = ChunkHead { object, from, push, index: 0, total_bytes, metadata_bytes: 1, len_bytes: 0 };
         self.reply(asker, holder, Down::Offer { head });
@@ -413,7 +414,7 @@ impl World {
 
     /// The sender wants a chunk to go out.
     pub(super) fn begin_reading(&mut self, holder: usize, asker: usize, head: ChunkHead) -> Result<(), String> {
-        let copy = self.nodes[holder].store.copies.get(&head.object);
+        let copy = self.nodes[holder].source(&head.object);
         let there = copy.and_then(|copy| Some((copy.place, copy.chunk(head.index)?.0, copy.sealed)));
         let (place, version, sealed) =
             there.ok_or_else(|| format!("node {holder} sends chunk {} of {}", head.index, head.object))?;
@@ -429,7 +430,7 @@ impl World {
         let Reading { lane, head, place, version, broken } = self.readings.swap_remove(at);
         let (asker, holder, _) = lane;
         let object = head.object;
-        let copy = self.nodes[holder].store.copies.get(&object).filter(|copy| copy.place == place);
+        let copy = self.nodes[holder].source(&object).filter(|copy| copy.place == place);
         let copy = copy.ok_or_else(|| format!("node {holder} reads {object} for {asker}, which it has given up"))?;
         if copy.chunk(head.index) != Some((version, head.index)) {
             return Err(format!("node {holder} reads chunk {} of {object} for {asker}: {copy:?}", head.index));

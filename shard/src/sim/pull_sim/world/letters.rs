@@ -6,23 +6,45 @@ impl World {
     // --- what is under way
 
     pub(super) fn deliver_news(&mut self, node: usize) -> Result<(), String> {
-        if let Some(News::Copy { object, here }) = self.up[node].pop_front() {
-            if let Some(known) = self.objects.get_mut(&object) {
-                let changed = if here { known.locations.insert(node) } else { known.locations.remove(&node) };
-                if changed {
-                    self.publish(object);
-                }
-            }
+        if let Some(news) = self.up[node].pop_front() {
+            self.hear_news(node, &news);
         }
         if let Some(News::Located { object }) = self.down[node].pop_front() {
             if let Some(known) = self.objects.get(&object) {
                 let elsewhere = known.locations.iter().filter(|at| **at != node && self.nodes[**at].alive);
-                let nodes: Vec<NodeId> = elsewhere.map(|at| node_id(*at)).collect();
-                let pending = known.home.is_none() && known.locations.is_empty();
+                let mut nodes: Vec<NodeId> = elsewhere.map(|at| node_id(*at)).collect();
+                if nodes.is_empty() {
+                    nodes.extend(known.spilled.filter(|at| *at != node && self.nodes[*at].alive).map(node_id));
+                }
+                let pending = known.is_nowhere();
                 self.tell(node, PullEvent::Located { object, size_bytes: known.size, nodes, pending })?;
             }
         }
         Ok(())
+    }
+
+    /// What a node tells the owner.
+    fn hear_news(&mut self, node: usize, news: &News) {
+        let (News::Copy { object, .. }
+        | News::Spilled { object }
+        | News::FileLost { object }
+        | News::Located { object }) = *news;
+        let Some(known) = self.objects.get_mut(&object) else {
+            return;
+        };
+        let changed = match news {
+            News::Copy { here: true, .. } => known.locations.insert(node),
+            News::Copy { here: false, .. } => known.locations.remove(&node),
+            News::Spilled { .. } => known.spilled.replace(node) != Some(node),
+            News::FileLost { .. } => {
+                known.home.take_if(|at| *at == node);
+                known.spilled.take_if(|at| *at == node).is_some()
+            }
+            News::Located { .. } => false,
+        };
+        if changed {
+            self.publish(object);
+        }
     }
 
     pub(super) fn deliver_letter(&mut self) -> Result<(), String> {

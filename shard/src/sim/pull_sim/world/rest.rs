@@ -12,6 +12,7 @@ impl World {
             for node in 0..self.nodes.len() {
                 if self.nodes[node].alive {
                     self.let_go(node)?;
+                    self.end_spill(node)?;
                     while !(self.up[node].is_empty() && self.down[node].is_empty()) {
                         self.deliver_news(node)?;
                     }
@@ -47,7 +48,13 @@ impl World {
         let left: Vec<_> = wanting
             .map(|node| (&node.wishes, node.manager.stats(), &node.store, &node.receiver, &node.offered, &node.sending))
             .collect();
-        Err(format!("what is wanted and somewhere does not come: {left:?}"))
+        let missing = self.nodes.iter().flat_map(|node| node.wishes.values()).flat_map(|wish| &wish.objects);
+        let missing: BTreeSet<ObjectId> = missing.filter(|(_, seen)| !**seen).map(|(object, _)| *object).collect();
+        let at = |object: &ObjectId| -> Vec<usize> {
+            (0..self.nodes.len()).filter(|node| self.nodes[*node].serves(object)).collect()
+        };
+        let missing: Vec<_> = missing.iter().map(|object| (object, self.objects.get(object), at(object))).collect();
+        Err(format!("what is wanted and somewhere does not come: {missing:?}, {left:?}"))
     }
 
     /// Owners tell of what is lost for good; here its wishes end.
@@ -55,6 +62,7 @@ impl World {
         let mut there = BTreeSet::new();
         for store in self.nodes.iter().filter(|node| node.alive).map(|node| &node.store) {
             there.extend(store.copies.iter().filter(|(_, copy)| copy.sealed).map(|(object, _)| *object));
+            there.extend(store.disk.iter().filter(|(_, copy)| !copy.is_spoilt).map(|(object, _)| *object));
             there.extend(store.queue.iter().filter(|create| create.token.is_none()).map(|create| create.object));
         }
         let lost = |object: &ObjectId| !there.contains(object);
@@ -81,6 +89,8 @@ impl World {
                 || !empty
                 || !node.sending.is_empty()
                 || !node.offered.is_empty()
+                || !node.from_disk.is_empty()
+                || node.store.disk.values().any(|copy| copy.users > 0)
                 || node.receiver.waiting_bytes() > 0
             {
                 return Err(format!(

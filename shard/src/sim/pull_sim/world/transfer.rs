@@ -2,6 +2,7 @@
 
 use std::collections::btree_map::Entry;
 
+use super::super::model::RESTORE;
 use super::*;
 
 impl World {
@@ -74,6 +75,7 @@ impl World {
                     (*is_sealed, copy.users) = (true, copy.users + 1);
                 }
                 self.report.received += 1;
+                self.sealed(node, object);
                 news.push(PullEvent::Here { object, held: true });
             }
             ReceiveEffect::Abort { object } => {
@@ -106,9 +108,13 @@ impl World {
         }
     }
 
-    /// A sealed object is here: the owner is told, and who waits for it.
-    pub(super) fn came(&mut self, node: usize, object: ObjectId) -> Result<(), String> {
+    /// A sealed object is here, and may be gone again: its owner is told before anybody else.
+    pub(super) fn sealed(&mut self, node: usize, object: ObjectId) {
         self.up[node].push_back(News::Copy { object, here: true });
+    }
+
+    /// Who waits for an object that came has it.
+    pub(super) fn came(&mut self, node: usize, object: ObjectId) -> Result<(), String> {
         self.fulfil(node)?;
         self.serve_deferred(node, object)
     }
@@ -141,11 +147,15 @@ impl World {
         for object in evicted {
             self.report.evicted += 1;
             self.up[node].push_back(News::Copy { object, here: false });
-            self.tell(node, PullEvent::Gone { object })?;
+            // What is on disk can be had again.
+            if !self.nodes[node].store.disk.contains_key(&object) {
+                self.tell(node, PullEvent::Gone { object })?;
+            }
         }
         for (create, result) in answered {
             let object = create.object;
             match (create.token, result) {
+                (Some(RESTORE), result) => self.restored(node, object, result)?,
                 (Some(token), result) => {
                     self.receive(node, ReceiveEvent::Created { object, token, result })?;
                     self.serve_deferred(node, object)?;
@@ -156,6 +166,7 @@ impl World {
                         known.locations.insert(node);
                     }
                     self.publish(object);
+                    self.sealed(node, object);
                     self.tell(node, PullEvent::Here { object, held: false })?;
                     self.came(node, object)?;
                 }
@@ -176,7 +187,7 @@ impl World {
 
     /// A node wants an object if it is here.
     pub(super) fn wanted_now(&mut self, node: usize, by: usize, object: ObjectId) -> Result<(), String> {
-        if self.nodes[node].store.has(&object) {
+        if self.nodes[node].serves(&object) {
             return match self.is_bulk(node, by) {
                 true => self.wanted_on_a_lane(node, by, object, false),
                 false => self.wanted(node, by, object),
@@ -202,7 +213,7 @@ impl World {
         let number = self.number();
         let Node { store, pushes, .. } = &mut self.nodes[node];
         let Some(copy) = store.copies.get_mut(&object).filter(|copy| copy.sealed) else {
-            return false;
+            return self.hold_file(node, object);
         };
         if let Entry::Vacant(push) = pushes.entry(object) {
             push.insert(number);
@@ -213,7 +224,7 @@ impl World {
 
     /// Gives the sender's reference back, if the object is neither sent nor offered any more.
     pub(super) fn let_hold_go(&mut self, node: usize, object: ObjectId) -> Result<(), String> {
-        let Node { store, sending, offered, pushes, lent, .. } = &mut self.nodes[node];
+        let Node { store, sending, offered, pushes, lent, from_disk, .. } = &mut self.nodes[node];
         if sending.contains_key(&object) || offered.range((object, 0)..=(object, usize::MAX)).next().is_some() {
             return Ok(());
         }
@@ -221,7 +232,9 @@ impl World {
             return self.send(node, SendEvent::GiveUp { object });
         }
         if pushes.remove(&object).is_some() {
-            if let Some(copy) = store.copies.get_mut(&object) {
+            let of_file = from_disk.remove(&object);
+            let copies = if of_file { &mut store.disk } else { &mut store.copies };
+            if let Some(copy) = copies.get_mut(&object) {
                 copy.users -= 1;
             }
             self.serve(node)?;
@@ -231,8 +244,8 @@ impl World {
 
     /// Sends an object that is held.
     pub(super) fn push(&mut self, node: usize, to: usize, object: ObjectId) -> Result<(), String> {
-        let Node { store, sending, .. } = &mut self.nodes[node];
-        let Some(copy) = store.copies.get(&object) else {
+        let Node { store, sending, from_disk, .. } = &mut self.nodes[node];
+        let Some(copy) = store.source(&object, from_disk.contains(&object)) else {
             return Err(format!("{object} is held on node {node}, and is not there"));
         };
         sending.entry(object).or_default().insert(to);
@@ -258,7 +271,8 @@ impl World {
         match effect {
             SendEffect::Send { node: to, object, index } => {
                 let to = node_of(to);
-                let copy = self.nodes[node].store.copies.get(&object);
+                let Node { store, from_disk, .. } = &self.nodes[node];
+                let copy = store.source(&object, from_disk.contains(&object));
                 let copy = copy.ok_or_else(|| format!("node {node} sends {object}, which it has not"))?;
                 let there = copy.chunk(index).map(|(version, _)| version);
                 let version = there.ok_or_else(|| format!("node {node} sends chunk {index} of {object} too early"))?;
