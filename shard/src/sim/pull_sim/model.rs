@@ -151,7 +151,10 @@ impl Store {
                 break;
             };
             self.queue.pop_front();
-            self.full_since = None;
+            // Where there was no room to read something back, those behind it fail at once, as in the store: it is tried again and again.
+            if result.is_ok() || create.token != Some(RESTORE) {
+                self.full_since = None;
+            }
             answered.push((create, result));
         }
         (answered, evicted)
