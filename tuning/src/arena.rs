@@ -362,7 +362,7 @@ impl Segment {
         let mut touched_bytes = 0;
         let mut from = range.start;
         while let Some(run) = self.touched.next_clear_run(&(from..range.end)) {
-            backing::populate(&self.mapping, &run).map_err(|source| ArenaError::NotBacked {
+            backing::touch(self.backing, &self.mapping, &run).map_err(|source| ArenaError::NotBacked {
                 start: run.start,
                 end: run.end,
                 source,

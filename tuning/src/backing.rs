@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::arena::{check_headroom, granule_bytes, ArenaError, SegmentRequest, SEGMENT_GRAIN_BYTES};
 use crate::hugepages;
-use crate::pages::{PageChoice, PageKind, HUGE_2M_BYTES};
+use crate::pages::{PageChoice, PageKind, HUGE_2M_BYTES, SMALL_PAGE_BYTES};
 use crate::privatefs::{self, TmpfsHuge};
 use crate::sys::{self, Mapping};
 use crate::sysfs;
@@ -246,14 +246,24 @@ pub(crate) fn back(backing: Backing, file: BorrowedFd<'_>, mapping: &Mapping, ru
 /// One huge page at `at`, or small ones where the kernel finds no huge one now.
 fn collapse(file: BorrowedFd<'_>, mapping: &Mapping, at: u64) -> io::Result<()> {
     // The kernel collapses only what a page table exists for, hence the one page first.
-    mapping.advise(at, crate::pages::SMALL_PAGE_BYTES, sys::MADV_POPULATE_WRITE)?;
+    mapping.advise(at, SMALL_PAGE_BYTES, sys::MADV_POPULATE_WRITE)?;
     match mapping.advise(at, HUGE_2M_BYTES, sys::MADV_COLLAPSE) {
         Ok(()) => Ok(()),
         Err(_) => sys::allocate(file, at, HUGE_2M_BYTES),
     }
 }
 
-/// Touches the pages of a range through our mapping without changing their bytes.
+/// Touches the pages of a range that has memory behind it.
+pub(crate) fn touch(backing: Backing, mapping: &Mapping, run: &Range<u64>) -> io::Result<()> {
+    match backing {
+        // Every page of the file is allocated: a fault finds it.
+        Backing::Allocate => mapping.touch(run.start, run.end - run.start, SMALL_PAGE_BYTES),
+        // Here a fault might still find none, which only the system call survives.
+        Backing::Reserved | Backing::Populate | Backing::Collapse => populate(mapping, run),
+    }
+}
+
+/// Touches the pages of a range through our mapping without changing their bytes, in system calls that fail where there is no memory.
 pub(crate) fn populate(mapping: &Mapping, run: &Range<u64>) -> io::Result<()> {
     let mut at = run.start;
     while at < run.end {

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 /// `MADV_POPULATE_WRITE` (Linux 5.14): fault pages in for writing without changing their bytes; errors instead of SIGBUS.
 pub(crate) const MADV_POPULATE_WRITE: i32 = 23;
@@ -153,6 +154,23 @@ impl Mapping {
         // SAFETY: as in `write`, the other way round.
         unsafe { ptr::copy_nonoverlapping(from.as_ptr(), bytes.as_mut_ptr(), bytes.len()) };
         true
+    }
+
+    /// Faults pages in for writing, one per `step_bytes`, without changing their bytes. The range must have memory behind it already:
+    /// touching any other is a SIGBUS.
+    ///
+    /// `MADV_POPULATE_WRITE` does the same in one call, but holds the process's memory map while it does. A fault holds only this
+    /// mapping, so a thread that touches at idle priority, and is left waiting in the middle, keeps nobody from allocating memory.
+    pub(crate) fn touch(&self, offset: u64, len: u64, step_bytes: u64) -> io::Result<()> {
+        let start = self.at(offset, len).ok_or(io::ErrorKind::InvalidInput)?;
+        for at in (0..len as usize).step_by(step_bytes as usize) {
+            // SAFETY: `at` is below `len`, which was checked to lie inside the mapping; the mapping is writable, never lent as a
+            // reference, and shared with other processes, so its bytes are only touched atomically here.
+            let byte = unsafe { AtomicU8::from_ptr(start.as_ptr().add(at)) };
+            // A store of what is there. (A compiler may turn an `or` with 0 into a load, which faults in for reading only.)
+            let _ = byte.fetch_update(Ordering::Relaxed, Ordering::Relaxed, Some);
+        }
+        Ok(())
     }
 
     /// madvise on a range. Only advice that keeps the bytes is used in this crate.
