@@ -116,10 +116,16 @@ impl Store {
         }
         let keep = self.keeps.open(id);
         self.keeps.add(keeper, keep);
+        let slot = self.objects.find(&id);
         if let Some(size_bytes) = self.spill.set_keep(&id, keep) {
-            return self.counters.kept.add(size_bytes);
+            self.counters.kept.add(size_bytes);
+            // What is kept on disk is not to go with its memory.
+            if let Some(doom) = slot.and_then(|slot| self.objects.get_mut(slot).doomed.take()) {
+                self.spill.doom_kept(&id, doom);
+            }
+            return;
         }
-        if let Some(slot) = self.objects.find(&id) {
+        if let Some(slot) = slot {
             let object = self.objects.get_mut(slot);
             object.keep = Some(keep);
             self.counters.kept.add(object.size_bytes());

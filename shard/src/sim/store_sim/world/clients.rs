@@ -334,6 +334,10 @@ impl World {
             let keepers = model.keeps.entry(id).or_default();
             keepers.retain(|known| *known != keeper);
             keepers.push(keeper);
+            if let Some(copy) = model.disk.copies.get_mut(&id) {
+                let doomed = model.objects.get_mut(&id).and_then(|object| object.doomed.take());
+                copy.doomed = copy.doomed.or(doomed);
+            }
         }
         self.exactly(shard, StoreEvent::Keep { keeper, token, id }, StoreEffect::Kept { keeper, token, id, ok })
     }
