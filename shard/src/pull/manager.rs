@@ -336,6 +336,10 @@ impl PullManager {
         self.end_ask(object);
         self.repeated += 1;
         self.ask(object, now, out);
+        // What came of it is of no use to anybody, and would stand in the way of a copy on this node's disk.
+        if self.pulls.get(object).is_some_and(|pull| pull.asked.is_none()) {
+            out.push(PullEffect::Stop { object: *object });
+        }
     }
 
     /// Nobody is known to have an object that was guessed to be somewhere: its owner is asked.

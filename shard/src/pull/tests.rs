@@ -81,7 +81,12 @@ fn a_node_that_fails_or_is_silent_is_left_for_another() {
     assert_eq!(failed, [ask(1, second)]);
     tell(&mut manager, 5 * SECOND, PullEvent::Progress { object: object(1), from: second });
     assert!(tell(&mut manager, 11 * SECOND, PullEvent::Tick).is_empty(), "it is sending");
-    assert!(tell(&mut manager, 15 * SECOND, PullEvent::Tick).is_empty(), "all have failed: a pause");
+    let stop = PullEffect::Stop { object: object(1) };
+    assert_eq!(
+        tell(&mut manager, 15 * SECOND, PullEvent::Tick),
+        [stop],
+        "all have failed: a pause, and nothing is kept for it"
+    );
     let again = tell(&mut manager, 16 * SECOND, PullEvent::Tick);
     assert!(matches!(again[..], [PullEffect::Ask { .. }]));
     assert!(tell(&mut manager, 16 * SECOND, PullEvent::NodeGone { node: A }).len() <= 1);
@@ -133,7 +138,7 @@ fn a_node_that_another_one_names_is_asked_and_left_for_those_the_owner_told_of()
     assert_eq!(tell(&mut manager, 15 * SECOND, PullEvent::Tick), [ask(1, A)]);
     tell(&mut manager, 15 * SECOND, PullEvent::NodeGone { node: B });
     let named = tell(&mut manager, 15 * SECOND, elsewhere(A, B));
-    assert!(named.is_empty(), "it is dead: as if A had failed");
+    assert_eq!(named, [PullEffect::Stop { object: object(1) }], "it is dead: as if A had failed");
     assert_eq!(tell(&mut manager, 16 * SECOND, PullEvent::Tick), [ask(1, A)]);
 }
 
