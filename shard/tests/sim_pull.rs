@@ -39,7 +39,7 @@ fn what_is_wanted_and_somewhere_arrives_whole_whatever_happens() {
     let relayed = [report.elsewhere, report.relayed, report.recalled];
     let on_disk = [report.spilled, report.restored, report.disk_full, report.file_sent, report.files_lost];
     assert!(on_disk.iter().all(|count| *count > steps / 20_000), "{report:?}");
-    assert!(relayed.iter().all(|count| *count > steps / 100_000), "{report:?}");
+    assert!(relayed.iter().all(|count| *count > steps / 200_000), "{report:?}");
     assert!(report.nodes_most >= 20 || report.worlds < 100, "no large cluster: {report:?}");
 }
 
