@@ -9,6 +9,7 @@ pub mod ray {
     pub mod rpc {
         pub mod limits;
         pub mod prefix;
+        pub mod status;
     }
 
     /// The gRPC port of the cores.

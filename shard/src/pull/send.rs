@@ -300,11 +300,7 @@ impl Sender {
         peer.in_flight -= 1;
         self.in_flight -= 1;
         if !ok && push.left > 0 {
-            push.end();
-            peer.turns.retain(|turn| *turn != object);
-            if let Some(part) = self.parts.get_mut(&object) {
-                part.starved.retain(|starved| *starved != node);
-            }
+            return self.cancel(node, object, out);
         }
         if push.left == 0 && push.in_flight == 0 {
             peer.pushes.remove(&object);

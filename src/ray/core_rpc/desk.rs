@@ -155,7 +155,7 @@ impl Desk {
 
 /// What the lease queues are asked for a request that the desk takes.
 struct Taken {
-    request: RequestWorkerLeaseRequest,
+    grant_or_reject: bool,
     spec: proto::LeaseSpec,
     lease: LeaseId,
     asker: Asker,
@@ -169,13 +169,12 @@ struct Taken {
 /// # Errors
 /// Who waits for it, where the control thread has to look at it.
 pub fn request(core: &Rc<Core>, message: &Bytes, waiter: Waiter) -> Result<(), Waiter> {
-    let Some(Taken { request, spec, lease, asker, class, shard, at_once }) = take(core, message) else {
+    let Some(Taken { grant_or_reject, spec, lease, asker, class, shard, at_once }) = take(core, message) else {
         return Err(waiter);
     };
     let call = core.rpc.wait_for_reply(waiter);
     let token = Requester::Shard(core.shard).tag(call);
     let wanted = lease_request(token, lease, class, asker, &spec, at_once);
-    let grant_or_reject = request.grant_or_reject;
     core.tell_control_later(ToControl::Asked { lease, shard, class, grant_or_reject, spec: Box::new(spec) });
     core.sched_on(shard, SchedEvent::Request(Box::new(wanted)));
     Ok(())
@@ -199,7 +198,7 @@ fn take(core: &Rc<Core>, message: &Bytes) -> Option<Taken> {
         // In a cluster it may wait where nobody else has room; the control thread sends it back when somebody has.
         (class, shard, request.grant_or_reject && desk.rule.is_none())
     };
-    Some(Taken { request, spec, lease, asker, class, shard, at_once })
+    Some(Taken { grant_or_reject: request.grant_or_reject, spec, lease, asker, class, shard, at_once })
 }
 
 /// True for a request that the rule of a cluster leaves to the desk: for a task, with the default strategy or chosen for this node

@@ -20,11 +20,12 @@ use bytes::Bytes;
 use raylet_shard::ids::{NodeId, ObjectId, Token};
 use raylet_shard::store::StoreEvent;
 use rustc_hash::FxHashMap;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::rpc::auth::Auth;
 use super::rpc::frame::encode;
 use super::rpc::router::parse;
+use super::rpc::status::no_method;
 use crate::bridge::{Requester, ToControl, MAX_RPCS_IN_FLIGHT};
 use crate::core_loop::Core;
 use crate::observe::histogram::Operation;
@@ -124,7 +125,7 @@ impl Port {
     fn judge(&self, head: RequestHead<'_>) -> Judged {
         let path = String::from_utf8_lossy(head.path);
         let Some(entry) = self.methods.get(&*path) else {
-            return Err(Status::new(Code::Unimplemented, format!("this server has no method {path}")));
+            return Err(no_method(&path));
         };
         if entry.needs_auth {
             self.auth.check_value(head.authorization)?;

@@ -5,9 +5,10 @@ use http::HeaderMap;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use prost::Message;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::prefix::{expected, frame_prefix, prefix_len, PREFIX_BYTES};
+use super::status;
 
 /// Largest buffer that the length prefix of an unfinished message can have reserved ahead of its bytes.
 const RESERVE_LIMIT_BYTES: usize = 4 * 1024 * 1024;
@@ -68,11 +69,10 @@ impl FrameReader {
     /// # Errors
     /// As [`Self::next`]; `INTERNAL` when there is none or more than one.
     pub async fn only(&mut self) -> Result<Bytes, Status> {
-        let missing = || Status::new(Code::Internal, "missing message of a unary call");
-        let message = self.next().await?.ok_or_else(missing)?;
+        let message = self.next().await?.ok_or_else(status::no_message)?;
         let at_end = self.chunk.is_empty() && hyper::body::Body::is_end_stream(&self.body);
         if !at_end && self.next().await?.is_some() {
-            return Err(Status::new(Code::Internal, "more than one message in a unary call"));
+            return Err(status::more_than_one_message());
         }
         Ok(message)
     }
@@ -86,7 +86,7 @@ impl FrameReader {
         if self.chunk.is_empty() && self.partial.is_empty() {
             return Ok(None);
         }
-        Err(Status::new(Code::Internal, "stream ended within a message"))
+        Err(status::ended_within_message())
     }
 
     fn push(&mut self, data: Bytes) {

@@ -18,6 +18,7 @@ pub mod prefix;
 pub mod pubsub;
 pub mod router;
 pub mod server;
+pub mod status;
 pub mod syncer;
 pub mod tls;
 

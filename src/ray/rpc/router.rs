@@ -19,6 +19,7 @@ use tonic::{Code, Status};
 
 use super::frame::{encode, FrameReader};
 use super::meter::{Meter, Meters, Timing};
+use super::status;
 
 /// Messages that a streaming handler may be ahead of its client before it has to wait.
 pub const STREAM_QUEUE_MESSAGES: usize = 64;
@@ -65,7 +66,7 @@ impl Handler {
 }
 
 /// The reply to a unary call: a frame with its message, or a status.
-pub fn unary_reply(reply: Result<Bytes, Status>) -> Response<ReplyBody> {
+fn unary_reply(reply: Result<Bytes, Status>) -> Response<ReplyBody> {
     match reply {
         Ok(message) => {
             let mut response = Response::new(ReplyBody::Unary(Some(message)));
@@ -290,17 +291,8 @@ impl StreamReply {
         if self.handler.is_some() {
             return Poll::Pending;
         }
-        Poll::Ready(self.status.take().map(|status| trailers(&status)))
+        Poll::Ready(self.status.take().map(|status| Frame::trailers(status::fields(&status))))
     }
-}
-
-fn trailers(status: &Status) -> Frame<Bytes> {
-    let mut headers = HeaderMap::with_capacity(3);
-    if status.add_header(&mut headers).is_err() {
-        // Only metadata that can't travel gets here; the code still can.
-        headers.insert(Status::GRPC_STATUS, HeaderValue::from(status.code() as i32));
-    }
-    Frame::trailers(headers)
 }
 
 impl Body for ReplyBody {

@@ -20,13 +20,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustc_hash::FxHashMap;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::auth::Auth;
 use super::exec::LocalExec;
 use super::limits::{CONNECTION_WINDOW_BYTES, MAX_STREAMS_PER_CONNECTION, STREAM_WINDOW_BYTES};
 use super::meter::Timing;
 use super::router::{LocalFuture, ReplyBody, Route, Router};
+use super::status::no_method;
 use super::tls::{Stream, Tls};
 
 /// Connections that the server keeps; more are closed as soon as they are accepted.
@@ -126,8 +127,7 @@ impl Shared {
     fn begin(&self, request: Request<Incoming>) -> Result<Running, Box<Status>> {
         let path = request.uri().path();
         let Some(route) = self.routes.get(path) else {
-            let text = format!("this server has no method {path}");
-            return Err(Box::new(Status::new(Code::Unimplemented, text)));
+            return Err(Box::new(no_method(path)));
         };
         if route.needs_auth {
             self.auth.check(request.headers()).map_err(Box::new)?;
@@ -171,20 +171,6 @@ impl Drop for Call {
             }
         }
     }
-}
-
-/// HTTP/2 as gRPC wants it, on any executor.
-pub fn http2_builder<E: Clone>(executor: E) -> http2::Builder<E> {
-    let mut builder = http2::Builder::new(executor);
-    builder
-        // gRPC knows no such header.
-        .auto_date_header(false)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_send_buf_size(SEND_BUFFER_BYTES)
-        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
-        .max_pending_accept_reset_streams(MAX_PENDING_RESETS);
-    builder
 }
 
 /// A server, ready to serve.
@@ -266,8 +252,15 @@ impl Server {
     }
 
     fn http2(&self) -> http2::Builder<LocalExec> {
-        let mut builder = http2_builder(LocalExec);
+        let mut builder = http2::Builder::new(LocalExec);
         builder
+            // gRPC knows no such header.
+            .auto_date_header(false)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_send_buf_size(SEND_BUFFER_BYTES)
+            .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+            .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
             .timer(TokioTimer::new())
             .keep_alive_interval(Duration::from_millis(self.config.keepalive_time_ms))
             .keep_alive_timeout(Duration::from_millis(self.config.keepalive_timeout_ms));

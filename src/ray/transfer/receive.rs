@@ -57,9 +57,7 @@ impl Receiving {
             asks: FxHashMap::default(),
         }
     }
-}
 
-impl Receiving {
     /// True where an object was asked for and has not come.
     pub(super) fn expects(&self, object: &ObjectId) -> bool {
         self.machine.is_expected(object)

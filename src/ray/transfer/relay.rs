@@ -105,13 +105,12 @@ impl Transfer {
     pub(super) fn keep_lent(&self, object: ObjectId) {
         let token = {
             let mut sending = self.sending.borrow_mut();
-            let token = sending.tokens + 1;
+            let token = sending.new_token();
             let served = sending.served.get_mut(&object).filter(|served| served.relay == Some(Relay::Lent));
             let Some(served) = served else {
                 return;
             };
             (served.relay, served.token) = (Some(Relay::Sealed), token);
-            sending.tokens = token;
             token
         };
         self.store(object, StoreEvent::Get { client: sender(), token, id: object, wait: false });

@@ -47,7 +47,7 @@ const DATA_FIELD: u32 = 8;
 pub(super) struct Sending {
     machine: Sender,
     pub(super) served: FxHashMap<ObjectId, Served>,
-    pub(super) tokens: u64,
+    tokens: u64,
     pub(super) spreading: Spreading,
 }
 
@@ -161,6 +161,12 @@ impl Sending {
         let machine = Sender::new(CHUNKS_PER_NODE_MAX, chunks_max);
         Self { machine, served: FxHashMap::default(), tokens: 0, spreading: Spreading::new(fanout) }
     }
+
+    /// A number for a request to the store.
+    pub(super) fn new_token(&mut self) -> u64 {
+        self.tokens += 1;
+        self.tokens
+    }
 }
 
 impl Transfer {
@@ -177,8 +183,7 @@ impl Transfer {
         let mut in_vain: SmallVec<[NodeId; 2]> = SmallVec::new();
         let token = {
             let mut sending = self.sending.borrow_mut();
-            sending.tokens += 1;
-            let token = sending.tokens;
+            let token = sending.new_token();
             match sending.served.get_mut(&object) {
                 Some(served) if served.here.is_some() => {
                     drop(sending);

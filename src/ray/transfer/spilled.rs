@@ -140,8 +140,7 @@ impl Transfer {
     fn get_anew(self: &Rc<Self>, id: ObjectId, token: Option<u64>) {
         let new = {
             let mut sending = self.sending.borrow_mut();
-            sending.tokens += 1;
-            let new = sending.tokens;
+            let new = sending.new_token();
             let served = sending.served.get_mut(&id).filter(|served| served.here.is_none());
             let Some(served) = served.filter(|served| token.is_none_or(|token| served.token == token)) else {
                 return;

@@ -17,12 +17,11 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
-use http::HeaderMap;
 use rustc_hash::FxHashMap;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use crate::ray::rpc::limits::{CONNECTION_WINDOW_BYTES, MAX_STREAMS_PER_CONNECTION, STREAM_WINDOW_BYTES};
-use crate::ray::rpc::prefix;
+use crate::ray::rpc::{prefix, status};
 use frames::{flag, kind, setting, ErrorCode, Fault, Frame, FIRST_WINDOW, MAX_FRAME_BYTES, MAX_WINDOW, PREFACE};
 use headers::{Blocks, ReplyHeaders, RequestHead};
 
@@ -192,12 +191,7 @@ impl<H: Clone> Session<H> {
 
     /// Answers with a status alone.
     fn refuse(&mut self, stream: u32, status: &Status) {
-        let mut fields = HeaderMap::with_capacity(3);
-        let status = cut(status);
-        if status.add_header(&mut fields).is_err() {
-            // Only metadata that can't travel gets here; the code still can.
-            fields.insert(Status::GRPC_STATUS, (status.code() as i32).into());
-        }
+        let fields = status::fields(&cut(status));
         let reply_headers = &mut self.reply_headers;
         let flags = flag::END_HEADERS | flag::END_STREAM;
         write_block(&mut self.out, flags, stream, |out| reply_headers.only(out, &fields));
@@ -421,7 +415,7 @@ impl<H: Clone> Session<H> {
         }
         // What can't become a message is not waited for.
         let early = prefix::expected(&state.message).and_then(|whole| match whole {
-            Some(whole) if state.message.len() > whole => Err(more_than_one()),
+            Some(whole) if state.message.len() > whole => Err(status::more_than_one_message()),
             _ => Ok(()),
         });
         if let Err(status) = early {
@@ -541,13 +535,9 @@ fn hand_out<H>(state: &mut Stream<H>, stream: u32, message: Result<Bytes, Status
 /// The message in the body of a unary call.
 fn whole_message(body: &[u8]) -> Result<&[u8], Status> {
     match prefix::expected(body)? {
-        None if body.is_empty() => Err(Status::new(Code::Internal, "missing message of a unary call")),
-        Some(whole) if body.len() > whole => Err(more_than_one()),
+        None if body.is_empty() => Err(status::no_message()),
+        Some(whole) if body.len() > whole => Err(status::more_than_one_message()),
         Some(whole) if body.len() == whole => Ok(&body[prefix::PREFIX_BYTES..]),
-        _ => Err(Status::new(Code::Internal, "stream ended within a message")),
+        _ => Err(status::ended_within_message()),
     }
-}
-
-fn more_than_one() -> Status {
-    Status::new(Code::Internal, "more than one message in a unary call")
 }

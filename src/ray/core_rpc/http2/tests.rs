@@ -2,6 +2,7 @@
 
 use loona_hpack::{Decoder, Encoder};
 use proptest::prelude::*;
+use tonic::Code;
 
 use super::*;
 
