@@ -164,7 +164,7 @@ impl Frame {
         bytes[40..68].copy_from_slice(&self.object.0);
         bytes[68..96].copy_from_slice(&self.node.0);
         bytes[96..104].copy_from_slice(&self.offset.to_le_bytes());
-        let sum = crc32c::crc32c(&bytes[..SUM_AT]);
+        let sum = crate::checksum::crc32c(&bytes[..SUM_AT]);
         bytes[SUM_AT..].copy_from_slice(&sum.to_le_bytes());
         bytes
     }
@@ -174,7 +174,7 @@ impl Frame {
     /// # Errors
     /// See [`FrameError`]. `chunk_max_bytes` is the most that may follow a chunk.
     pub fn decode(bytes: &[u8; FRAME_BYTES], chunk_max_bytes: u32) -> Result<Self, FrameError> {
-        let (expected, got) = (u32_at(bytes, SUM_AT), crc32c::crc32c(&bytes[..SUM_AT]));
+        let (expected, got) = (u32_at(bytes, SUM_AT), crate::checksum::crc32c(&bytes[..SUM_AT]));
         if expected != got {
             return Err(FrameError::Sum { expected, got });
         }

@@ -138,7 +138,7 @@ proptest! {
 fn a_frame_that_makes_no_sense_says_what_was_expected() {
     let resum = |mut bytes: [u8; FRAME_BYTES]| {
         let (said, sum) = bytes.split_at_mut(FRAME_BYTES - SUM_BYTES);
-        sum.copy_from_slice(&crc32c::crc32c(said).to_le_bytes());
+        sum.copy_from_slice(&crate::checksum::crc32c(said).to_le_bytes());
         bytes
     };
     let good = Frame::new(Kind::Want, OBJECT).encode();
