@@ -184,9 +184,7 @@ impl Views {
         let asks_the_same = want.placement == want.demand;
         for (id, peer) in &self.peers {
             let view = &peer.view;
-            let able = || {
-                holds(&view.total, &want.placement) && (asks_the_same || holds(&view.total, &want.demand))
-            };
+            let able = || holds(&view.total, &want.placement) && (asks_the_same || holds(&view.total, &want.demand));
             if !view.draining && want.allows(*id, &view.labels) && able() {
                 all.push(Candidate {
                     id: *id,
