@@ -131,6 +131,14 @@ pub enum FrameError {
     /// It says more than its kind has to say.
     #[error("bytes of a frame that have to be zero are not: the other node is of another version")]
     Reserved,
+    /// Lent bytes lie where no memory is.
+    #[error("{len_bytes} bytes are lent from byte {offset} on, expected an end below 2^63")]
+    Lent {
+        /// Where they begin.
+        offset: u64,
+        /// How many they are.
+        len_bytes: u32,
+    },
     /// Only chunks and small objects have bytes of their own.
     #[error("a frame of kind {kind:?} tells of {len_bytes} bytes, expected at most {most}")]
     Length {
@@ -194,6 +202,9 @@ impl Frame {
         };
         if len_bytes > most {
             return Err(FrameError::Length { kind, len_bytes, most });
+        }
+        if offset.checked_add(len_bytes.into()).is_none_or(|end| i64::try_from(end).is_err()) {
+            return Err(FrameError::Lent { offset, len_bytes });
         }
         let (mut object, mut node) = ([0; ObjectId::LEN], [0; NodeId::LEN]);
         object.copy_from_slice(&bytes[40..68]);
