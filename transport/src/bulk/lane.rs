@@ -453,6 +453,11 @@ impl Writer {
         Ok((len > 0).then(|| Piece { memory: self.buffer.clone(), offset: self.start as u64, len }))
     }
 
+    /// The chunk that the piece asked for is of; `None`: of none.
+    pub fn chunk_of_piece(&self) -> Option<u64> {
+        self.chunk.as_ref().filter(|_| self.from_place).map(|chunk| chunk.ticket)
+    }
+
     /// The send that was asked for has ended, with so many bytes. Returns the chunk whose last bytes they were.
     pub fn sent(&mut self, bytes: u32) -> Option<u64> {
         if !self.from_place {

@@ -316,7 +316,7 @@ fn chunks_go_over_a_socket_from_memory_to_memory_and_nothing_has_to_follow_the_l
             if let Some(piece) = writer.piece().expect("inside") {
                 let (memory, offset, len) = (piece.memory, piece.offset, piece.len);
                 let socket = lane.ends[0].clone();
-                lane.begin(SEND, FileOperation::Send { socket, memory, offset, len });
+                lane.begin(SEND, FileOperation::Send { socket, memory, offset, len, zero_copy: None });
             }
         }
         while !lane.busy[RECEIVE as usize] && landed < targets.len() {

@@ -188,6 +188,9 @@ pub enum FileOperation {
         offset: u64,
         /// How many bytes.
         len: u32,
+        /// Without a copy: what is sent is read from the memory itself, until [`Completion::Released`](super::Completion::Released) says
+        /// this number.
+        zero_copy: Option<u64>,
     },
     /// Receives into a range of memory. Result: how much came, which is less than the range only where the connection ends, or
     /// where `some` will do; 0 at its end.
@@ -215,6 +218,8 @@ pub enum FileResult {
     Opened(OwnedFd),
     /// So many bytes were moved; 0 for what moves none.
     Done(u32),
+    /// So many bytes were sent without a copy, and their memory is still read.
+    Held(u32),
 }
 
 /// One operation that is under way.
@@ -242,7 +247,22 @@ impl CoreRing {
         self.files.len()
     }
 
-    pub(super) fn file_done(&mut self, slot: u64, result: i32) -> Option<(u64, io::Result<FileResult>)> {
+    /// The kernel reads the memory of an operation no longer.
+    pub(super) fn file_released(&mut self, slot: u64) -> Option<(u64, u64)> {
+        let UnderWay { key, operation } = self.files.try_remove(usize::try_from(slot).ok()?)?;
+        match operation {
+            FileOperation::Send { zero_copy: Some(number), .. } => Some((key, number)),
+            _ => None,
+        }
+    }
+
+    /// `held`: another completion follows when the kernel reads the memory no longer.
+    pub(super) fn file_done(&mut self, slot: u64, result: i32, held: bool) -> Option<(u64, io::Result<FileResult>)> {
+        if held {
+            let key = self.files.get(usize::try_from(slot).ok()?)?.key;
+            let sent = u32::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
+            return Some((key, sent.map(FileResult::Held)));
+        }
         let UnderWay { key, operation } = self.files.try_remove(usize::try_from(slot).ok()?)?;
         let result = match u32::try_from(result) {
             Err(_) => Err(io::Error::from_raw_os_error(-result)),
@@ -283,10 +303,13 @@ fn entry_of(operation: &FileOperation) -> Option<squeue::Entry> {
                 read
             }
         }
-        FileOperation::Send { socket, memory, offset, len } => {
+        FileOperation::Send { socket, memory, offset, len, zero_copy } => {
             let from = memory.address(*offset, *len as usize)?;
-            let send = opcode::Send::new(types::Fd(socket.as_raw_fd()), from.as_ptr(), *len);
-            send.flags((SendFlags::NOSIGNAL.bits() | WAIT_FOR_ALL) as i32).build()
+            let (socket, flags) = (types::Fd(socket.as_raw_fd()), (SendFlags::NOSIGNAL.bits() | WAIT_FOR_ALL) as i32);
+            match zero_copy {
+                Some(_) => opcode::SendZc::new(socket, from.as_ptr(), *len).flags(flags).build(),
+                None => opcode::Send::new(socket, from.as_ptr(), *len).flags(flags).build(),
+            }
         }
         FileOperation::Receive { socket, memory, offset, len, some } => {
             let to = memory.address(*offset, *len as usize)?;

@@ -99,6 +99,13 @@ pub enum Completion<'a> {
         /// What it came to.
         result: io::Result<FileResult>,
     },
+    /// The kernel reads no longer what was sent without a copy.
+    Released {
+        /// As given to [`CoreRing::begin`].
+        key: u64,
+        /// As given with the send.
+        number: u64,
+    },
     /// A bell that is watched was rung.
     Bell {
         /// Whose.
@@ -326,9 +333,14 @@ impl CoreRing {
                 WRITABLE => each(Completion::Writable { key }),
                 BELL => self.rung(key, &entry, &mut each),
                 RUNG => self.has_rung(key),
+                FILE if cqueue::notif(entry.flags()) => {
+                    if let Some((key, number)) = self.file_released(key) {
+                        each(Completion::Released { key, number });
+                    }
+                }
                 FILE | OUTSIDE => {
                     let result = if mark == FILE { entry.result() } else { -EFAULT };
-                    if let Some((key, result)) = self.file_done(key, result) {
+                    if let Some((key, result)) = self.file_done(key, result, cqueue::more(entry.flags())) {
                         each(Completion::File { key, result });
                     }
                 }
