@@ -3,30 +3,42 @@
 //! A core moves the bytes, through its own io_uring; which object goes where is decided by the thread that moves objects
 //! ([`crate::ray::transfer`]), which is told what comes ([`LaneNews`]) and tells what to do ([`LaneTell`]). What is said on a lane is in
 //! [`raylet_transport::bulk`].
+//!
+//! Small objects a core sends (`serve`) and takes (`take`) by itself, where it has the object's memory.
 
-use std::cell::RefCell;
+mod serve;
+mod take;
+
+use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use raylet_shard::ids::{ClientId, NodeId, ObjectId, Token, WorkerId};
+use raylet_shard::store::{StoreEffect, StoreEvent};
 use raylet_transport::bulk::frame::Frame;
 use raylet_transport::bulk::lane::{LaneError, Piece, Place, Reader, Step, Writer};
 use raylet_transport::uring::{FileOperation, FileResult, IoMemory, PageBuffer};
 use raylet_tuning::Segment;
 use rustc_hash::FxHashMap;
 use rustix::net::Shutdown;
+use smallvec::SmallVec;
 
 use crate::core_io::Wish;
 use crate::core_loop::Core;
-use crate::ray::transfer::ToTransfer;
+use crate::ray::transfer::{ToTransfer, TransferUse};
 use crate::spill::memory::ArenaMemory;
+use take::{Ahead, Taking, Wanted};
 
 /// A lane, over all cores of the node.
 pub type LaneId = u64;
 
 /// Marks the keys of lanes' operations among those of the core's ring; the disk's have it not.
 pub const LANE_KEY: u64 = 1 << 63;
+
+/// Token of requests to the store whose answer a lane waits for; see [`Lanes::answered`].
+pub const BY_LANE: Token = Token::MAX - 1;
 
 /// What a chunk that is sent lies in.
 #[derive(Debug)]
@@ -55,7 +67,20 @@ pub enum LaneTell {
         socket: OwnedFd,
         /// Most bytes of a chunk.
         chunk_max_bytes: u32,
+        /// The node on the other side.
+        node: NodeId,
+        /// This node opened it, and is the one that wants.
+        is_ours: bool,
     },
+    /// Say that an object is wanted. One that comes at once the core may take; see [`LaneNews::Received`].
+    Want {
+        /// What to say.
+        frame: Frame,
+        /// The object's owner.
+        owner: WorkerId,
+    },
+    /// An object that was wanted is not wanted any more.
+    Unwant(ObjectId),
     /// Say something.
     Say(Frame),
     /// Send a small object.
@@ -86,6 +111,11 @@ pub enum LaneNews {
     Whole(Frame, Box<[u8]>),
     /// A chunk comes: to be answered with [`LaneTell::Place`].
     Chunk(Frame),
+    /// An object that was wanted is here, sealed, and the thread has a reference on it.
+    Received {
+        /// The object.
+        object: ObjectId,
+    },
     /// The chunk that was given a place is there.
     Landed {
         /// Its bytes are what was sent.
@@ -105,6 +135,13 @@ pub enum LaneNews {
 
 struct Lane {
     socket: Rc<OwnedFd>,
+    node: NodeId,
+    is_ours: bool,
+    chunk_max_bytes: u32,
+    /// Objects that the core sends by itself, by their tickets.
+    going: SmallVec<[(u64, ObjectId); serve::GOING_MAX]>,
+    /// The object that comes, where the core takes it.
+    taking: Option<Taking>,
     reader: Reader,
     writer: Writer,
     receiving: bool,
@@ -117,17 +154,66 @@ struct Lane {
 #[derive(Default)]
 pub struct Lanes {
     lanes: RefCell<FxHashMap<LaneId, Lane>>,
+    /// Lanes of this core to the nodes that objects are fetched from.
+    sources: RefCell<FxHashMap<NodeId, Vec<LaneId>>>,
+    /// Objects that the core sends by itself, and on how many lanes.
+    held: RefCell<FxHashMap<ObjectId, usize>>,
+    wanted: RefCell<FxHashMap<ObjectId, Wanted>>,
+    /// Gets that the core sees to by itself, by client and number.
+    ahead: RefCell<FxHashMap<(ClientId, i64), Ahead>>,
+    answer: RefCell<Option<StoreEffect>>,
+    numbers: Cell<u64>,
+    used: OnceCell<Arc<TransferUse>>,
+}
+
+/// Frames about an object all take the same lane, so that they come in order.
+pub fn lane_of(lanes: &[LaneId], object: &ObjectId) -> Option<LaneId> {
+    let hash = object.0.iter().fold(0usize, |hash, byte| hash.wrapping_mul(31).wrapping_add(usize::from(*byte)));
+    (!lanes.is_empty()).then(|| lanes[hash % lanes.len()])
 }
 
 impl Lanes {
+    /// Where is counted what the lanes move by themselves.
+    pub fn count_in(&self, used: Arc<TransferUse>) {
+        // There is one for the node.
+        let _ = self.used.set(used);
+    }
+
+    fn count_sent(&self, bytes: u64) {
+        self.used.get().into_iter().for_each(|used| used.sent_by_lane(bytes));
+    }
+
+    fn count_received(&self, bytes: u64) {
+        self.used.get().into_iter().for_each(|used| used.received_by_lane(bytes));
+    }
+
+    fn number(&self) -> u64 {
+        self.numbers.set(self.numbers.get() + 1);
+        self.numbers.get()
+    }
+
+    /// The answer to what a lane asked the store under [`BY_LANE`].
+    pub fn answered(&self, answer: StoreEffect) {
+        *self.answer.borrow_mut() = Some(answer);
+    }
+
+    /// Asks this core's store for something. `None`: it has no answer yet.
+    fn ask_store(&self, core: &Rc<Core>, event: StoreEvent) -> Option<StoreEffect> {
+        self.answer.borrow_mut().take();
+        core.store_here(event);
+        self.answer.borrow_mut().take()
+    }
+
     /// Does what a lane is told.
-    pub fn tell(core: &Core, id: LaneId, tell: LaneTell) {
-        if let LaneTell::Open { socket, chunk_max_bytes } = tell {
-            return Self::open(core, id, socket, chunk_max_bytes);
+    pub fn tell(core: &Rc<Core>, id: LaneId, tell: LaneTell) {
+        if let LaneTell::Open { socket, chunk_max_bytes, node, is_ours } = tell {
+            return Self::open(core, id, socket, chunk_max_bytes, node, is_ours);
         }
         core.lanes.with(core, id, |lane| {
             match tell {
                 LaneTell::Open { .. } => {}
+                LaneTell::Want { frame, owner } => lane.want(core, id, frame, owner),
+                LaneTell::Unwant(object) => core.lanes.unwant(&object),
                 LaneTell::Say(frame) => lane.writer.say(frame),
                 LaneTell::SendWhole(frame, bytes) => lane.writer.send_whole(frame, bytes),
                 LaneTell::SendChunk { ticket, frame, memory, offset } => {
@@ -144,7 +230,7 @@ impl Lanes {
     }
 
     /// An operation on a lane's socket has ended.
-    pub fn completed(core: &Core, key: u64, result: io::Result<FileResult>) {
+    pub fn completed(core: &Rc<Core>, key: u64, result: io::Result<FileResult>) {
         let (id, is_send) = ((key & !LANE_KEY) >> 1, key & 1 == 1);
         core.lanes.with(core, id, |lane| {
             match is_send {
@@ -155,7 +241,7 @@ impl Lanes {
                 (FileResult::Done(0) | FileResult::Opened(_), _) => lane.end(None),
                 (FileResult::Done(bytes), false) => lane.reader.received(bytes)?,
                 (FileResult::Done(bytes), true) => {
-                    if let Some(ticket) = lane.writer.sent(bytes) {
+                    if let Some(ticket) = lane.writer.sent(bytes).filter(|ticket| !lane.is_out(core, *ticket)) {
                         core.tell_transfer(ToTransfer::Lane(id, LaneNews::Sent { ticket }));
                     }
                 }
@@ -164,13 +250,29 @@ impl Lanes {
         });
     }
 
-    fn open(core: &Core, id: LaneId, socket: OwnedFd, chunk_max_bytes: u32) {
+    fn open(core: &Rc<Core>, id: LaneId, socket: OwnedFd, chunk_max_bytes: u32, node: NodeId, is_ours: bool) {
         let made = Reader::new(chunk_max_bytes).and_then(|reader| Ok((reader, Writer::new()?)));
         match made {
             Ok((reader, writer)) => {
                 let socket = Rc::new(socket);
-                let lane = Lane { socket, reader, writer, receiving: false, sending: false, ending: None };
+                let (receiving, sending, ending, going, taking) = Default::default();
+                let lane = Lane {
+                    socket,
+                    node,
+                    is_ours,
+                    chunk_max_bytes,
+                    going,
+                    taking,
+                    reader,
+                    writer,
+                    receiving,
+                    sending,
+                    ending,
+                };
                 core.lanes.lanes.borrow_mut().insert(id, lane);
+                if is_ours {
+                    core.lanes.source(node, id, true);
+                }
                 core.lanes.with(core, id, |_| Ok(()));
             }
             Err(error) => {
@@ -181,7 +283,7 @@ impl Lanes {
     }
 
     /// Changes a lane, and then goes on with it as far as it goes.
-    fn with(&self, core: &Core, id: LaneId, change: impl FnOnce(&mut Lane) -> Result<(), LaneError>) {
+    fn with(&self, core: &Rc<Core>, id: LaneId, change: impl FnOnce(&mut Lane) -> Result<(), LaneError>) {
         let mut lanes = self.lanes.borrow_mut();
         let Some(lane) = lanes.get_mut(&id) else {
             return;
@@ -192,6 +294,11 @@ impl Lanes {
         }
         if let (Some(error), false, false) = (&lane.ending, lane.receiving, lane.sending) {
             let error = error.clone();
+            if lane.is_ours {
+                self.source(lane.node, id, false);
+            }
+            lane.goes_no_more(core);
+            lane.takes_no_more(core, id);
             lanes.remove(&id);
             core.tell_transfer(ToTransfer::Lane(id, LaneNews::Ended { error }));
         }
@@ -208,10 +315,12 @@ impl Lane {
         }
     }
 
-    fn go_on(&mut self, core: &Core, id: LaneId) -> Result<(), LaneError> {
+    fn go_on(&mut self, core: &Rc<Core>, id: LaneId) -> Result<(), LaneError> {
         if self.ending.is_some() {
             return Ok(());
         }
+        // What comes can lead to something to say.
+        self.go_on_reading(core, id)?;
         if !self.sending {
             if let Some(Piece { memory, offset, len }) = self.writer.piece()? {
                 self.sending = true;
@@ -219,6 +328,10 @@ impl Lane {
                 core.io.wish(Wish::File(LANE_KEY | id << 1 | 1, send));
             }
         }
+        Ok(())
+    }
+
+    fn go_on_reading(&mut self, core: &Rc<Core>, id: LaneId) -> Result<(), LaneError> {
         while !self.receiving {
             let news = match self.reader.step()? {
                 Step::Receive(Piece { memory, offset, len }) => {
@@ -230,9 +343,16 @@ impl Lane {
                     return Ok(());
                 }
                 Step::Wait => return Ok(()),
+                Step::Said(frame) if self.serve(core, &frame) || self.keeps(core, &frame) => continue,
                 Step::Said(frame) => LaneNews::Said(frame),
+                Step::Chunk(frame) if self.take(core, &frame) => continue,
                 Step::Chunk(frame) => LaneNews::Chunk(frame),
+                Step::Whole(frame, bytes) if self.take_whole(core, id, &frame, &bytes) => continue,
                 Step::Whole(frame, bytes) => LaneNews::Whole(frame, bytes),
+                Step::Landed { ok } if self.taking.is_some() => {
+                    self.taken(core, id, ok);
+                    continue;
+                }
                 Step::Landed { ok } => LaneNews::Landed { ok },
             };
             core.tell_transfer(ToTransfer::Lane(id, news));

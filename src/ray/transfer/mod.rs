@@ -44,6 +44,7 @@ use crate::observe::status::TransferStatus;
 use crate::spill::SpillShared;
 
 use bulk::Bulk;
+pub use bulk::UNOFFERED_MAX_BYTES;
 use greet::{Greeting, PeerDoor};
 use receive::Receiving;
 use send::Sending;
@@ -225,6 +226,18 @@ pub struct TransferUse {
     relay_sent_bytes: AtomicU64,
 }
 
+impl TransferUse {
+    /// A core has received an object by itself.
+    pub fn received_by_lane(&self, bytes: u64) {
+        self.lane_received_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// A core sends an object by itself.
+    pub fn sent_by_lane(&self, bytes: u64) {
+        self.lane_sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
 /// The way to the thread.
 #[derive(Clone, Debug)]
 pub struct TransferLink {
@@ -268,7 +281,7 @@ pub fn start(parts: TransferParts) -> io::Result<(TransferLink, flume::Receiver<
     let (queue, messages) = flume::unbounded();
     let (news, heard) = flume::unbounded();
     let used = Arc::new(TransferUse::default());
-    parts.cores.iter().for_each(|core| core.send(ToCore::OpenTransfer(queue.clone())));
+    parts.cores.iter().for_each(|core| core.send(ToCore::OpenTransfer(queue.clone(), used.clone())));
     let link = TransferLink { queue, used: used.clone() };
     std::thread::Builder::new().name("transfer".to_owned()).spawn(move || run(parts, messages, news, used))?;
     Ok((link, heard))
@@ -437,8 +450,8 @@ impl Transfer {
     }
 }
 
-/// The store's client that receives.
-fn receiver() -> ClientId {
+/// The store's client that receives. Two more are on the cores (`bulk::serve`, `bulk::take`).
+pub fn receiver() -> ClientId {
     Requester::Transfer.tag(1)
 }
 
