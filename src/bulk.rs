@@ -17,11 +17,12 @@ use std::sync::Arc;
 
 use raylet_shard::ids::{ClientId, NodeId, ObjectId, Token, WorkerId};
 use raylet_shard::store::{StoreEffect, StoreEvent};
-use raylet_transport::bulk::frame::Frame;
-use raylet_transport::bulk::lane::{LaneError, Piece, Place, Reader, Step, Writer};
+use raylet_transport::bulk::frame::{Frame, Kind};
+use raylet_transport::bulk::lane::{LaneError, Loan, Piece, Place, Reader, Step, Writer};
 use raylet_transport::uring::{FileOperation, FileResult, IoMemory, PageBuffer};
 use raylet_tuning::Segment;
 use rustc_hash::FxHashMap;
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::net::Shutdown;
 use smallvec::SmallVec;
 
@@ -71,6 +72,10 @@ pub enum LaneTell {
         node: NodeId,
         /// This node opened it, and is the one that wants.
         is_ours: bool,
+        /// The other side is of this host, and is lent chunks.
+        lends: bool,
+        /// The segments of the other side, where it is of this host and lends from them.
+        lenders: Vec<OwnedFd>,
     },
     /// Say that an object is wanted. One that comes at once the core may take; see [`LaneNews::Received`].
     Want {
@@ -95,6 +100,13 @@ pub enum LaneTell {
         memory: ChunkMemory,
         /// From which byte of it on.
         offset: u64,
+    },
+    /// Lend a chunk to a node of this host; answered as [`Self::SendChunk`], once it is read no longer.
+    LendChunk {
+        /// For the answer.
+        ticket: u64,
+        /// Where it lies.
+        frame: Frame,
     },
     /// Where the chunk goes that has come; `None`: nowhere.
     Place(Option<(Arc<Segment>, u64)>),
@@ -137,11 +149,14 @@ struct Lane {
     socket: Rc<OwnedFd>,
     node: NodeId,
     is_ours: bool,
+    lends: bool,
     chunk_max_bytes: u32,
     /// Objects that the core sends by itself, by their tickets.
     going: SmallVec<[(u64, ObjectId); serve::GOING_MAX]>,
     /// The object that comes, where the core takes it.
     taking: Option<Taking>,
+    /// The other side's segments.
+    lenders: Vec<Rc<OwnedFd>>,
     reader: Reader,
     writer: Writer,
     receiving: bool,
@@ -179,12 +194,10 @@ impl Lanes {
         let _ = self.used.set(used);
     }
 
-    fn count_sent(&self, bytes: u64) {
-        self.used.get().into_iter().for_each(|used| used.sent_by_lane(bytes));
-    }
-
-    fn count_received(&self, bytes: u64) {
-        self.used.get().into_iter().for_each(|used| used.received_by_lane(bytes));
+    fn used(&self, count: impl FnOnce(&TransferUse)) {
+        if let Some(used) = self.used.get() {
+            count(used);
+        }
     }
 
     fn number(&self) -> u64 {
@@ -206,8 +219,8 @@ impl Lanes {
 
     /// Does what a lane is told.
     pub fn tell(core: &Rc<Core>, id: LaneId, tell: LaneTell) {
-        if let LaneTell::Open { socket, chunk_max_bytes, node, is_ours } = tell {
-            return Self::open(core, id, socket, chunk_max_bytes, node, is_ours);
+        if matches!(tell, LaneTell::Open { .. }) {
+            return Self::open(core, id, tell);
         }
         core.lanes.with(core, id, |lane| {
             match tell {
@@ -220,6 +233,7 @@ impl Lanes {
                     let memory = memory.for_kernel();
                     lane.writer.send_chunk(ticket, frame, Place { memory, offset });
                 }
+                LaneTell::LendChunk { ticket, frame } => lane.writer.lend(ticket, frame),
                 LaneTell::Place(place) => lane
                     .reader
                     .place(place.map(|(segment, offset)| Place { memory: Rc::new(ArenaMemory(segment)), offset })),
@@ -237,7 +251,13 @@ impl Lanes {
                 true => lane.sending = false,
                 false => lane.receiving = false,
             }
+            // A holder closes a lane before it lets go of what it has lent there: what was copied until then is right.
+            if !is_send && lane.reader.is_copying() && is_closed(&lane.socket) {
+                lane.end(None);
+                return Ok(());
+            }
             match (result.map_err(LaneError::Broken)?, is_send) {
+                (FileResult::Done(bytes), false) if lane.reader.is_copying() => lane.reader.received(bytes)?,
                 (FileResult::Done(0) | FileResult::Opened(_), _) => lane.end(None),
                 (FileResult::Done(bytes), false) => lane.reader.received(bytes)?,
                 (FileResult::Done(bytes), true) => {
@@ -250,19 +270,25 @@ impl Lanes {
         });
     }
 
-    fn open(core: &Rc<Core>, id: LaneId, socket: OwnedFd, chunk_max_bytes: u32, node: NodeId, is_ours: bool) {
+    fn open(core: &Rc<Core>, id: LaneId, tell: LaneTell) {
+        let LaneTell::Open { socket, chunk_max_bytes, node, is_ours, lends, lenders } = tell else {
+            return;
+        };
         let made = Reader::new(chunk_max_bytes).and_then(|reader| Ok((reader, Writer::new()?)));
         match made {
             Ok((reader, writer)) => {
                 let socket = Rc::new(socket);
+                let lenders = lenders.into_iter().map(Rc::new).collect();
                 let (receiving, sending, ending, going, taking) = Default::default();
                 let lane = Lane {
                     socket,
                     node,
                     is_ours,
+                    lends,
                     chunk_max_bytes,
                     going,
                     taking,
+                    lenders,
                     reader,
                     writer,
                     receiving,
@@ -342,7 +368,21 @@ impl Lane {
                     core.io.wish(Wish::File(LANE_KEY | id << 1, receive));
                     return Ok(());
                 }
+                Step::Copy(Loan { segment, at, to: Piece { memory, offset, len }, aside }) => {
+                    let from = self.lenders.get(segment as usize).ok_or(LaneError::NoSegment { segment })?.clone();
+                    self.receiving = true;
+                    let copy = FileOperation::Copy { from, at, memory, offset, len, aside };
+                    core.io.wish(Wish::File(LANE_KEY | id << 1, copy));
+                    return Ok(());
+                }
                 Step::Wait => return Ok(()),
+                Step::Said(Frame { kind: Kind::Taken, .. }) => {
+                    let ticket = self.writer.taken()?;
+                    if self.is_out(core, ticket) {
+                        continue;
+                    }
+                    LaneNews::Sent { ticket }
+                }
                 Step::Said(frame) if self.serve(core, &frame) || self.keeps(core, &frame) => continue,
                 Step::Said(frame) => LaneNews::Said(frame),
                 Step::Chunk(frame) if self.take(core, &frame) => continue,
@@ -354,9 +394,50 @@ impl Lane {
                     continue;
                 }
                 Step::Landed { ok } => LaneNews::Landed { ok },
+                Step::Taken { say, placed } => {
+                    self.writer.say(say);
+                    if self.taking.is_some() {
+                        self.taken(core, id, true);
+                        continue;
+                    }
+                    if !placed {
+                        continue;
+                    }
+                    LaneNews::Landed { ok: true }
+                }
             };
             core.tell_transfer(ToTransfer::Lane(id, news));
         }
         Ok(())
+    }
+}
+
+/// Whether the other side has closed a connection, for both directions.
+fn is_closed(socket: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(socket, PollFlags::RDHUP)];
+    // A connection that can't be asked is not trusted.
+    poll(&mut polled, Some(&Timespec::default())).is_err() || !polled[0].revents().is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// What was copied from a lender counts by this.
+    #[test]
+    fn a_lane_is_found_closed_at_once_also_where_something_was_said_before() {
+        let (here, mut there) = UnixStream::pair().expect("a pair of sockets");
+        let here = OwnedFd::from(here);
+        assert!(!is_closed(&here));
+        there.write_all(b"a frame").expect("an open socket");
+        assert!(!is_closed(&here), "something to read does not close it");
+        let again = there.try_clone().expect("a descriptor");
+        drop(there);
+        assert!(!is_closed(&here), "the other side has it still");
+        again.shutdown(std::net::Shutdown::Both).expect("an open socket");
+        assert!(is_closed(&here));
     }
 }

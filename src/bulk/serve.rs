@@ -46,18 +46,17 @@ impl Lane {
         // One in a file of its own is rare.
         let segment = core.segments().get(place.segment as usize).filter(|_| is_small).cloned();
         let sent = segment.is_some_and(|segment| self.send(core, id, &place, segment));
-        match sent {
-            true => core.lanes.count_sent(total_bytes),
-            false => core.lanes.let_go(core, id),
+        if !sent {
+            core.lanes.let_go(core, id);
         }
         sent
     }
 
     fn send(&mut self, core: &Rc<Core>, id: ObjectId, place: &Placement, segment: Arc<Segment>) -> bool {
         let (total_bytes, metadata_bytes) = (place.data_bytes + place.metadata_bytes, place.metadata_bytes);
-        let len_bytes = total_bytes as u32;
+        let (len_bytes, push) = (total_bytes as u32, rand::random());
         let about = |kind| Frame {
-            push: rand::random(),
+            push,
             total_bytes,
             metadata_bytes,
             len_bytes,
@@ -70,13 +69,20 @@ impl Lane {
                 return false;
             }
             self.writer.send_whole(about(Kind::Whole), bytes);
+            core.lanes.used(|used| used.sent_by_lane(total_bytes, false));
             core.lanes.let_go(core, id);
             return true;
         }
         let ticket = OWN_TICKET | core.lanes.number();
         self.going.push((ticket, id));
-        let place = Place { memory: Rc::new(ArenaMemory(segment)), offset: place.data_offset };
-        self.writer.send_chunk(ticket, about(Kind::Chunk), place);
+        core.lanes.used(|used| used.sent_by_lane(total_bytes, self.lends));
+        if self.lends {
+            let (segment, offset) = (place.segment, place.data_offset);
+            self.writer.lend(ticket, Frame { segment, offset, ..about(Kind::Lent) });
+        } else {
+            let place = Place { memory: Rc::new(ArenaMemory(segment)), offset: place.data_offset };
+            self.writer.send_chunk(ticket, about(Kind::Chunk), place);
+        }
         true
     }
 

@@ -53,6 +53,13 @@ pub(super) struct Wanted {
 pub(super) struct Taking {
     id: ObjectId,
     len_bytes: u64,
+    lent: bool,
+}
+
+impl Taking {
+    fn new(id: ObjectId, frame: &Frame) -> Self {
+        Self { id, len_bytes: frame.len_bytes.into(), lent: frame.kind == Kind::Lent }
+    }
 }
 
 /// A get that the core sees to by itself.
@@ -94,7 +101,7 @@ impl Lane {
         let Some((id, place, segment)) = self.begin_to_take(core, frame) else {
             return false;
         };
-        self.taking = Some(Taking { id, len_bytes: frame.len_bytes.into() });
+        self.taking = Some(Taking::new(id, frame));
         self.reader.place(Some(Place { memory: Rc::new(ArenaMemory(segment)), offset: place.data_offset }));
         true
     }
@@ -105,7 +112,7 @@ impl Lane {
             return false;
         };
         let written = segment.write_at(place.data_offset, bytes).is_ok();
-        self.taking = Some(Taking { id, len_bytes: frame.len_bytes.into() });
+        self.taking = Some(Taking::new(id, frame));
         self.taken(core, lane, written);
         true
     }
@@ -129,10 +136,10 @@ impl Lane {
 
     /// The object that the core takes is there; not `ok`: with other bytes than were sent.
     pub(super) fn taken(&mut self, core: &Rc<Core>, lane: LaneId, ok: bool) {
-        let Some(Taking { id, len_bytes }) = self.taking.take() else {
+        let Some(Taking { id, len_bytes, lent }) = self.taking.take() else {
             return;
         };
-        core.lanes.count_received(len_bytes);
+        core.lanes.used(|used| used.received_by_lane(len_bytes, lent));
         let sealed = ok && core.lanes.seal(core, id);
         if !sealed {
             core.store_here(StoreEvent::Abort { client: taker(), token: SILENT, id });
