@@ -34,7 +34,7 @@ use crate::ray::messages::ClientMessage;
 use crate::ray::metrics::stock::SizeCounts;
 use crate::ray::proto;
 use crate::ray::sightings::Sighting;
-use crate::ray::transfer::ToTransfer;
+use crate::ray::transfer::{ToTransfer, TransferUse};
 use crate::ray::wire::frame::{PLASMA_MAX_BODY_BYTES, RAYLET_MAX_BODY_BYTES};
 use crate::spill::external::{SpillAsk, SpillTold};
 use crate::spill::SpillReport;
@@ -214,8 +214,8 @@ pub enum ToCore {
     },
     /// For a lane of the bulk port.
     Lane(LaneId, LaneTell),
-    /// The thread that moves objects is there: what the object table answers it goes here.
-    OpenTransfer(flume::Sender<ToTransfer>),
+    /// The thread that moves objects is there: what the object table answers it goes here. What it moves is counted there.
+    OpenTransfer(flume::Sender<ToTransfer>, Arc<TransferUse>),
     /// Open the node manager's port.
     OpenRpc(Arc<RpcSettings>),
     /// The reply to a call that this core passed on.

@@ -3,13 +3,20 @@
 //! A core moves the bytes, through its own io_uring; which object goes where is decided by the thread that moves objects
 //! ([`crate::ray::transfer`]), which is told what comes ([`LaneNews`]) and tells what to do ([`LaneTell`]). What is said on a lane is in
 //! [`raylet_transport::bulk`].
+//!
+//! Small objects a core sends (`serve`) and takes (`take`) by itself, where it has the object's memory.
 
-use std::cell::RefCell;
+mod serve;
+mod take;
+
+use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use raylet_shard::ids::{ClientId, NodeId, ObjectId, Token, WorkerId};
+use raylet_shard::store::{StoreEffect, StoreEvent};
 use raylet_transport::bulk::frame::{Frame, Kind};
 use raylet_transport::bulk::lane::{LaneError, Loan, Piece, Place, Reader, Step, Writer};
 use raylet_transport::uring::{FileOperation, FileResult, IoMemory, PageBuffer};
@@ -17,17 +24,22 @@ use raylet_tuning::Segment;
 use rustc_hash::FxHashMap;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::net::Shutdown;
+use smallvec::SmallVec;
 
 use crate::core_io::Wish;
 use crate::core_loop::Core;
-use crate::ray::transfer::ToTransfer;
+use crate::ray::transfer::{ToTransfer, TransferUse};
 use crate::spill::memory::ArenaMemory;
+use take::{Ahead, Taking, Wanted};
 
 /// A lane, over all cores of the node.
 pub type LaneId = u64;
 
 /// Marks the keys of lanes' operations among those of the core's ring; the disk's have it not.
 pub const LANE_KEY: u64 = 1 << 63;
+
+/// Token of requests to the store whose answer a lane waits for; see [`Lanes::answered`].
+pub const BY_LANE: Token = Token::MAX - 1;
 
 /// What a chunk that is sent lies in.
 #[derive(Debug)]
@@ -56,9 +68,24 @@ pub enum LaneTell {
         socket: OwnedFd,
         /// Most bytes of a chunk.
         chunk_max_bytes: u32,
+        /// The node on the other side.
+        node: NodeId,
+        /// This node opened it, and is the one that wants.
+        is_ours: bool,
+        /// The other side is of this host, and is lent chunks.
+        lends: bool,
         /// The segments of the other side, where it is of this host and lends from them.
         lenders: Vec<OwnedFd>,
     },
+    /// Say that an object is wanted. One that comes at once the core may take; see [`LaneNews::Received`].
+    Want {
+        /// What to say.
+        frame: Frame,
+        /// The object's owner.
+        owner: WorkerId,
+    },
+    /// An object that was wanted is not wanted any more.
+    Unwant(ObjectId),
     /// Say something.
     Say(Frame),
     /// Send a small object.
@@ -96,6 +123,11 @@ pub enum LaneNews {
     Whole(Frame, Box<[u8]>),
     /// A chunk comes: to be answered with [`LaneTell::Place`].
     Chunk(Frame),
+    /// An object that was wanted is here, sealed, and the thread has a reference on it.
+    Received {
+        /// The object.
+        object: ObjectId,
+    },
     /// The chunk that was given a place is there.
     Landed {
         /// Its bytes are what was sent.
@@ -115,6 +147,14 @@ pub enum LaneNews {
 
 struct Lane {
     socket: Rc<OwnedFd>,
+    node: NodeId,
+    is_ours: bool,
+    lends: bool,
+    chunk_max_bytes: u32,
+    /// Objects that the core sends by itself, by their tickets.
+    going: SmallVec<[(u64, ObjectId); serve::GOING_MAX]>,
+    /// The object that comes, where the core takes it.
+    taking: Option<Taking>,
     /// The other side's segments.
     lenders: Vec<Rc<OwnedFd>>,
     reader: Reader,
@@ -129,17 +169,64 @@ struct Lane {
 #[derive(Default)]
 pub struct Lanes {
     lanes: RefCell<FxHashMap<LaneId, Lane>>,
+    /// Lanes of this core to the nodes that objects are fetched from.
+    sources: RefCell<FxHashMap<NodeId, Vec<LaneId>>>,
+    /// Objects that the core sends by itself, and on how many lanes.
+    held: RefCell<FxHashMap<ObjectId, usize>>,
+    wanted: RefCell<FxHashMap<ObjectId, Wanted>>,
+    /// Gets that the core sees to by itself, by client and number.
+    ahead: RefCell<FxHashMap<(ClientId, i64), Ahead>>,
+    answer: RefCell<Option<StoreEffect>>,
+    numbers: Cell<u64>,
+    used: OnceCell<Arc<TransferUse>>,
+}
+
+/// Frames about an object all take the same lane, so that they come in order.
+pub fn lane_of(lanes: &[LaneId], object: &ObjectId) -> Option<LaneId> {
+    let hash = object.0.iter().fold(0usize, |hash, byte| hash.wrapping_mul(31).wrapping_add(usize::from(*byte)));
+    (!lanes.is_empty()).then(|| lanes[hash % lanes.len()])
 }
 
 impl Lanes {
+    /// Where is counted what the lanes move by themselves.
+    pub fn count_in(&self, used: Arc<TransferUse>) {
+        // There is one for the node.
+        let _ = self.used.set(used);
+    }
+
+    fn used(&self, count: impl FnOnce(&TransferUse)) {
+        if let Some(used) = self.used.get() {
+            count(used);
+        }
+    }
+
+    fn number(&self) -> u64 {
+        self.numbers.set(self.numbers.get() + 1);
+        self.numbers.get()
+    }
+
+    /// The answer to what a lane asked the store under [`BY_LANE`].
+    pub fn answered(&self, answer: StoreEffect) {
+        *self.answer.borrow_mut() = Some(answer);
+    }
+
+    /// Asks this core's store for something. `None`: it has no answer yet.
+    fn ask_store(&self, core: &Rc<Core>, event: StoreEvent) -> Option<StoreEffect> {
+        self.answer.borrow_mut().take();
+        core.store_here(event);
+        self.answer.borrow_mut().take()
+    }
+
     /// Does what a lane is told.
-    pub fn tell(core: &Core, id: LaneId, tell: LaneTell) {
-        if let LaneTell::Open { socket, chunk_max_bytes, lenders } = tell {
-            return Self::open(core, id, socket, chunk_max_bytes, lenders);
+    pub fn tell(core: &Rc<Core>, id: LaneId, tell: LaneTell) {
+        if matches!(tell, LaneTell::Open { .. }) {
+            return Self::open(core, id, tell);
         }
         core.lanes.with(core, id, |lane| {
             match tell {
                 LaneTell::Open { .. } => {}
+                LaneTell::Want { frame, owner } => lane.want(core, id, frame, owner),
+                LaneTell::Unwant(object) => core.lanes.unwant(&object),
                 LaneTell::Say(frame) => lane.writer.say(frame),
                 LaneTell::SendWhole(frame, bytes) => lane.writer.send_whole(frame, bytes),
                 LaneTell::SendChunk { ticket, frame, memory, offset } => {
@@ -157,7 +244,7 @@ impl Lanes {
     }
 
     /// An operation on a lane's socket has ended.
-    pub fn completed(core: &Core, key: u64, result: io::Result<FileResult>) {
+    pub fn completed(core: &Rc<Core>, key: u64, result: io::Result<FileResult>) {
         let (id, is_send) = ((key & !LANE_KEY) >> 1, key & 1 == 1);
         core.lanes.with(core, id, |lane| {
             match is_send {
@@ -174,7 +261,7 @@ impl Lanes {
                 (FileResult::Done(0) | FileResult::Opened(_), _) => lane.end(None),
                 (FileResult::Done(bytes), false) => lane.reader.received(bytes)?,
                 (FileResult::Done(bytes), true) => {
-                    if let Some(ticket) = lane.writer.sent(bytes) {
+                    if let Some(ticket) = lane.writer.sent(bytes).filter(|ticket| !lane.is_out(core, *ticket)) {
                         core.tell_transfer(ToTransfer::Lane(id, LaneNews::Sent { ticket }));
                     }
                 }
@@ -183,14 +270,35 @@ impl Lanes {
         });
     }
 
-    fn open(core: &Core, id: LaneId, socket: OwnedFd, chunk_max_bytes: u32, lenders: Vec<OwnedFd>) {
+    fn open(core: &Rc<Core>, id: LaneId, tell: LaneTell) {
+        let LaneTell::Open { socket, chunk_max_bytes, node, is_ours, lends, lenders } = tell else {
+            return;
+        };
         let made = Reader::new(chunk_max_bytes).and_then(|reader| Ok((reader, Writer::new()?)));
         match made {
             Ok((reader, writer)) => {
                 let socket = Rc::new(socket);
                 let lenders = lenders.into_iter().map(Rc::new).collect();
-                let lane = Lane { socket, lenders, reader, writer, receiving: false, sending: false, ending: None };
+                let (receiving, sending, ending, going, taking) = Default::default();
+                let lane = Lane {
+                    socket,
+                    node,
+                    is_ours,
+                    lends,
+                    chunk_max_bytes,
+                    going,
+                    taking,
+                    lenders,
+                    reader,
+                    writer,
+                    receiving,
+                    sending,
+                    ending,
+                };
                 core.lanes.lanes.borrow_mut().insert(id, lane);
+                if is_ours {
+                    core.lanes.source(node, id, true);
+                }
                 core.lanes.with(core, id, |_| Ok(()));
             }
             Err(error) => {
@@ -201,7 +309,7 @@ impl Lanes {
     }
 
     /// Changes a lane, and then goes on with it as far as it goes.
-    fn with(&self, core: &Core, id: LaneId, change: impl FnOnce(&mut Lane) -> Result<(), LaneError>) {
+    fn with(&self, core: &Rc<Core>, id: LaneId, change: impl FnOnce(&mut Lane) -> Result<(), LaneError>) {
         let mut lanes = self.lanes.borrow_mut();
         let Some(lane) = lanes.get_mut(&id) else {
             return;
@@ -212,6 +320,11 @@ impl Lanes {
         }
         if let (Some(error), false, false) = (&lane.ending, lane.receiving, lane.sending) {
             let error = error.clone();
+            if lane.is_ours {
+                self.source(lane.node, id, false);
+            }
+            lane.goes_no_more(core);
+            lane.takes_no_more(core, id);
             lanes.remove(&id);
             core.tell_transfer(ToTransfer::Lane(id, LaneNews::Ended { error }));
         }
@@ -228,7 +341,7 @@ impl Lane {
         }
     }
 
-    fn go_on(&mut self, core: &Core, id: LaneId) -> Result<(), LaneError> {
+    fn go_on(&mut self, core: &Rc<Core>, id: LaneId) -> Result<(), LaneError> {
         if self.ending.is_some() {
             return Ok(());
         }
@@ -244,7 +357,7 @@ impl Lane {
         Ok(())
     }
 
-    fn go_on_reading(&mut self, core: &Core, id: LaneId) -> Result<(), LaneError> {
+    fn go_on_reading(&mut self, core: &Rc<Core>, id: LaneId) -> Result<(), LaneError> {
         while !self.receiving {
             let news = match self.reader.step()? {
                 Step::Receive(Piece { memory, offset, len }) => {
@@ -263,13 +376,30 @@ impl Lane {
                     return Ok(());
                 }
                 Step::Wait => return Ok(()),
-                Step::Said(Frame { kind: Kind::Taken, .. }) => LaneNews::Sent { ticket: self.writer.taken()? },
+                Step::Said(Frame { kind: Kind::Taken, .. }) => {
+                    let ticket = self.writer.taken()?;
+                    if self.is_out(core, ticket) {
+                        continue;
+                    }
+                    LaneNews::Sent { ticket }
+                }
+                Step::Said(frame) if self.serve(core, &frame) || self.keeps(core, &frame) => continue,
                 Step::Said(frame) => LaneNews::Said(frame),
+                Step::Chunk(frame) if self.take(core, &frame) => continue,
                 Step::Chunk(frame) => LaneNews::Chunk(frame),
+                Step::Whole(frame, bytes) if self.take_whole(core, id, &frame, &bytes) => continue,
                 Step::Whole(frame, bytes) => LaneNews::Whole(frame, bytes),
+                Step::Landed { ok } if self.taking.is_some() => {
+                    self.taken(core, id, ok);
+                    continue;
+                }
                 Step::Landed { ok } => LaneNews::Landed { ok },
                 Step::Taken { say, placed } => {
                     self.writer.say(say);
+                    if self.taking.is_some() {
+                        self.taken(core, id, true);
+                        continue;
+                    }
                     if !placed {
                         continue;
                     }

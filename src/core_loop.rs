@@ -20,7 +20,7 @@ use smallvec::SmallVec;
 use crate::bridge::{
     shard_of_object, CoreHandle, CoreReport, Load, PeerMessage, Requester, SchedReport, ToControl, ToCore,
 };
-use crate::bulk::Lanes;
+use crate::bulk::{Lanes, BY_LANE};
 use crate::core_io::Io;
 use crate::deps::LeaseDeps;
 use crate::native::{self, Natives};
@@ -376,7 +376,10 @@ impl Core {
                 self.run(Work::Sched(event));
             }
             ToCore::Lane(lane, tell) => Lanes::tell(self, lane, tell),
-            ToCore::OpenTransfer(queue) => *self.transfer.borrow_mut() = Some(queue),
+            ToCore::OpenTransfer(queue, used) => {
+                *self.transfer.borrow_mut() = Some(queue);
+                self.lanes.count_in(used);
+            }
             ToCore::OpenRpc(settings) => {
                 self.sightings.open(settings.max_num_generator_returns);
                 self.rpc.open(&settings);
@@ -627,6 +630,9 @@ impl Core {
             StoreEffect::Aborted { token: SILENT, .. }
             | StoreEffect::Got { token: SILENT, .. }
             | StoreEffect::Kept { token: SILENT, .. } => {}
+            StoreEffect::Created { token: BY_LANE, .. }
+            | StoreEffect::Sealed { token: BY_LANE, .. }
+            | StoreEffect::Got { token: BY_LANE, .. } => self.lanes.answered(effect),
             StoreEffect::Created { client, token, .. }
             | StoreEffect::Sealed { client, token, .. }
             | StoreEffect::Aborted { client, token, .. }

@@ -69,6 +69,7 @@ pub fn ended(core: &Rc<Core>, conn: ClientId, ended: Result<(), ConnectionError>
         tracing::warn!(conn, error, "a connection to the raylet socket is closed");
     }
     core.raylet.ended(core, conn);
+    core.lanes.gets_over(conn);
     core.tell_control(ToControl::Gone { conn, error });
 }
 
@@ -128,6 +129,13 @@ impl RayletClients {
             Request::SubscribePlasmaReady { object_id, owner } => {
                 return self.subscribe(core, conn, *object_id, owner);
             }
+            Request::AsyncGet { refs, request_id } => {
+                let objects = refs.iter().map(|(id, owner)| (id, owned_owner(&owner)));
+                if core.lanes.get_ahead(core, conn, *request_id, objects) {
+                    return Ok(());
+                }
+            }
+            Request::CancelGet { request_id } if core.lanes.get_over(conn, *request_id) => return Ok(()),
             _ => {}
         }
         core.tell_control(ToControl::Message { conn, message: owned(core, request) });

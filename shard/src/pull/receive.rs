@@ -71,6 +71,12 @@ impl Receiver {
         Some(Lent { owner: *owner, total_bytes: shape.total_bytes, metadata_bytes: shape.metadata_bytes, have })
     }
 
+    /// Whose an object is that is expected.
+    pub fn owner_of(&self, object: &ObjectId) -> Option<WorkerId> {
+        let again = || self.closing.get(object).and_then(|closing| closing.again.as_ref()).map(|again| again.owner);
+        self.objects.get(object).map(|receiving| receiving.owner).or_else(again)
+    }
+
     /// True where an object is expected, or being received.
     pub fn is_expected(&self, object: &ObjectId) -> bool {
         self.objects.contains_key(object) || self.closing.get(object).is_some_and(|closing| closing.again.is_some())

@@ -27,7 +27,7 @@ use super::send::{CopyAt, Here};
 use super::spilled::ReadChunk;
 use super::{Transfer, TransferNews};
 use crate::bridge::ToCore;
-use crate::bulk::{ChunkMemory, LaneId, LaneNews, LaneTell};
+use crate::bulk::{lane_of, ChunkMemory, LaneId, LaneNews, LaneTell};
 
 /// Lanes that other nodes may have open to here. Further ones are refused, and their nodes fetch in Ray's way.
 pub const LANES_IN_MAX: usize = 4_096;
@@ -108,12 +108,6 @@ impl Bulk {
     }
 }
 
-/// Frames about an object all take the same lane, so that they come in order.
-fn lane_of(lanes: &[LaneId], object: &ObjectId) -> Option<LaneId> {
-    let hash = object.0.iter().fold(0usize, |hash, byte| hash.wrapping_mul(31).wrapping_add(usize::from(*byte)));
-    (!lanes.is_empty()).then(|| lanes[hash % lanes.len()])
-}
-
 fn about(kind: Kind, object: ObjectId) -> Frame {
     Frame::new(kind, wire::ObjectId(object.0))
 }
@@ -178,6 +172,7 @@ impl Transfer {
 
     /// Asks a node for an object by its bulk port, by saying `want`. False: it has none that can be used now.
     pub(super) fn ask_by_lane(self: &Rc<Self>, node: NodeId, object: ObjectId, want: Kind) -> bool {
+        let owner = self.receiving.borrow().owner_of(&object);
         let mut bulk = self.bulk.borrow_mut();
         let Some(address) = bulk.ports.get(&node).cloned() else {
             return false;
@@ -198,7 +193,8 @@ impl Transfer {
                     None => want,
                 };
                 drop(bulk);
-                lane.into_iter().for_each(|lane| self.tell_lane(lane, LaneTell::Say(about(want, object))));
+                let frame = about(want, object);
+                lane.into_iter().for_each(|lane| self.tell_lane(lane, LaneTell::Want { frame, owner }));
                 return true;
             }
             Some(Source::Shut { .. }) | None => {
@@ -212,9 +208,15 @@ impl Transfer {
 
     /// An object is not asked for any more.
     pub(super) fn asked_no_more(&self, object: &ObjectId) {
+        if let Some(node) = self.forget_asked(object) {
+            self.tell_source(&node, object, LaneTell::Unwant(*object));
+        }
+    }
+
+    fn forget_asked(&self, object: &ObjectId) -> Option<NodeId> {
         let mut bulk = self.bulk.borrow_mut();
-        bulk.asked.remove(object);
         bulk.detours.remove(object);
+        bulk.asked.remove(object)
     }
 
     async fn connect(self: Rc<Self>, node: NodeId, address: String, session: u64) {
@@ -304,19 +306,20 @@ impl Transfer {
 
     fn add_lane(&self, node: NodeId, is_ours: bool, greeted: Greeted) -> LaneId {
         let Greeted { socket, is_same_host, lenders } = greeted;
-        let lane = {
+        let (lane, lends) = {
             let mut bulk = self.bulk.borrow_mut();
             let lane = bulk.number();
             let core = self.lane_cores[lane as usize % self.lane_cores.len()];
             let (landing, sends) = Default::default();
             // Without a second descriptor it could not be closed in time: then nothing is lent on it.
             let same_host = if is_same_host { socket.try_clone().ok() } else { None };
+            let lends = same_host.is_some() && !is_ours;
             bulk.lanes.insert(lane, Lane { node, is_ours, core, landing, sends, same_host });
-            lane
+            (lane, lends)
         };
         self.used.lanes.fetch_add(1, Ordering::Relaxed);
         let chunk_max_bytes = u32::try_from(self.chunk_bytes).unwrap_or(u32::MAX);
-        self.tell_lane(lane, LaneTell::Open { socket, chunk_max_bytes, lenders });
+        self.tell_lane(lane, LaneTell::Open { socket, chunk_max_bytes, node, is_ours, lends, lenders });
         lane
     }
 
@@ -366,6 +369,11 @@ impl Transfer {
                     });
                 }
                 self.receive(ReceiveEvent::Landing { ticket, head });
+            }
+            LaneNews::Received { object } => {
+                self.forget_asked(&object);
+                self.receive(ReceiveEvent::Forget { object });
+                self.tell(TransferNews::Received { object });
             }
             LaneNews::Landed { ok } => self.landed(id, ok),
             LaneNews::Sent { ticket } => {
@@ -611,12 +619,18 @@ impl Transfer {
         Some((id, ticket, lane.same_host.is_some()))
     }
 
-    fn say_to_source(&self, node: &NodeId, frame: Frame) {
+    fn tell_source(&self, node: &NodeId, object: &ObjectId, tell: LaneTell) {
         let lane = match self.bulk.borrow().sources.get(node) {
-            Some(Source::Open { lanes }) => lane_of(lanes, &ObjectId(frame.object.0)),
+            Some(Source::Open { lanes }) => lane_of(lanes, object),
             _ => None,
         };
-        lane.into_iter().for_each(|lane| self.tell_lane(lane, LaneTell::Say(frame)));
+        if let Some(lane) = lane {
+            self.tell_lane(lane, tell);
+        }
+    }
+
+    fn say_to_source(&self, node: &NodeId, frame: Frame) {
+        self.tell_source(node, &ObjectId(frame.object.0), LaneTell::Say(frame));
     }
 
     /// There is memory for what was offered.

@@ -45,6 +45,7 @@ use crate::observe::status::TransferStatus;
 use crate::spill::SpillShared;
 
 use bulk::Bulk;
+pub use bulk::UNOFFERED_MAX_BYTES;
 use greet::{Greeting, PeerDoor};
 use receive::Receiving;
 use same_host::Lending;
@@ -232,6 +233,24 @@ pub struct TransferUse {
     same_host_sent_bytes: AtomicU64,
 }
 
+impl TransferUse {
+    /// A core has received an object by itself, which was `lent` to it or not.
+    pub fn received_by_lane(&self, bytes: u64, lent: bool) {
+        self.lane_received_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if lent {
+            self.same_host_received_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// A core sends an object by itself, or has `lent` it.
+    pub fn sent_by_lane(&self, bytes: u64, lent: bool) {
+        self.lane_sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if lent {
+            self.same_host_sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+}
+
 /// The way to the thread.
 #[derive(Clone, Debug)]
 pub struct TransferLink {
@@ -277,7 +296,7 @@ pub fn start(parts: TransferParts) -> io::Result<(TransferLink, flume::Receiver<
     let (queue, messages) = flume::unbounded();
     let (news, heard) = flume::unbounded();
     let used = Arc::new(TransferUse::default());
-    parts.cores.iter().for_each(|core| core.send(ToCore::OpenTransfer(queue.clone())));
+    parts.cores.iter().for_each(|core| core.send(ToCore::OpenTransfer(queue.clone(), used.clone())));
     let link = TransferLink { queue, used: used.clone() };
     std::thread::Builder::new().name("transfer".to_owned()).spawn(move || run(parts, messages, news, used))?;
     Ok((link, heard))
@@ -455,8 +474,8 @@ impl Transfer {
     }
 }
 
-/// The store's client that receives.
-fn receiver() -> ClientId {
+/// The store's client that receives. Two more are on the cores (`bulk::serve`, `bulk::take`).
+pub fn receiver() -> ClientId {
     Requester::Transfer.tag(1)
 }
 

@@ -58,6 +58,11 @@ impl Receiving {
         }
     }
 
+    /// Whose an object is that is expected.
+    pub(super) fn owner_of(&self, object: &ObjectId) -> WorkerId {
+        self.machine.owner_of(object).unwrap_or(WorkerId::NIL)
+    }
+
     /// True where an object was asked for and has not come.
     pub(super) fn expects(&self, object: &ObjectId) -> bool {
         self.machine.is_expected(object)

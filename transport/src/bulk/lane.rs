@@ -17,7 +17,7 @@ pub const BUFFER_BYTES: usize = 128 << 10;
 const _: () = assert!(BUFFER_BYTES >= FRAME_BYTES + WHOLE_MAX_BYTES as usize + SUM_BYTES);
 
 /// Largest lent chunk that the core copies itself, piece by piece. The copy of a larger one is worth the wake-up of another thread.
-pub const COPIED_HERE_BYTES: u32 = 1 << 20;
+pub const COPIED_HERE_BYTES: u32 = 2 << 20;
 
 /// Bytes that are copied between two places at a time.
 const THROUGH_BYTES: usize = 16 << 10;
