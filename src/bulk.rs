@@ -23,6 +23,7 @@ use raylet_transport::uring::{FileOperation, FileResult, IoMemory, PageBuffer};
 use raylet_tuning::Segment;
 use rustc_hash::FxHashMap;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 use rustix::net::Shutdown;
 use smallvec::SmallVec;
 
@@ -76,6 +77,8 @@ pub enum LaneTell {
         lends: bool,
         /// The segments of the other side, where it is of this host and lends from them.
         lenders: Vec<OwnedFd>,
+        /// Chunks are sent without a copy (SEND_ZC).
+        zero_copy: bool,
     },
     /// Say that an object is wanted. One that comes at once the core may take; see [`LaneNews::Received`].
     Want {
@@ -147,6 +150,12 @@ pub enum LaneNews {
 
 struct Lane {
     socket: Rc<OwnedFd>,
+    /// Chunks are sent without a copy.
+    zero_copy: bool,
+    /// Chunks sent so that the kernel still reads: how many pieces of each, and whether all of it is sent.
+    read_still: FxHashMap<u64, (u32, bool)>,
+    /// The chunk whose piece is being sent without a copy.
+    sending_of: Option<u64>,
     node: NodeId,
     is_ours: bool,
     lends: bool,
@@ -256,13 +265,58 @@ impl Lanes {
                 lane.end(None);
                 return Ok(());
             }
+            let sending_of = if is_send { lane.sending_of.take() } else { None };
+            if let (Err(error), Some(_)) = (&result, sending_of) {
+                return lane.copies_from_now_on(error);
+            }
             match (result.map_err(LaneError::Broken)?, is_send) {
                 (FileResult::Done(bytes), false) if lane.reader.is_copying() => lane.reader.received(bytes)?,
                 (FileResult::Done(0) | FileResult::Opened(_), _) => lane.end(None),
                 (FileResult::Done(bytes), false) => lane.reader.received(bytes)?,
                 (FileResult::Done(bytes), true) => {
-                    if let Some(ticket) = lane.writer.sent(bytes).filter(|ticket| !lane.is_out(core, *ticket)) {
-                        core.tell_transfer(ToTransfer::Lane(id, LaneNews::Sent { ticket }));
+                    if let Some(ticket) = lane.writer.sent(bytes) {
+                        match lane.read_still.get_mut(&ticket) {
+                            Some(still) => still.1 = true,
+                            None => lane.out(core, id, ticket),
+                        }
+                    }
+                }
+            }
+            Ok(())
+        });
+    }
+
+    /// A piece of a chunk is sent without a copy: the kernel still reads it.
+    pub fn sent(core: &Rc<Core>, key: u64, result: io::Result<u32>) {
+        let id = (key & !LANE_KEY) >> 1;
+        core.lanes.with(core, id, |lane| {
+            lane.sending = false;
+            let of = lane.sending_of.take();
+            of.into_iter().for_each(|ticket| lane.read_still.entry(ticket).or_default().0 += 1);
+            match result {
+                Ok(0) => lane.end(None),
+                Ok(bytes) => {
+                    // When the kernel reads it no longer, it is out.
+                    let sent = lane.writer.sent(bytes).and_then(|ticket| lane.read_still.get_mut(&ticket));
+                    sent.into_iter().for_each(|still| still.1 = true);
+                }
+                Err(error) => return lane.copies_from_now_on(&error),
+            }
+            Ok(())
+        });
+    }
+
+    /// The kernel reads a piece no longer that was sent without a copy.
+    pub fn released(core: &Rc<Core>, key: u64, ticket: u64) {
+        let id = (key & !LANE_KEY) >> 1;
+        core.lanes.with(core, id, |lane| {
+            if let Some(still) = lane.read_still.get_mut(&ticket) {
+                still.0 -= 1;
+                let (pieces, sent) = *still;
+                if pieces == 0 {
+                    lane.read_still.remove(&ticket);
+                    if sent {
+                        lane.out(core, id, ticket);
                     }
                 }
             }
@@ -271,7 +325,7 @@ impl Lanes {
     }
 
     fn open(core: &Rc<Core>, id: LaneId, tell: LaneTell) {
-        let LaneTell::Open { socket, chunk_max_bytes, node, is_ours, lends, lenders } = tell else {
+        let LaneTell::Open { socket, chunk_max_bytes, node, is_ours, lends, lenders, zero_copy } = tell else {
             return;
         };
         let made = Reader::new(chunk_max_bytes).and_then(|reader| Ok((reader, Writer::new()?)));
@@ -280,8 +334,12 @@ impl Lanes {
                 let socket = Rc::new(socket);
                 let lenders = lenders.into_iter().map(Rc::new).collect();
                 let (receiving, sending, ending, going, taking) = Default::default();
+                let (read_still, sending_of) = Default::default();
                 let lane = Lane {
                     socket,
+                    zero_copy,
+                    read_still,
+                    sending_of,
                     node,
                     is_ours,
                     lends,
@@ -318,7 +376,9 @@ impl Lanes {
         if let Err(error) = went_on {
             lane.end(Some(error.to_string()));
         }
-        if let (Some(error), false, false) = (&lane.ending, lane.receiving, lane.sending) {
+        if let (Some(error), false, false, true) =
+            (&lane.ending, lane.receiving, lane.sending, lane.read_still.is_empty())
+        {
             let error = error.clone();
             if lane.is_ours {
                 self.source(lane.node, id, false);
@@ -341,6 +401,25 @@ impl Lane {
         }
     }
 
+    /// A chunk needs to be where it is no longer.
+    fn out(&mut self, core: &Rc<Core>, id: LaneId, ticket: u64) {
+        if !self.is_out(core, ticket) {
+            core.tell_transfer(ToTransfer::Lane(id, LaneNews::Sent { ticket }));
+        }
+    }
+
+    /// A send without a copy came to nothing. Where the kernel can't do that here or now, what it was to send is sent with one.
+    fn copies_from_now_on(&mut self, error: &io::Error) -> Result<(), LaneError> {
+        if !matches!(Errno::from_io_error(error), Some(Errno::OPNOTSUPP | Errno::NOBUFS | Errno::NOMEM)) {
+            let error = error.raw_os_error().map_or(io::ErrorKind::Other.into(), io::Error::from_raw_os_error);
+            return Err(LaneError::Broken(error));
+        }
+        if std::mem::take(&mut self.zero_copy) {
+            tracing::warn!(%error, "a lane can't send without a copy, and sends with one: see bulk_zero_copy and `ulimit -l`");
+        }
+        Ok(())
+    }
+
     fn go_on(&mut self, core: &Rc<Core>, id: LaneId) -> Result<(), LaneError> {
         if self.ending.is_some() {
             return Ok(());
@@ -350,7 +429,9 @@ impl Lane {
         if !self.sending {
             if let Some(Piece { memory, offset, len }) = self.writer.piece()? {
                 self.sending = true;
-                let send = FileOperation::Send { socket: self.socket.clone(), memory, offset, len };
+                self.sending_of = self.writer.chunk_of_piece().filter(|_| self.zero_copy);
+                let (socket, zero_copy) = (self.socket.clone(), self.sending_of);
+                let send = FileOperation::Send { socket, memory, offset, len, zero_copy };
                 core.io.wish(Wish::File(LANE_KEY | id << 1 | 1, send));
             }
         }
@@ -378,10 +459,8 @@ impl Lane {
                 Step::Wait => return Ok(()),
                 Step::Said(Frame { kind: Kind::Taken, .. }) => {
                     let ticket = self.writer.taken()?;
-                    if self.is_out(core, ticket) {
-                        continue;
-                    }
-                    LaneNews::Sent { ticket }
+                    self.out(core, id, ticket);
+                    continue;
                 }
                 Step::Said(frame) if self.serve(core, &frame) || self.keeps(core, &frame) => continue,
                 Step::Said(frame) => LaneNews::Said(frame),

@@ -243,6 +243,8 @@ impl Io {
             Completion::Bell { key } => Natives::bell(core, key),
             Completion::File { key, result } if key & LANE_KEY != 0 => Lanes::completed(core, key, result),
             Completion::File { key, result } => core.spills.completed(core, key, result),
+            Completion::Sent { key, result } => Lanes::sent(core, key, result),
+            Completion::Released { key, number } => Lanes::released(core, key, number),
             Completion::Writable { key } => {
                 if let Some(connection) = self.connection(key) {
                     if connection.socket == Socket::Native {

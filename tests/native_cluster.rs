@@ -77,18 +77,22 @@ fn code(error: ClientError) -> RefusalCode {
 
 #[test]
 fn what_is_put_on_one_node_is_got_and_waited_for_on_another_of_its_host() {
-    put_here_and_got_there(true);
+    put_here_and_got_there(&["--bulk-same-host=true"], true);
 }
 
 #[test]
 fn what_is_put_on_one_node_is_got_and_waited_for_on_another_by_tcp() {
-    put_here_and_got_there(false);
+    put_here_and_got_there(&["--bulk-same-host=false"], false);
 }
 
-fn put_here_and_got_there(same_host: bool) {
+#[test]
+fn what_is_put_on_one_node_is_got_and_waited_for_on_another_without_a_copy_on_the_way() {
+    put_here_and_got_there(&["--bulk-same-host=false", "--bulk-zero-copy=true"], false);
+}
+
+fn put_here_and_got_there(by: &[&str], same_host: bool) {
     let cluster = Cluster::new(3);
-    let by = if same_host { "--bulk-same-host=true" } else { "--bulk-same-host=false" };
-    let store = ["--object-store-memory", "200M", by];
+    let store = [&["--object-store-memory", "200M"], by].concat();
     let nodes = [
         cluster.start(0, &store),
         cluster.start(1, &[&["--cores", "0-1"], &store[..]].concat()),

@@ -80,7 +80,8 @@ fn serve(stream: UnixStream, marked: &mpsc::Receiver<()>) -> Result<Duration, Lo
                 sent = answered;
             }
             Completion::Ended { .. } => open = false,
-            Completion::Writable { .. } | Completion::Bell { .. } | Completion::File { .. } => {}
+            // Nothing else was begun.
+            _ => {}
         });
         // The client closes with an answer on its way at most once.
         if let (Err(error), true) = (sent, open) {

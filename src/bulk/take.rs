@@ -117,11 +117,7 @@ impl Lane {
         true
     }
 
-    fn begin_to_take(
-        &mut self,
-        core: &Rc<Core>,
-        frame: &Frame,
-    ) -> Option<(ObjectId, Placement, Arc<Segment>)> {
+    fn begin_to_take(&mut self, core: &Rc<Core>, frame: &Frame) -> Option<(ObjectId, Placement, Arc<Segment>)> {
         let id = object_of(frame);
         let owner = core.lanes.wanted.borrow().get(&id).map(|wanted| wanted.owner)?;
         let total_bytes = u64::from(frame.len_bytes);

@@ -74,6 +74,9 @@ pub struct NodeFlags {
     /// Nodes of one host copy objects from each other's memory: true or false [env: RAYLET_URING_BULK_SAME_HOST].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub bulk_same_host: Option<String>,
+    /// Objects go to other hosts without a copy: true or false [env: RAYLET_URING_BULK_ZERO_COPY].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub bulk_zero_copy: Option<String>,
     /// Nodes to fetch objects from and send leases to, as host:port,host:port; not under Ray [env: RAYLET_URING_PEERS].
     #[arg(long, value_name = "LIST")]
     pub peers: Option<String>,
@@ -122,6 +125,7 @@ impl NodeFlags {
             ("bulk_lanes", &self.bulk_lanes),
             ("bulk_fanout", &self.bulk_fanout),
             ("bulk_same_host", &self.bulk_same_host),
+            ("bulk_zero_copy", &self.bulk_zero_copy),
             ("peers", &self.peers),
             ("peer_listen", &self.peer_listen),
             ("token_file", &self.token_file),

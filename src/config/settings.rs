@@ -119,6 +119,12 @@ pub const SETTINGS: &[Setting] = &[
         "nodes of one host copy objects from each other's memory; false: they send them by TCP, as to other hosts",
     ),
     setting(
+        "bulk_zero_copy",
+        "RAYLET_URING_BULK_ZERO_COPY",
+        "--bulk-zero-copy",
+        "objects go to other hosts without a copy (SEND_ZC): for network cards of 25 Gbit/s and more",
+    ),
+    setting(
         "peers",
         "RAYLET_URING_PEERS",
         "--peers",

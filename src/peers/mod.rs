@@ -162,6 +162,8 @@ pub struct PeerSettings {
     pub fanout: usize,
     /// Peers of this host copy objects from each other's memory.
     pub same_host: bool,
+    /// Chunks go to other hosts without a copy.
+    pub zero_copy: bool,
 }
 
 impl PeerSettings {
@@ -185,8 +187,9 @@ impl PeerSettings {
         let listener = TcpListener::bind(address).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let (lanes, fanout, same_host) = (config.bulk_lanes, config.bulk_fanout, config.bulk_same_host);
-        Ok(Some(Self { peers: config.peers.clone(), listener, address, auth, lanes, fanout, same_host }))
+        let (lanes, fanout) = (config.bulk_lanes, config.bulk_fanout);
+        let (same_host, zero_copy) = (config.bulk_same_host, config.bulk_zero_copy);
+        Ok(Some(Self { peers: config.peers.clone(), listener, address, auth, lanes, fanout, same_host, zero_copy }))
     }
 }
 
@@ -236,6 +239,7 @@ impl Peers {
             lanes_per_node: transfer::lanes_per_node(settings.lanes, engine.cores.len()),
             fanout: settings.fanout,
             same_host: settings.same_host,
+            zero_copy: settings.zero_copy,
             lane_cores: engine.lane_shards.clone(),
             auth: settings.auth,
             tls: None,

@@ -152,6 +152,7 @@ impl Door {
             peers: None,
             lanes_per_node: transfer::lanes_per_node(config.bulk_lanes, engine.cores.len()),
             same_host: config.bulk_same_host,
+            zero_copy: config.bulk_zero_copy,
             fanout: config.bulk_fanout,
             lane_cores: engine.lane_shards.clone(),
             node_id,

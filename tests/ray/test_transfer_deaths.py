@@ -8,7 +8,10 @@ from harness import MIB, get
 from test_transfer import BY_TCP, MINE, is_right, peers, start, status_of
 
 
-@pytest.mark.parametrize("environment", [{}, BY_TCP] if harness.OURS else [{}], ids=lambda given: "by-tcp" if given else "as-is")
+ZERO_COPY = {**BY_TCP, "RAYLET_URING_BULK_ZERO_COPY": "true"}
+
+
+@pytest.mark.parametrize("environment", [{}, ZERO_COPY] if harness.OURS else [{}], ids=lambda given: "by-tcp" if given else "as-is")
 def test_a_node_that_dies_while_it_sends(monkeypatch, environment):
     """Of the two nodes that have an object one dies: it comes from the other. What only the dead one had is lost, and said to be."""
     for name, value in environment.items():

@@ -306,6 +306,7 @@ impl Transfer {
 
     fn add_lane(&self, node: NodeId, is_ours: bool, greeted: Greeted) -> LaneId {
         let Greeted { socket, is_same_host, lenders } = greeted;
+        let zero_copy = self.zero_copy && !is_same_host && !is_ours;
         let (lane, lends) = {
             let mut bulk = self.bulk.borrow_mut();
             let lane = bulk.number();
@@ -319,7 +320,7 @@ impl Transfer {
         };
         self.used.lanes.fetch_add(1, Ordering::Relaxed);
         let chunk_max_bytes = u32::try_from(self.chunk_bytes).unwrap_or(u32::MAX);
-        self.tell_lane(lane, LaneTell::Open { socket, chunk_max_bytes, node, is_ours, lends, lenders });
+        self.tell_lane(lane, LaneTell::Open { socket, chunk_max_bytes, node, is_ours, lends, lenders, zero_copy });
         lane
     }
 

@@ -96,6 +96,8 @@ pub struct TransferParts {
     pub lanes_per_node: usize,
     /// Nodes of this host lend each other what they send.
     pub same_host: bool,
+    /// Chunks go to other hosts without a copy (SEND_ZC).
+    pub zero_copy: bool,
     /// Nodes that a large object is sent to at a time; others get it from these. 0: all get it from here.
     pub fanout: usize,
     /// The cores that carry lanes, in turn: those beside the network card. None: all.
@@ -343,6 +345,7 @@ pub(super) struct Transfer {
     peer_door: Option<PeerDoor>,
     /// Nodes of this host are called by their Unix socket.
     lends: bool,
+    zero_copy: bool,
     lanes_per_node: usize,
     lane_cores: Vec<usize>,
     bulk: RefCell<Bulk>,
@@ -369,6 +372,7 @@ impl Transfer {
             greeting: Rc::new(Greeting::new(parts.node_id, parts.chunk_bytes.max(1), key, is_open)),
             peer_door: parts.peers,
             lends,
+            zero_copy: parts.zero_copy,
             lanes_per_node: parts.lanes_per_node.max(1),
             lane_cores: lane_cores(parts.lane_cores, parts.cores.len()),
             bulk: RefCell::default(),

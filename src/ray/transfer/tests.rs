@@ -58,6 +58,7 @@ fn port_of(
     let parts = TransferParts {
         node_id,
         same_host: !segments.is_empty(),
+        zero_copy: false,
         segments,
         files: Arc::new(SpillShared::new(1)),
         cores: queues.into_iter().map(core).collect(),

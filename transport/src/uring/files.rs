@@ -218,8 +218,6 @@ pub enum FileResult {
     Opened(OwnedFd),
     /// So many bytes were moved; 0 for what moves none.
     Done(u32),
-    /// So many bytes were sent without a copy, and their memory is still read.
-    Held(u32),
 }
 
 /// One operation that is under way.
@@ -256,13 +254,12 @@ impl CoreRing {
         }
     }
 
-    /// `held`: another completion follows when the kernel reads the memory no longer.
-    pub(super) fn file_done(&mut self, slot: u64, result: i32, held: bool) -> Option<(u64, io::Result<FileResult>)> {
-        if held {
-            let key = self.files.get(usize::try_from(slot).ok()?)?.key;
-            let sent = u32::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
-            return Some((key, sent.map(FileResult::Held)));
-        }
+    /// What an operation is called whose memory is still read when it has ended.
+    pub(super) fn file_held(&self, slot: u64) -> Option<u64> {
+        Some(self.files.get(usize::try_from(slot).ok()?)?.key)
+    }
+
+    pub(super) fn file_done(&mut self, slot: u64, result: i32) -> Option<(u64, io::Result<FileResult>)> {
         let UnderWay { key, operation } = self.files.try_remove(usize::try_from(slot).ok()?)?;
         let result = match u32::try_from(result) {
             Err(_) => Err(io::Error::from_raw_os_error(-result)),

@@ -99,6 +99,13 @@ pub enum Completion<'a> {
         /// What it came to.
         result: io::Result<FileResult>,
     },
+    /// Bytes were sent without a copy. Their memory is read until [`Completion::Released`].
+    Sent {
+        /// As given to [`CoreRing::begin`].
+        key: u64,
+        /// How many were sent.
+        result: io::Result<u32>,
+    },
     /// The kernel reads no longer what was sent without a copy.
     Released {
         /// As given to [`CoreRing::begin`].
@@ -338,9 +345,16 @@ impl CoreRing {
                         each(Completion::Released { key, number });
                     }
                 }
+                FILE if cqueue::more(entry.flags()) => {
+                    let result = u32::try_from(entry.result());
+                    let result = result.map_err(|_| io::Error::from_raw_os_error(-entry.result()));
+                    if let Some(key) = self.file_held(key) {
+                        each(Completion::Sent { key, result });
+                    }
+                }
                 FILE | OUTSIDE => {
                     let result = if mark == FILE { entry.result() } else { -EFAULT };
-                    if let Some((key, result)) = self.file_done(key, result, cqueue::more(entry.flags())) {
+                    if let Some((key, result)) = self.file_done(key, result) {
                         each(Completion::File { key, result });
                     }
                 }
