@@ -55,13 +55,8 @@ impl Lane {
     fn send(&mut self, core: &Rc<Core>, id: ObjectId, place: &Placement, segment: Arc<Segment>) -> bool {
         let (total_bytes, metadata_bytes) = (place.data_bytes + place.metadata_bytes, place.metadata_bytes);
         let (len_bytes, push) = (total_bytes as u32, rand::random());
-        let about = |kind| Frame {
-            push,
-            total_bytes,
-            metadata_bytes,
-            len_bytes,
-            ..Frame::new(kind, wire::ObjectId(id.0))
-        };
+        let about =
+            |kind| Frame { push, total_bytes, metadata_bytes, len_bytes, ..Frame::new(kind, wire::ObjectId(id.0)) };
         if len_bytes <= WHOLE_MAX_BYTES {
             let mut bytes = vec![0; len_bytes as usize].into_boxed_slice();
             if let Err(error) = segment.read_at(place.data_offset, &mut bytes) {
@@ -69,13 +64,13 @@ impl Lane {
                 return false;
             }
             self.writer.send_whole(about(Kind::Whole), bytes);
-            core.lanes.used(|used| used.sent_by_lane(total_bytes, false));
+            core.lanes.used(|used| used.sent_by_core(total_bytes, false));
             core.lanes.let_go(core, id);
             return true;
         }
         let ticket = OWN_TICKET | core.lanes.number();
         self.going.push((ticket, id));
-        core.lanes.used(|used| used.sent_by_lane(total_bytes, self.lends));
+        core.lanes.used(|used| used.sent_by_core(total_bytes, self.lends));
         if self.lends {
             let (segment, offset) = (place.segment, place.data_offset);
             self.writer.lend(ticket, Frame { segment, offset, ..about(Kind::Lent) });

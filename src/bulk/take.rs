@@ -117,11 +117,7 @@ impl Lane {
         true
     }
 
-    fn begin_to_take(
-        &mut self,
-        core: &Rc<Core>,
-        frame: &Frame,
-    ) -> Option<(ObjectId, Placement, Arc<Segment>)> {
+    fn begin_to_take(&mut self, core: &Rc<Core>, frame: &Frame) -> Option<(ObjectId, Placement, Arc<Segment>)> {
         let id = object_of(frame);
         let owner = core.lanes.wanted.borrow().get(&id).map(|wanted| wanted.owner)?;
         let total_bytes = u64::from(frame.len_bytes);
@@ -139,7 +135,7 @@ impl Lane {
         let Some(Taking { id, len_bytes, lent }) = self.taking.take() else {
             return;
         };
-        core.lanes.used(|used| used.received_by_lane(len_bytes, lent));
+        core.lanes.used(|used| used.received_by_core(len_bytes, lent));
         let sealed = ok && core.lanes.seal(core, id);
         if !sealed {
             core.store_here(StoreEvent::Abort { client: taker(), token: SILENT, id });
