@@ -64,13 +64,13 @@ impl Lane {
                 return false;
             }
             self.writer.send_whole(about(Kind::Whole), bytes);
-            core.lanes.used(|used| used.sent_by_lane(total_bytes, false));
+            core.lanes.used(|used| used.sent_by_core(total_bytes, false));
             core.lanes.let_go(core, id);
             return true;
         }
         let ticket = OWN_TICKET | core.lanes.number();
         self.going.push((ticket, id));
-        core.lanes.used(|used| used.sent_by_lane(total_bytes, self.lends));
+        core.lanes.used(|used| used.sent_by_core(total_bytes, self.lends));
         if self.lends {
             let (segment, offset) = (place.segment, place.data_offset);
             self.writer.lend(ticket, Frame { segment, offset, ..about(Kind::Lent) });

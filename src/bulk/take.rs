@@ -135,7 +135,7 @@ impl Lane {
         let Some(Taking { id, len_bytes, lent }) = self.taking.take() else {
             return;
         };
-        core.lanes.used(|used| used.received_by_lane(len_bytes, lent));
+        core.lanes.used(|used| used.received_by_core(len_bytes, lent));
         let sealed = ok && core.lanes.seal(core, id);
         if !sealed {
             core.store_here(StoreEvent::Abort { client: taker(), token: SILENT, id });

@@ -169,6 +169,10 @@ fn transfer(t: &TransferStatus) -> String {
         let (received, sent) = (bytes(t.same_host_received_bytes), bytes(t.same_host_sent_bytes));
         let _ = write!(text, " ({received} and {sent} from memory to memory on this host)");
     }
+    if t.core_received_objects + t.core_sent_objects > 0 {
+        let _ =
+            write!(text, "; {} objects received, {} sent by cores alone", t.core_received_objects, t.core_sent_objects);
+    }
     if t.call_received_bytes + t.call_sent_bytes > 0 {
         let _ = write!(text, "; {} received, {} sent by calls", bytes(t.call_received_bytes), bytes(t.call_sent_bytes));
     }

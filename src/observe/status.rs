@@ -76,6 +76,10 @@ pub struct TransferStatus {
     pub same_host_received_bytes: u64,
     /// Of what was sent by the bulk port: lent to nodes of this host.
     pub same_host_sent_bytes: u64,
+    /// Objects that cores received by lanes of theirs without the help of another thread.
+    pub core_received_objects: u64,
+    /// Objects that cores sent so.
+    pub core_sent_objects: u64,
     /// Objects that are wanted from other nodes.
     pub pulls_wanted: u64,
     /// Of these, those that a node was asked for.

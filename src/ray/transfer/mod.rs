@@ -215,7 +215,7 @@ pub enum TransferNews {
     },
 }
 
-/// How much was moved, and by which way. Written by the thread, read by reports.
+/// How much was moved, and by which way. Written by the thread and, of what they move by themselves, by the cores; read by reports.
 #[derive(Debug, Default)]
 pub struct TransferUse {
     /// Creates of the thread that wait for room in the store.
@@ -233,11 +233,15 @@ pub struct TransferUse {
     /// Of what was moved by lanes: copied from the memory of a node of this host.
     same_host_received_bytes: AtomicU64,
     same_host_sent_bytes: AtomicU64,
+    /// Objects that cores moved by themselves.
+    core_received_objects: AtomicU64,
+    core_sent_objects: AtomicU64,
 }
 
 impl TransferUse {
     /// A core has received an object by itself, which was `lent` to it or not.
-    pub fn received_by_lane(&self, bytes: u64, lent: bool) {
+    pub fn received_by_core(&self, bytes: u64, lent: bool) {
+        self.core_received_objects.fetch_add(1, Ordering::Relaxed);
         self.lane_received_bytes.fetch_add(bytes, Ordering::Relaxed);
         if lent {
             self.same_host_received_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -245,7 +249,8 @@ impl TransferUse {
     }
 
     /// A core sends an object by itself, or has `lent` it.
-    pub fn sent_by_lane(&self, bytes: u64, lent: bool) {
+    pub fn sent_by_core(&self, bytes: u64, lent: bool) {
+        self.core_sent_objects.fetch_add(1, Ordering::Relaxed);
         self.lane_sent_bytes.fetch_add(bytes, Ordering::Relaxed);
         if lent {
             self.same_host_sent_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -285,6 +290,8 @@ impl TransferLink {
             relay_sent_bytes: of(&self.used.relay_sent_bytes),
             same_host_received_bytes: of(&self.used.same_host_received_bytes),
             same_host_sent_bytes: of(&self.used.same_host_sent_bytes),
+            core_received_objects: of(&self.used.core_received_objects),
+            core_sent_objects: of(&self.used.core_sent_objects),
             ..TransferStatus::default()
         }
     }
