@@ -10,11 +10,12 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use raylet_transport::bulk::frame::Frame;
-use raylet_transport::bulk::lane::{LaneError, Piece, Place, Reader, Step, Writer};
+use raylet_transport::bulk::frame::{Frame, Kind};
+use raylet_transport::bulk::lane::{LaneError, Loan, Piece, Place, Reader, Step, Writer};
 use raylet_transport::uring::{FileOperation, FileResult, IoMemory, PageBuffer};
 use raylet_tuning::Segment;
 use rustc_hash::FxHashMap;
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::net::Shutdown;
 
 use crate::core_io::Wish;
@@ -55,6 +56,8 @@ pub enum LaneTell {
         socket: OwnedFd,
         /// Most bytes of a chunk.
         chunk_max_bytes: u32,
+        /// The segments of the other side, where it is of this host and lends from them.
+        lenders: Vec<OwnedFd>,
     },
     /// Say something.
     Say(Frame),
@@ -70,6 +73,13 @@ pub enum LaneTell {
         memory: ChunkMemory,
         /// From which byte of it on.
         offset: u64,
+    },
+    /// Lend a chunk to a node of this host; answered as [`Self::SendChunk`], once it is read no longer.
+    LendChunk {
+        /// For the answer.
+        ticket: u64,
+        /// Where it lies.
+        frame: Frame,
     },
     /// Where the chunk goes that has come; `None`: nowhere.
     Place(Option<(Arc<Segment>, u64)>),
@@ -105,6 +115,8 @@ pub enum LaneNews {
 
 struct Lane {
     socket: Rc<OwnedFd>,
+    /// The other side's segments.
+    lenders: Vec<Rc<OwnedFd>>,
     reader: Reader,
     writer: Writer,
     receiving: bool,
@@ -122,8 +134,8 @@ pub struct Lanes {
 impl Lanes {
     /// Does what a lane is told.
     pub fn tell(core: &Core, id: LaneId, tell: LaneTell) {
-        if let LaneTell::Open { socket, chunk_max_bytes } = tell {
-            return Self::open(core, id, socket, chunk_max_bytes);
+        if let LaneTell::Open { socket, chunk_max_bytes, lenders } = tell {
+            return Self::open(core, id, socket, chunk_max_bytes, lenders);
         }
         core.lanes.with(core, id, |lane| {
             match tell {
@@ -134,6 +146,7 @@ impl Lanes {
                     let memory = memory.for_kernel();
                     lane.writer.send_chunk(ticket, frame, Place { memory, offset });
                 }
+                LaneTell::LendChunk { ticket, frame } => lane.writer.lend(ticket, frame),
                 LaneTell::Place(place) => lane
                     .reader
                     .place(place.map(|(segment, offset)| Place { memory: Rc::new(ArenaMemory(segment)), offset })),
@@ -151,7 +164,13 @@ impl Lanes {
                 true => lane.sending = false,
                 false => lane.receiving = false,
             }
+            // A holder closes a lane before it lets go of what it has lent there: what was copied until then is right.
+            if !is_send && lane.reader.is_copying() && is_closed(&lane.socket) {
+                lane.end(None);
+                return Ok(());
+            }
             match (result.map_err(LaneError::Broken)?, is_send) {
+                (FileResult::Done(bytes), false) if lane.reader.is_copying() => lane.reader.received(bytes)?,
                 (FileResult::Done(0) | FileResult::Opened(_), _) => lane.end(None),
                 (FileResult::Done(bytes), false) => lane.reader.received(bytes)?,
                 (FileResult::Done(bytes), true) => {
@@ -164,12 +183,13 @@ impl Lanes {
         });
     }
 
-    fn open(core: &Core, id: LaneId, socket: OwnedFd, chunk_max_bytes: u32) {
+    fn open(core: &Core, id: LaneId, socket: OwnedFd, chunk_max_bytes: u32, lenders: Vec<OwnedFd>) {
         let made = Reader::new(chunk_max_bytes).and_then(|reader| Ok((reader, Writer::new()?)));
         match made {
             Ok((reader, writer)) => {
                 let socket = Rc::new(socket);
-                let lane = Lane { socket, reader, writer, receiving: false, sending: false, ending: None };
+                let lenders = lenders.into_iter().map(Rc::new).collect();
+                let lane = Lane { socket, lenders, reader, writer, receiving: false, sending: false, ending: None };
                 core.lanes.lanes.borrow_mut().insert(id, lane);
                 core.lanes.with(core, id, |_| Ok(()));
             }
@@ -212,6 +232,8 @@ impl Lane {
         if self.ending.is_some() {
             return Ok(());
         }
+        // What comes can lead to something to say.
+        self.go_on_reading(core, id)?;
         if !self.sending {
             if let Some(Piece { memory, offset, len }) = self.writer.piece()? {
                 self.sending = true;
@@ -219,6 +241,10 @@ impl Lane {
                 core.io.wish(Wish::File(LANE_KEY | id << 1 | 1, send));
             }
         }
+        Ok(())
+    }
+
+    fn go_on_reading(&mut self, core: &Core, id: LaneId) -> Result<(), LaneError> {
         while !self.receiving {
             let news = match self.reader.step()? {
                 Step::Receive(Piece { memory, offset, len }) => {
@@ -229,14 +255,59 @@ impl Lane {
                     core.io.wish(Wish::File(LANE_KEY | id << 1, receive));
                     return Ok(());
                 }
+                Step::Copy(Loan { segment, at, to: Piece { memory, offset, len }, aside }) => {
+                    let from = self.lenders.get(segment as usize).ok_or(LaneError::NoSegment { segment })?.clone();
+                    self.receiving = true;
+                    let copy = FileOperation::Copy { from, at, memory, offset, len, aside };
+                    core.io.wish(Wish::File(LANE_KEY | id << 1, copy));
+                    return Ok(());
+                }
                 Step::Wait => return Ok(()),
+                Step::Said(Frame { kind: Kind::Taken, .. }) => LaneNews::Sent { ticket: self.writer.taken()? },
                 Step::Said(frame) => LaneNews::Said(frame),
                 Step::Chunk(frame) => LaneNews::Chunk(frame),
                 Step::Whole(frame, bytes) => LaneNews::Whole(frame, bytes),
                 Step::Landed { ok } => LaneNews::Landed { ok },
+                Step::Taken { say, placed } => {
+                    self.writer.say(say);
+                    if !placed {
+                        continue;
+                    }
+                    LaneNews::Landed { ok: true }
+                }
             };
             core.tell_transfer(ToTransfer::Lane(id, news));
         }
         Ok(())
+    }
+}
+
+/// Whether the other side has closed a connection, for both directions.
+fn is_closed(socket: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(socket, PollFlags::RDHUP)];
+    // A connection that can't be asked is not trusted.
+    poll(&mut polled, Some(&Timespec::default())).is_err() || !polled[0].revents().is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// What was copied from a lender counts by this.
+    #[test]
+    fn a_lane_is_found_closed_at_once_also_where_something_was_said_before() {
+        let (here, mut there) = UnixStream::pair().expect("a pair of sockets");
+        let here = OwnedFd::from(here);
+        assert!(!is_closed(&here));
+        there.write_all(b"a frame").expect("an open socket");
+        assert!(!is_closed(&here), "something to read does not close it");
+        let again = there.try_clone().expect("a descriptor");
+        drop(there);
+        assert!(!is_closed(&here), "the other side has it still");
+        again.shutdown(std::net::Shutdown::Both).expect("an open socket");
+        assert!(is_closed(&here));
     }
 }

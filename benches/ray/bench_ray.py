@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pages
 import report
-from rows import CHOICES, MEASUREMENTS, PROGRAMS, ROWS, WIDE_MEASUREMENTS
+from rows import CHOICES, MEASUREMENTS, ONE_OF_STOCK, PROGRAM_FILES, PROGRAMS, ROWS, WIDE_MEASUREMENTS
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -34,6 +34,7 @@ FIRST_TOUCH_KINDS = ("plain", "warm", "huge")
 FIRST_TOUCH_STORE_BYTES = 3 * GIB
 FIRST_TOUCH_RESERVE_BYTES = 2 * GIB
 RESERVE_VARIABLE = "RAYLET_URING_WARM_RESERVE_BYTES"
+SAME_HOST_VARIABLE = "RAYLET_URING_BULK_SAME_HOST"
 # Beyond the store itself: what a node may round up to.
 HUGE_PAGE_SLACK_BYTES = 128 * MIB
 
@@ -113,8 +114,10 @@ class Bench:
         if wide := [m for m in WIDE_MEASUREMENTS if m.partition(":")[0] in choice]:
             nodes.append(("wide", wide, {}))
         for program, measurements in PROGRAMS.items() if alternation < self.chosen.heavy_alternations else ():
+            if side == "stock" and any(program in kinds for kinds in ONE_OF_STOCK.values()):
+                continue
             if chosen := [m for m in measurements if m.partition(":")[0] in choice]:
-                nodes.append((program, chosen, {}))
+                nodes.append((program, chosen, {SAME_HOST_VARIABLE: "false"} if program == "wired" else {}))
         if "first_touch" not in choice:
             return nodes
         if side == "stock":
@@ -143,8 +146,8 @@ class Bench:
 
     def take(self, alternation: int, side: str, kind: str, result: dict) -> None:
         for row in ROWS:
-            # Stock has no such settings, so one plain node of it stands beside both kinds of ours.
-            if row.kind != kind and not (kind == "plain" and row.kind in ("warm", "huge")):
+            # Stock has no such settings.
+            if row.kind != kind and not (side == "stock" and row.kind in ONE_OF_STOCK.get(kind, ())):
                 continue
             if (why := result["failed"].get(row.measurement)) is not None:
                 self.samples.setdefault(row.name, {})
@@ -168,7 +171,7 @@ class Bench:
                 "load_generator": str(self.load_generator),
                 "out": str(out),
             }
-            program = f"{kind}.py" if kind in PROGRAMS else "node.py"
+            program = PROGRAM_FILES.get(kind, "node.py")
             command = [sys.executable, str(Path(__file__).with_name(program)), json.dumps(settings)]
             env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **environment}
             log = Path(directory) / "log"

@@ -35,7 +35,8 @@ def test_every_row_has_a_measurement():
 
 def test_what_moves_and_spills_is_measured_by_programs_of_its_own():
     pulls = {f"pull:{size}" for size in [*PULLS, "batch", "stream"]}
-    assert set(PROGRAMS["moving"]) == pulls | {"broadcast"} and hasattr(Nodes, "measure_broadcast")
+    assert set(PROGRAMS["wired"]) == pulls | {"broadcast"} and hasattr(Nodes, "measure_broadcast")
+    assert set(PROGRAMS["moving"]) == set(PROGRAMS["wired"]) - {"pull:stream"}
     assert PROGRAMS["spilling"] == ["spill"] and hasattr(SpillingNode, "measure_spill")
 
 

@@ -71,6 +71,9 @@ pub struct NodeFlags {
     /// Nodes that a large object is sent to at a time, which send it on; 0: all get it from here [env: RAYLET_URING_BULK_FANOUT].
     #[arg(long, value_name = "NUMBER")]
     pub bulk_fanout: Option<String>,
+    /// Nodes of one host copy objects from each other's memory: true or false [env: RAYLET_URING_BULK_SAME_HOST].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub bulk_same_host: Option<String>,
     /// Nodes to fetch objects from and send leases to, as host:port,host:port; not under Ray [env: RAYLET_URING_PEERS].
     #[arg(long, value_name = "LIST")]
     pub peers: Option<String>,
@@ -118,6 +121,7 @@ impl NodeFlags {
             ("bulk_port", &self.bulk_port),
             ("bulk_lanes", &self.bulk_lanes),
             ("bulk_fanout", &self.bulk_fanout),
+            ("bulk_same_host", &self.bulk_same_host),
             ("peers", &self.peers),
             ("peer_listen", &self.peer_listen),
             ("token_file", &self.token_file),

@@ -73,6 +73,8 @@ pub struct Config {
     pub bulk_lanes: usize,
     /// Nodes that a large object is sent to at a time; those that ask meanwhile get it from these. 0: all get it from here.
     pub bulk_fanout: usize,
+    /// Nodes of one host copy objects from each other's memory.
+    pub bulk_same_host: bool,
     /// Nodes that a node of its own fetches objects from and sends leases to, each as `host:port`.
     pub peers: Vec<String>,
     /// Where a node of its own serves its peers; `None`: nowhere, or at the default address where it has peers.
@@ -204,6 +206,7 @@ impl Config {
             bulk_fanout: values
                 .take("bulk_fanout", "a number of nodes", |text| text.parse().ok())?
                 .unwrap_or(raylet_shard::pull::FANOUT),
+            bulk_same_host: values.take("bulk_same_host", switch, parse_switch)?.unwrap_or(true),
             peers: values
                 .take("peers", "addresses like host:7480,[fd00::2]:7480, each once, at most 1024", parse_peers)?
                 .unwrap_or_default(),
@@ -264,6 +267,7 @@ impl Config {
                 "bulk_port" => self.bulk_port.map_or("off".to_owned(), |port| port.to_string()),
                 "bulk_lanes" => self.bulk_lanes.to_string(),
                 "bulk_fanout" => self.bulk_fanout.to_string(),
+                "bulk_same_host" => self.bulk_same_host.to_string(),
                 "peers" if self.peers.is_empty() => "none".to_owned(),
                 "peers" => self.peers.join(","),
                 "peer_listen" => self.peer_listen.map_or("where there are peers".to_owned(), |a| a.to_string()),

@@ -113,6 +113,12 @@ pub const SETTINGS: &[Setting] = &[
         "nodes that a large object is sent to at a time, which send it on to those that ask meanwhile; 0: all get it from here",
     ),
     setting(
+        "bulk_same_host",
+        "RAYLET_URING_BULK_SAME_HOST",
+        "--bulk-same-host",
+        "nodes of one host copy objects from each other's memory; false: they send them by TCP, as to other hosts",
+    ),
+    setting(
         "peers",
         "RAYLET_URING_PEERS",
         "--peers",

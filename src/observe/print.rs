@@ -165,6 +165,10 @@ fn transfer(t: &TransferStatus) -> String {
     let bytes = format_bytes;
     let mut text =
         format!("{} received, {} sent by {} lanes", bytes(t.lane_received_bytes), bytes(t.lane_sent_bytes), t.lanes);
+    if t.same_host_received_bytes + t.same_host_sent_bytes > 0 {
+        let (received, sent) = (bytes(t.same_host_received_bytes), bytes(t.same_host_sent_bytes));
+        let _ = write!(text, " ({received} and {sent} from memory to memory on this host)");
+    }
     if t.call_received_bytes + t.call_sent_bytes > 0 {
         let _ = write!(text, "; {} received, {} sent by calls", bytes(t.call_received_bytes), bytes(t.call_sent_bytes));
     }

@@ -72,6 +72,10 @@ pub struct TransferStatus {
     pub file_sent_bytes: u64,
     /// Of what was sent either way: of objects that were still being received.
     pub relay_sent_bytes: u64,
+    /// Of what was received by the bulk port: copied from the memory of nodes of this host.
+    pub same_host_received_bytes: u64,
+    /// Of what was sent by the bulk port: lent to nodes of this host.
+    pub same_host_sent_bytes: u64,
     /// Objects that are wanted from other nodes.
     pub pulls_wanted: u64,
     /// Of these, those that a node was asked for.

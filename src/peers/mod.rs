@@ -160,6 +160,8 @@ pub struct PeerSettings {
     pub lanes: usize,
     /// Nodes that a large object is sent to at a time; 0: all that want it.
     pub fanout: usize,
+    /// Peers of this host copy objects from each other's memory.
+    pub same_host: bool,
 }
 
 impl PeerSettings {
@@ -183,8 +185,8 @@ impl PeerSettings {
         let listener = TcpListener::bind(address).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let (lanes, fanout) = (config.bulk_lanes, config.bulk_fanout);
-        Ok(Some(Self { peers: config.peers.clone(), listener, address, auth, lanes, fanout }))
+        let (lanes, fanout, same_host) = (config.bulk_lanes, config.bulk_fanout, config.bulk_same_host);
+        Ok(Some(Self { peers: config.peers.clone(), listener, address, auth, lanes, fanout, same_host }))
     }
 }
 
@@ -233,6 +235,7 @@ impl Peers {
             peers: Some(door.clone()),
             lanes_per_node: transfer::lanes_per_node(settings.lanes, engine.cores.len()),
             fanout: settings.fanout,
+            same_host: settings.same_host,
             lane_cores: engine.lane_shards.clone(),
             auth: settings.auth,
             tls: None,

@@ -151,6 +151,7 @@ impl Door {
             bulk_listeners: bulk_listeners.map_err(NodeError::Io)?,
             peers: None,
             lanes_per_node: transfer::lanes_per_node(config.bulk_lanes, engine.cores.len()),
+            same_host: config.bulk_same_host,
             fanout: config.bulk_fanout,
             lane_cores: engine.lane_shards.clone(),
             node_id,

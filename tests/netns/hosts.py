@@ -119,17 +119,24 @@ def ray_cluster(count, store_bytes=100 * harness.MIB):
     with harness.short_directory() as directory, hosts(count) as machines:
         environment = harness.clean_environment(RAY_AUTH_MODE="disabled", PYTHONPATH=None)
         environment["RAY_raylet_start_wait_time_s"] = "120"
-        for number, host in enumerate(machines):
-            common = ["--block", "--num-cpus=2", f"--object-store-memory={store_bytes}", "--disable-usage-stats",
-                      f"--node-ip-address={host.address}", f"--resources={json.dumps({f'host{number}': 1})}"]
-            role = ["--head", f"--port={PORT}", f"--temp-dir={directory}", "--include-dashboard=false",
-                    f"--system-config={json.dumps(SYSTEM_CONFIG)}"] if number == 0 else [f"--address=10.77.0.1:{PORT}"]
-            log = pathlib.Path(directory) / f"host{number}.log"
-            host.start(PYTHON, "-m", "ray.scripts.scripts", "start", *role, *common, log=log, environment=environment)
-            harness.wait_until(lambda: raylet_of(host) or failed(host, log), "the host's raylet runs", timeout_s=90)
-            harness.assert_raylet_under_test(raylet_of(host))
-        yield machines, environment
-        harness.keep_logs(directory)
+        try:
+            for number, host in enumerate(machines):
+                start_node(host, number, directory, store_bytes, environment)
+            yield machines, environment
+        finally:
+            harness.keep_logs(directory)
+
+
+def start_node(host, number, directory, store_bytes, environment):
+    """Starts a host's node, and waits for its raylet."""
+    common = ["--block", "--num-cpus=2", f"--object-store-memory={store_bytes}", "--disable-usage-stats",
+              f"--node-ip-address={host.address}", f"--resources={json.dumps({f'host{number}': 1})}"]
+    role = ["--head", f"--port={PORT}", f"--temp-dir={directory}", "--include-dashboard=false",
+            f"--system-config={json.dumps(SYSTEM_CONFIG)}"] if number == 0 else [f"--address=10.77.0.1:{PORT}"]
+    log = pathlib.Path(directory) / f"host{number}.log"
+    host.start(PYTHON, "-m", "ray.scripts.scripts", "start", *role, *common, log=log, environment=environment)
+    harness.wait_until(lambda: raylet_of(host) or failed(host, log), "the host's raylet runs", timeout_s=120)
+    harness.assert_raylet_under_test(raylet_of(host))
 
 
 def raylet_of(host):

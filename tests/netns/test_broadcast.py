@@ -3,6 +3,8 @@
 `make test-netns`, as root. RAYLET_UNDER_TEST says whose raylet is meant, as in tests/ray.
 """
 
+import pytest
+
 import harness
 from hosts import ray_cluster, raylet_of
 
@@ -74,12 +76,19 @@ print("survived")
 """
 
 
-def test_a_broadcast_costs_its_source_two_sends_and_survives_nodes_that_send_it_on():
-    with ray_cluster(5, store_bytes=3 * SIZE) as (machines, environment):
-        for host in machines:
-            host.limit_sending(BITS)
-        pids = [raylet_of(host).pid for host in machines]
-        arguments = harness.UNDER_TEST, harness.our_binary(), SIZE, *pids
-        out = machines[0].program(BROADCAST, *arguments, environment=environment, timeout_s=350)
-        print(out)
-        assert "survived" in out
+@pytest.fixture
+def cluster():
+    """Five hosts and their nodes."""
+    with ray_cluster(5, store_bytes=3 * SIZE) as running:
+        yield running
+
+
+def test_a_broadcast_costs_its_source_two_sends_and_survives_nodes_that_send_it_on(cluster):
+    machines, environment = cluster
+    for host in machines:
+        host.limit_sending(BITS)
+    pids = [raylet_of(host).pid for host in machines]
+    arguments = harness.UNDER_TEST, harness.our_binary(), SIZE, *pids
+    out = machines[0].program(BROADCAST, *arguments, environment=environment, timeout_s=350)
+    print(out)
+    assert "survived" in out

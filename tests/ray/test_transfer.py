@@ -77,12 +77,22 @@ def peers(running):
 
 MINE, OTHER = harness.UNDER_TEST, harness.OTHER
 
+#: Nodes of ours on one host copy from memory to memory, and are told here to send by TCP, as to another host.
+BY_TCP = {"RAYLET_URING_BULK_SAME_HOST": "false"}
+CLUSTERS = {
+    "-".join(kinds): (kinds, {}) for kinds in [(MINE, MINE, MINE), (MINE, OTHER), (OTHER, MINE)]
+} | ({"ours-by-tcp": ((MINE, MINE, MINE), BY_TCP)} if harness.OURS else {})
 
-@pytest.fixture(scope="module", params=[(MINE, MINE, MINE), (MINE, OTHER), (OTHER, MINE)], ids="-".join)
+
+@pytest.fixture(scope="module", params=CLUSTERS.values(), ids=CLUSTERS.keys())
 def running(request):
     """A cluster of the raylet under test, and clusters of both."""
-    with harness.cluster() as cluster:
-        start(cluster, request.param, object_store_memory=200 * MIB)
+    kinds, environment = request.param
+    with pytest.MonkeyPatch.context() as patch, harness.cluster() as cluster:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        cluster.by_tcp = environment == BY_TCP
+        start(cluster, kinds, object_store_memory=200 * MIB)
         cluster.peers = peers(cluster)
         yield cluster
 
@@ -235,8 +245,10 @@ def test_nodes_of_ours_use_the_bulk_port_and_stock_is_spoken_to_in_its_own_way(r
     get([peer.drop.remote() for peer in running.peers])
     for node, old in zip(ours, before):
         new = status_of(node)["transfer"]
-        moved = {way: new[f"{way}_received_bytes"] - old[f"{way}_received_bytes"] for way in ("lane", "call")}
+        ways = ("lane", "same_host", "call")
+        moved = {way: new[f"{way}_received_bytes"] - old[f"{way}_received_bytes"] for way in ways}
         mine, stock = (len(ours) - 1) * size, (len(running.nodes) - len(ours)) * size
         # One that was asked for again is received again.
         assert (moved["lane"] >= mine, moved["call"] >= stock) == (True, True), (moved, new)
         assert (moved["lane"] > 0, moved["call"] > 0) == (mine > 0, stock > 0), (moved, new)
+        assert moved["same_host"] == (0 if running.by_tcp else moved["lane"]), (moved, new)

@@ -5,11 +5,14 @@ import ray
 
 import harness
 from harness import MIB, get
-from test_transfer import MINE, is_right, peers, start, status_of
+from test_transfer import BY_TCP, MINE, is_right, peers, start, status_of
 
 
-def test_a_node_that_dies_while_it_sends():
+@pytest.mark.parametrize("environment", [{}, BY_TCP] if harness.OURS else [{}], ids=lambda given: "by-tcp" if given else "as-is")
+def test_a_node_that_dies_while_it_sends(monkeypatch, environment):
     """Of the two nodes that have an object one dies: it comes from the other. What only the dead one had is lost, and said to be."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     size = 40 * MIB
     with harness.cluster() as cluster:
         start(cluster, (MINE, MINE, MINE), object_store_memory=200 * MIB)
@@ -26,8 +29,10 @@ def test_a_node_that_dies_while_it_sends():
             get(lost, 120)
 
 
-def test_a_broadcast_goes_through_the_nodes_that_get_it_and_survives_one_of_them():
+def test_a_broadcast_goes_through_the_nodes_that_get_it_and_survives_one_of_them(monkeypatch):
     """Four nodes get one object at a time from a fifth: some of them from each other, and all of it though one of them dies."""
+    for name, value in BY_TCP.items():
+        monkeypatch.setenv(name, value)
     size, rounds = 64 * MIB, 8
     with harness.cluster() as cluster:
         start(cluster, (MINE,) * 5, object_store_memory=200 * MIB)

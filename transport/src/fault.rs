@@ -142,7 +142,10 @@ mod files {
             FileOperation::Allocate { .. } => FileKind::Allocate,
             FileOperation::Write { .. } => FileKind::Write,
             FileOperation::Read { .. } => FileKind::Read,
-            FileOperation::Unlink { .. } | FileOperation::Send { .. } | FileOperation::Receive { .. } => return result,
+            FileOperation::Unlink { .. }
+            | FileOperation::Copy { .. }
+            | FileOperation::Send { .. }
+            | FileOperation::Receive { .. } => return result,
         };
         match FAULTS.with_borrow_mut(|faults| next(faults, kind)) {
             Some(FileFault::Error(errno)) => Err(io::Error::from_raw_os_error(errno)),

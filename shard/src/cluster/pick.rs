@@ -134,7 +134,7 @@ impl Views {
         let best = self.best(want, here, policy, lot);
         let has_room = match best {
             Choice::Here => here.grantable,
-            Choice::There(node) => self.peers.get(&node).is_some_and(|peer| holds(&peer.free, &want.demand)),
+            Choice::There(node) => self.peers.get(&node).is_some_and(|peer| holds(peer.free(), &want.demand)),
             Choice::Nowhere => true,
         };
         // Nobody has room: it waits where it is.
@@ -181,14 +181,15 @@ impl Views {
     /// The nodes that may serve a request and could some time, in the order of their ids.
     fn candidates<'a>(&'a self, want: &Want, here: &'a Here) -> Vec<Candidate<'a>> {
         let mut all: Vec<Candidate> = Vec::with_capacity(self.peers.len() + 1);
+        let asks_the_same = want.placement == want.demand;
         for (id, peer) in &self.peers {
             let view = &peer.view;
-            let able = holds(&view.total, &want.placement) && holds(&view.total, &want.demand);
-            if able && !view.draining && want.allows(*id, &view.labels) {
+            let able = || holds(&view.total, &want.placement) && (asks_the_same || holds(&view.total, &want.demand));
+            if !view.draining && want.allows(*id, &view.labels) && able() {
                 all.push(Candidate {
                     id: *id,
                     is_here: false,
-                    available: holds(&peer.free, &want.placement),
+                    available: holds(peer.free(), &want.placement),
                     utilization: peer.utilization(),
                     has_gpu: peer.has_gpu(),
                     labels: &peer.view.labels,

@@ -1,6 +1,7 @@
 //! What this node knows of the others.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::{holds, Amounts};
 use crate::ids::{NodeId, NowNs};
@@ -30,18 +31,23 @@ pub struct View {
 /// Another node.
 #[derive(Clone, Debug)]
 pub(super) struct Peer {
-    pub(super) view: View,
-    /// What is free, less what was sent there since the view came.
-    pub(super) free: Amounts,
+    pub(super) view: Arc<View>,
+    /// What is free by the view, less what was sent there since it came. `None`: nothing was.
+    debited: Option<Amounts>,
     debited_at: Option<NowNs>,
 }
 
 impl Peer {
+    /// What is free, less what was sent there since the view came.
+    pub(super) fn free(&self) -> &Amounts {
+        self.debited.as_ref().unwrap_or(&self.view.available)
+    }
+
     /// The highest used part of CPU, memory and object store, 0 to 1.
     pub(super) fn utilization(&self) -> f64 {
         let part = |name: &str| {
             let total = self.view.total.get(name).copied().filter(|total| *total > Fixed::ZERO)?;
-            let free = self.free.get(name).copied().unwrap_or_default();
+            let free = self.free().get(name).copied().unwrap_or_default();
             Some((1.0 - free.to_f64() / total.to_f64()).clamp(0.0, 1.0))
         };
         CRITICAL.iter().filter_map(|name| part(name)).fold(0.0, f64::max)
@@ -63,14 +69,14 @@ pub struct Views {
 
 impl Views {
     /// A node tells of itself, or the GCS of a new one.
-    pub fn heard(&mut self, node: NodeId, view: View) {
+    pub fn heard(&mut self, node: NodeId, view: impl Into<Arc<View>>) {
+        let view = view.into();
         self.news |= self.peers.get(&node).is_none_or(|peer| {
             peer.view.draining != view.draining
                 || peer.view.total != view.total
-                || view.available.iter().any(|(name, free)| peer.free.get(name).is_none_or(|before| free > before))
+                || view.available.iter().any(|(name, free)| peer.free().get(name).is_none_or(|before| free > before))
         });
-        let free = view.available.clone();
-        self.peers.insert(node, Peer { view, free, debited_at: None });
+        self.peers.insert(node, Peer { view, debited: None, debited_at: None });
     }
 
     /// True for a node that is known.
@@ -95,7 +101,7 @@ impl Views {
 
     /// The last view of a node.
     pub fn get(&self, node: &NodeId) -> Option<&View> {
-        self.peers.get(node).map(|peer| &peer.view)
+        self.peers.get(node).map(|peer| &*peer.view)
     }
 
     /// True where something changed that may let a waiting lease go elsewhere, since [`Self::take_news`].
@@ -111,11 +117,12 @@ impl Views {
     /// A lease is sent to a node: until that tells anew, so much less is free there. A node that has not so much is left as it is
     /// known: the lease will wait there.
     pub fn debit(&mut self, node: &NodeId, demand: &Amounts, now: NowNs) {
-        let Some(peer) = self.peers.get_mut(node).filter(|peer| holds(&peer.free, demand)) else {
+        let Some(peer) = self.peers.get_mut(node).filter(|peer| holds(peer.free(), demand)) else {
             return;
         };
+        let debited = peer.debited.get_or_insert_with(|| peer.view.available.clone());
         for (name, amount) in demand {
-            if let Some(free) = peer.free.get_mut(name) {
+            if let Some(free) = debited.get_mut(name) {
                 *free -= *amount;
             }
         }
@@ -126,8 +133,7 @@ impl Views {
     pub fn refresh(&mut self, now: NowNs) {
         for peer in self.peers.values_mut() {
             if peer.debited_at.is_some_and(|at| now.saturating_sub(at) >= REFRESH_NS) {
-                peer.free = peer.view.available.clone();
-                peer.debited_at = None;
+                (peer.debited, peer.debited_at) = (None, None);
                 self.news = true;
             }
         }

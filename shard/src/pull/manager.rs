@@ -43,6 +43,8 @@ struct Pull {
     /// Nodes that failed since it was asked for first, or since all had failed.
     failed: SmallVec<[NodeId; 2]>,
     asked: Option<NodeId>,
+    /// Times that it was asked for since the receiver was last told to take no more of it.
+    asks: u32,
     /// When the node that was asked has failed, or when to ask again where none is asked.
     due: Option<NowNs>,
     failures: u32,
@@ -296,6 +298,11 @@ impl PullManager {
         };
         pull.failed.clear();
         pull.failures = 0;
+        // The receiver expects it still, unless what it expected is what has come. What is late would be received beside the object,
+        // and once that is evicted stand in the way of its file on this node's disk.
+        if std::mem::take(&mut pull.asks) > u32::from(held) {
+            out.push(PullEffect::Stop { object: *object });
+        }
         if held && !pull.held {
             if pull.kept > 0 {
                 pull.held = true;
@@ -337,7 +344,8 @@ impl PullManager {
         self.repeated += 1;
         self.ask(object, now, out);
         // What came of it is of no use to anybody, and would stand in the way of a copy on this node's disk.
-        if self.pulls.get(object).is_some_and(|pull| pull.asked.is_none()) {
+        if let Some(pull) = self.pulls.get_mut(object).filter(|pull| pull.asked.is_none()) {
+            pull.asks = 0;
             out.push(PullEffect::Stop { object: *object });
         }
     }
@@ -359,6 +367,7 @@ impl PullManager {
         }
         if let Some(pull) = self.pulls.get_mut(object).filter(|pull| pull.asked == Some(from)) {
             pull.asked = Some(to);
+            pull.asks = pull.asks.saturating_add(1);
             self.set_due(object, now.saturating_add(self.config.timeout_ns));
             out.push(PullEffect::Ask { object: *object, from: to });
         }
@@ -441,6 +450,7 @@ impl PullManager {
         }
         let from = left[turn % left.len()];
         pull.asked = Some(from);
+        pull.asks = pull.asks.saturating_add(1);
         self.asked += 1;
         let object = *object;
         let (patience, ask) = match pull.guessed {
@@ -585,6 +595,7 @@ impl PullManager {
                 out.push(PullEffect::Release { object: *object });
             }
             if pull.active == 0 && !pull.here {
+                pull.asks = 0;
                 self.end_ask(object);
                 out.push(PullEffect::Stop { object: *object });
             }
@@ -612,6 +623,9 @@ impl PullManager {
             }
             if may_ask && pull.asked.is_none() && pull.due.is_none() {
                 return Err(format!("{object} could be asked for: {pull:?}"));
+            }
+            if pull.here && pull.asks > 0 {
+                return Err(format!("{object} is here, and the receiver expects it: {pull:?}"));
             }
             if pull.guessed && (pull.pending || pull.nodes.len() != 1 || pull.size_bytes > 0) {
                 return Err(format!("{object} is where its owner says, and guessed to be somewhere: {pull:?}"));

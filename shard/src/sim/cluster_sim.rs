@@ -7,6 +7,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
@@ -61,7 +62,7 @@ pub struct Failure {
 enum Event {
     Ask { lease: usize, at: usize, sent_here: bool },
     Return { lease: usize, at: usize },
-    Told { of: usize, by: usize, version: u64, view: Box<View> },
+    Told { of: usize, by: usize, version: u64, view: Arc<View> },
     Sync { node: usize },
     Look { node: usize },
     Die { node: usize },
@@ -76,7 +77,7 @@ struct Node {
     heard: FxHashMap<usize, u64>,
     alive: bool,
     version: u64,
-    told: Option<View>,
+    told: Option<Arc<View>>,
     running: BTreeMap<usize, Amounts>,
     waiting: Vec<(usize, bool)>,
 }
@@ -251,7 +252,7 @@ impl World {
                 let newest = node.heard.entry(of).or_default();
                 if *newest < version && !dead {
                     *newest = version;
-                    node.views.heard(id, *view);
+                    node.views.heard(id, view);
                 }
                 Ok(())
             }
@@ -419,16 +420,16 @@ impl World {
             return;
         }
         self.after(SYNC_NS, Event::Sync { node });
-        let changed = self.nodes[node].told.as_ref() != Some(&self.nodes[node].view);
+        let changed = self.nodes[node].told.as_deref() != Some(&self.nodes[node].view);
         if !changed {
             return;
         }
         self.nodes[node].version += 1;
-        let (view, version) = (self.nodes[node].view.clone(), self.nodes[node].version);
+        let (view, version) = (Arc::new(self.nodes[node].view.clone()), self.nodes[node].version);
         self.nodes[node].told = Some(view.clone());
         for by in (0..self.nodes.len()).filter(|by| *by != node) {
             let delay = 2 * self.hop();
-            self.after(delay, Event::Told { of: node, by, version, view: Box::new(view.clone()) });
+            self.after(delay, Event::Told { of: node, by, version, view: view.clone() });
         }
     }
 

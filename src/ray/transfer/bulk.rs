@@ -17,10 +17,12 @@ use raylet_shard::pull::{ChunkHead, ReceiveEvent};
 use raylet_transport::bulk::frame::{Frame, Kind, WHOLE_MAX_BYTES};
 use raylet_transport::ids as wire;
 use raylet_tuning::Segment;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
+use rustix::net::Shutdown;
 use tokio::sync::oneshot;
 
-use super::greet::GreetError;
+use super::greet::{GreetError, Greeted};
+use super::same_host::Lending;
 use super::send::{CopyAt, Here};
 use super::spilled::ReadChunk;
 use super::{Transfer, TransferNews};
@@ -64,6 +66,8 @@ struct Lane {
     landing: Option<ChunkOfLane>,
     /// Chunks that are going.
     sends: FxHashMap<u64, oneshot::Sender<()>>,
+    /// The socket of a lane to a node of this host: it is closed before anything is let go of that was lent there.
+    same_host: Option<OwnedFd>,
 }
 
 /// A chunk that is coming on a lane.
@@ -72,6 +76,7 @@ struct ChunkOfLane {
     ticket: u64,
     object: ObjectId,
     len_bytes: u64,
+    is_lent: bool,
 }
 
 /// The lanes of the node.
@@ -87,6 +92,8 @@ pub(super) struct Bulk {
     asked: FxHashMap<ObjectId, NodeId>,
     /// Objects that were asked for and are to come from elsewhere: from the node that was named, the first time.
     detours: FxHashMap<ObjectId, Option<NodeId>>,
+    /// Nodes of this host from whose memory something could not be copied: they are called by TCP.
+    wired: FxHashSet<NodeId>,
     numbers: u64,
 }
 
@@ -132,7 +139,10 @@ fn head(frame: &Frame, from: NodeId) -> ChunkHead {
 
 impl Transfer {
     /// Takes callers of the bulk port until the node ends.
-    pub(super) fn serve_bulk(self: &Rc<Self>, listeners: Vec<TcpListener>) {
+    pub(super) fn serve_bulk(self: &Rc<Self>, listeners: Vec<TcpListener>, lending: Option<Lending>) {
+        if let Some(lending) = lending {
+            tokio::task::spawn_local(lending.serve(self.clone()));
+        }
         for listener in listeners {
             let (transfer, greeting) = (self.clone(), self.greeting.clone());
             tokio::task::spawn_local(async move { greeting.serve(listener, transfer).await });
@@ -157,6 +167,7 @@ impl Transfer {
         let (source, taker) = {
             let mut bulk = self.bulk.borrow_mut();
             bulk.ports.remove(node);
+            bulk.wired.remove(node);
             (bulk.sources.remove(node), bulk.takers.remove(node))
         };
         if let Some(Source::Open { lanes }) = source {
@@ -210,15 +221,15 @@ impl Transfer {
         let mut streams = Vec::with_capacity(self.lanes_per_node);
         let mut failed = None;
         while streams.len() < self.lanes_per_node && failed.is_none() {
-            match self.greeting.call(&address, node, session).await {
-                Ok(stream) => streams.push(stream),
+            match self.call(&address, node, session).await {
+                Ok(greeted) => streams.push(greeted),
                 Err(error) => failed = Some(error),
             }
         }
         if let Some(error) = failed {
             self.say_why_not(&node, &address, &error, !streams.is_empty());
         }
-        let lanes: Vec<LaneId> = streams.into_iter().map(|stream| self.add_lane(node, true, stream)).collect();
+        let lanes: Vec<LaneId> = streams.into_iter().map(|greeted| self.add_lane(node, true, greeted)).collect();
         let wants = {
             let mut bulk = self.bulk.borrow_mut();
             let state = match lanes.is_empty() {
@@ -244,6 +255,20 @@ impl Transfer {
         }
     }
 
+    /// Calls a node for a lane: where it listens on this host, and else by TCP.
+    async fn call(&self, address: &str, node: NodeId, session: u64) -> Result<Greeted, GreetError> {
+        if self.lends && !self.bulk.borrow().wired.contains(&node) {
+            match self.greeting.call_here(node, session).await {
+                Ok(Some(greeted)) => return Ok(greeted),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::info!(%node, %error, "a node of this host gives no lane by its Unix socket: TCP is used");
+                }
+            }
+        }
+        self.greeting.call(address, node, session).await
+    }
+
     fn say_why_not(&self, node: &NodeId, address: &str, error: &GreetError, some: bool) {
         match some {
             true => tracing::debug!(%node, address, %error, "fewer lanes to a node than wanted"),
@@ -254,7 +279,7 @@ impl Transfer {
     }
 
     /// A node that fetches from here has opened a lane. Called when its greeting is over.
-    pub(super) fn taken(self: &Rc<Self>, node: NodeId, session: u64, stream: OwnedFd) {
+    pub(super) fn taken(self: &Rc<Self>, node: NodeId, session: u64, greeted: Greeted) {
         let old = {
             let mut bulk = self.bulk.borrow_mut();
             match bulk.takers.get(&node) {
@@ -266,7 +291,7 @@ impl Transfer {
             self.close(&taker.lanes);
             self.push_no_more(node);
         }
-        let lane = self.add_lane(node, false, stream);
+        let lane = self.add_lane(node, false, greeted);
         let mut bulk = self.bulk.borrow_mut();
         let taker = bulk.takers.entry(node).or_insert_with(|| Taker { session, lanes: Vec::new(), turn: 0 });
         taker.lanes.push(lane);
@@ -277,18 +302,21 @@ impl Transfer {
         self.bulk.borrow().lanes_in() < LANES_IN_MAX
     }
 
-    fn add_lane(&self, node: NodeId, is_ours: bool, socket: OwnedFd) -> LaneId {
+    fn add_lane(&self, node: NodeId, is_ours: bool, greeted: Greeted) -> LaneId {
+        let Greeted { socket, is_same_host, lenders } = greeted;
         let lane = {
             let mut bulk = self.bulk.borrow_mut();
             let lane = bulk.number();
             let core = self.lane_cores[lane as usize % self.lane_cores.len()];
             let (landing, sends) = Default::default();
-            bulk.lanes.insert(lane, Lane { node, is_ours, core, landing, sends });
+            // Without a second descriptor it could not be closed in time: then nothing is lent on it.
+            let same_host = if is_same_host { socket.try_clone().ok() } else { None };
+            bulk.lanes.insert(lane, Lane { node, is_ours, core, landing, sends, same_host });
             lane
         };
         self.used.lanes.fetch_add(1, Ordering::Relaxed);
         let chunk_max_bytes = u32::try_from(self.chunk_bytes).unwrap_or(u32::MAX);
-        self.tell_lane(lane, LaneTell::Open { socket, chunk_max_bytes });
+        self.tell_lane(lane, LaneTell::Open { socket, chunk_max_bytes, lenders });
         lane
     }
 
@@ -301,6 +329,12 @@ impl Transfer {
     }
 
     fn close(&self, lanes: &[LaneId]) {
+        let bulk = self.bulk.borrow();
+        for socket in lanes.iter().filter_map(|lane| bulk.lanes.get(lane)?.same_host.as_ref()) {
+            // One that is not connected any more needs no end.
+            let _ = rustix::net::shutdown(socket, Shutdown::Both);
+        }
+        drop(bulk);
         lanes.iter().for_each(|lane| self.tell_lane(*lane, LaneTell::Close));
     }
 
@@ -327,8 +361,8 @@ impl Transfer {
                     let mut bulk = self.bulk.borrow_mut();
                     bulk.landing.insert(ticket, id);
                     bulk.lanes.get_mut(&id).into_iter().for_each(|lane| {
-                        let (object, len_bytes) = (head.object, head.len_bytes);
-                        lane.landing = Some(ChunkOfLane { ticket, object, len_bytes });
+                        let (object, len_bytes, is_lent) = (head.object, head.len_bytes, frame.kind == Kind::Lent);
+                        lane.landing = Some(ChunkOfLane { ticket, object, len_bytes, is_lent });
                     });
                 }
                 self.receive(ReceiveEvent::Landing { ticket, head });
@@ -374,7 +408,8 @@ impl Transfer {
                 }
                 self.tell(TransferNews::Elsewhere { object, from: node, to });
             }
-            Kind::Chunk | Kind::Whole => {}
+            // The cores hear of these.
+            Kind::Chunk | Kind::Whole | Kind::Lent | Kind::Taken => {}
         }
     }
 
@@ -387,10 +422,13 @@ impl Transfer {
             }
             landing
         };
-        let Some(ChunkOfLane { ticket, object, len_bytes }) = landing else {
+        let Some(ChunkOfLane { ticket, object, len_bytes, is_lent }) = landing else {
             return;
         };
         self.used.lane_received_bytes.fetch_add(len_bytes, Ordering::Relaxed);
+        if is_lent {
+            self.used.same_host_received_bytes.fetch_add(len_bytes, Ordering::Relaxed);
+        }
         if !ok {
             tracing::warn!(%object, "a chunk did not arrive as it was sent, and its object is asked for again");
         }
@@ -405,6 +443,9 @@ impl Transfer {
         self.used.lanes.fetch_sub(1, Ordering::Relaxed);
         if let Some(error) = error {
             tracing::warn!(node = %lane.node, error, "a lane to another node broke");
+            if lane.is_ours && lane.same_host.is_some() {
+                self.bulk.borrow_mut().wired.insert(lane.node);
+            }
         }
         if let Some(ChunkOfLane { ticket, object, .. }) = lane.landing {
             self.bulk.borrow_mut().landing.remove(&ticket);
@@ -451,6 +492,13 @@ impl Transfer {
     /// Whether a node fetches from here by lanes.
     pub(super) fn has_taker(&self, node: &NodeId) -> bool {
         self.bulk.borrow().takers.contains_key(node)
+    }
+
+    /// Whether a node that fetches by lanes is of this host: what it gets costs this node nothing.
+    pub(super) fn lends_to(&self, node: &NodeId) -> bool {
+        let bulk = self.bulk.borrow();
+        let lends = |lane| bulk.lanes.get(lane).is_some_and(|lane| lane.same_host.is_some());
+        bulk.takers.get(node).is_some_and(|taker| taker.lanes.iter().all(lends))
     }
 
     fn lane_to_taker(&self, node: &NodeId, object: &ObjectId) -> Option<LaneId> {
@@ -524,27 +572,43 @@ impl Transfer {
         };
         let frame = Frame { index, len_bytes, ..about_copy(Kind::Chunk, object, here) };
         let (sent, wait) = oneshot::channel();
-        let (lane, ticket) = {
-            let mut bulk = self.bulk.borrow_mut();
-            let ticket = bulk.number();
-            let Some(taker) = bulk.takers.get_mut(&node) else {
-                return false;
-            };
-            taker.turn = (taker.turn + 1) % taker.lanes.len().max(1);
-            let Some(lane) = taker.lanes.get(taker.turn).copied() else {
-                return false;
-            };
-            if let Some(lane) = bulk.lanes.get_mut(&lane) {
-                lane.sends.insert(ticket, sent);
-            }
-            (lane, ticket)
+        let Some((lane, ticket, lends)) = self.next_lane(&node, sent) else {
+            return false;
         };
-        self.tell_lane(lane, LaneTell::SendChunk { ticket, frame, memory, offset });
+        // A segment on disk, which came later than the lane, is not lent from.
+        let lent = match &here.at {
+            CopyAt::Memory(place) if lends && (place.segment as usize) < self.segments.len() => Some(place.segment),
+            _ => None,
+        };
+        self.tell_lane(
+            lane,
+            match lent {
+                Some(segment) => {
+                    LaneTell::LendChunk { ticket, frame: Frame { kind: Kind::Lent, segment, offset, ..frame } }
+                }
+                None => LaneTell::SendChunk { ticket, frame, memory, offset },
+            },
+        );
         let sent = wait.await.is_ok();
         if sent {
             self.used.lane_sent_bytes.fetch_add(len, Ordering::Relaxed);
+            if lent.is_some() {
+                self.used.same_host_sent_bytes.fetch_add(len, Ordering::Relaxed);
+            }
         }
         sent
+    }
+
+    /// The lane of the next chunk to a node, the chunk's ticket there, and whether the lane lends; `None`: the node has no lane.
+    fn next_lane(&self, node: &NodeId, sent: oneshot::Sender<()>) -> Option<(LaneId, u64, bool)> {
+        let mut bulk = self.bulk.borrow_mut();
+        let ticket = bulk.number();
+        let taker = bulk.takers.get_mut(node)?;
+        taker.turn = (taker.turn + 1) % taker.lanes.len().max(1);
+        let id = *taker.lanes.get(taker.turn)?;
+        let lane = bulk.lanes.get_mut(&id)?;
+        lane.sends.insert(ticket, sent);
+        Some((id, ticket, lane.same_host.is_some()))
     }
 
     fn say_to_source(&self, node: &NodeId, frame: Frame) {

@@ -1,5 +1,6 @@
 //! The greeting of the bulk port, on both sides ([`raylet_transport::bulk::hello`]): after it a connection is a lane.
 
+use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -9,15 +10,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use raylet_shard::ids::NodeId;
+pub(super) use raylet_transport::bulk::hello::Purpose;
 use raylet_transport::bulk::hello::{
-    is_proven, prove, Challenge, Hello, Purpose, Refusal, Side, Verdict, CHALLENGE_BYTES, HELLO_BYTES, PROOF_BYTES,
+    is_proven, prove, Challenge, Hello, Refusal, Side, Verdict, CHALLENGE_BYTES, HELLO_BYTES, PROOF_BYTES,
     VERDICT_BYTES,
 };
 use raylet_transport::ids as wire;
 use rustix::net::sockopt;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Transfer;
 
@@ -59,6 +61,17 @@ pub struct Greeting {
     key: Key,
     is_open: bool,
     places: Arc<Semaphore>,
+}
+
+/// The connection of a lane, when its greeting is over.
+#[derive(Debug)]
+pub struct Greeted {
+    /// The connection, one that blocks.
+    pub socket: OwnedFd,
+    /// The other node is of this host: chunks are lent.
+    pub is_same_host: bool,
+    /// The other node's segments, where it lends from them.
+    pub lenders: Vec<OwnedFd>,
 }
 
 /// A native node that calls, let in.
@@ -110,11 +123,11 @@ impl Greeting {
         self.is_open
     }
 
-    /// Calls a node, for a lane.
+    /// Calls a node at its TCP port, for a lane.
     ///
     /// # Errors
     /// See [`GreetError`].
-    pub async fn call(&self, address: &str, node: NodeId, session: u64) -> Result<OwnedFd, GreetError> {
+    pub async fn call(&self, address: &str, node: NodeId, session: u64) -> Result<Greeted, GreetError> {
         Ok(lane(self.greet(address, Purpose::Lane, wire::NodeId(node.0), session).await?)?)
     }
 
@@ -136,22 +149,39 @@ impl Greeting {
         let greeted = async {
             let mut stream = TcpStream::connect(address).await?;
             prepare(&stream)?;
-            let (chunk_bytes, from, nonce) = (self.chunk_bytes, self.here, rand::random());
-            let hello = Hello { purpose, chunk_bytes, from, to, nonce, session }.encode();
-            stream.write_all(&hello).await?;
-            let mut bytes = [0; CHALLENGE_BYTES];
-            stream.read_exact(&mut bytes).await?;
-            let Challenge { nonce, proof } = Challenge::decode(&bytes).map_err(GreetError::Refused)?;
-            if !is_proven(&self.key.0, Side::Called, &hello, &nonce, &proof) {
-                return Err(GreetError::Unproven);
-            }
-            stream.write_all(&prove(&self.key.0, Side::Caller, &hello, &nonce)).await?;
+            self.introduce(&mut stream, purpose, to, session).await?;
             let mut bytes = [0; VERDICT_BYTES];
             stream.read_exact(&mut bytes).await?;
             Verdict::decode(&bytes).map_err(GreetError::Refused)?;
             Ok(stream)
         };
-        tokio::time::timeout(GREETING_TIMEOUT, greeted).await.unwrap_or(Err(GreetError::Late))
+        in_time(greeted).await
+    }
+
+    /// The caller's part of a greeting, up to its proof: the verdict follows.
+    pub(super) async fn introduce(
+        &self,
+        stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+        purpose: Purpose,
+        to: wire::NodeId,
+        session: u64,
+    ) -> Result<(), GreetError> {
+        let (chunk_bytes, from, nonce) = (self.chunk_bytes, self.here, rand::random());
+        let hello = Hello { purpose, chunk_bytes, from, to, nonce, session }.encode();
+        stream.write_all(&hello).await?;
+        let mut bytes = [0; CHALLENGE_BYTES];
+        stream.read_exact(&mut bytes).await?;
+        let Challenge { nonce, proof } = Challenge::decode(&bytes).map_err(GreetError::Refused)?;
+        if !is_proven(&self.key.0, Side::Called, &hello, &nonce, &proof) {
+            return Err(GreetError::Unproven);
+        }
+        stream.write_all(&prove(&self.key.0, Side::Caller, &hello, &nonce)).await?;
+        Ok(())
+    }
+
+    /// A place for a caller that is to be greeted.
+    pub(super) fn place(&self) -> Option<OwnedSemaphorePermit> {
+        self.places.clone().try_acquire_owned().ok()
     }
 
     /// Greets callers, until the node ends.
@@ -163,7 +193,7 @@ impl Greeting {
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => {
-                    let Ok(place) = self.places.clone().try_acquire_owned() else {
+                    let Some(place) = self.place() else {
                         tracing::warn!(%peer, GREETINGS_MAX, "too many callers of the bulk port at once: closing one");
                         continue;
                     };
@@ -180,10 +210,7 @@ impl Greeting {
                         drop(place);
                     });
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "a connection to the bulk port could not be accepted");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
+                Err(error) => not_accepted(error).await,
             }
         }
     }
@@ -192,7 +219,7 @@ impl Greeting {
     fn let_in(&self, hello: &Hello, stream: TcpStream, address: SocketAddr, transfer: &Rc<Transfer>) {
         let node = NodeId(hello.from.0);
         let let_in = match hello.purpose {
-            Purpose::Lane => lane(stream).map(|stream| transfer.taken(node, hello.session, stream)),
+            Purpose::Lane => lane(stream).map(|greeted| transfer.taken(node, hello.session, greeted)),
             Purpose::Peer => stream.into_std().map(|stream| {
                 let caller = PeerCaller { node, address, stream };
                 // Whoever serves peers ends with the node.
@@ -207,37 +234,57 @@ impl Greeting {
     async fn answer(&self, mut stream: TcpStream, transfer: &Transfer) -> Result<(Hello, TcpStream), GreetError> {
         let greeted = async {
             prepare(&stream)?;
-            let mut said = [0; HELLO_BYTES];
-            stream.read_exact(&mut said).await?;
-            let hello = Hello::decode(&said).and_then(|hello| {
-                hello.check(&self.here, self.chunk_bytes)?;
-                let has_room = match (hello.purpose, &transfer.peer_door) {
-                    (Purpose::Lane, _) => transfer.has_room_for_lane(),
-                    (Purpose::Peer, Some(door)) => door.has_room(),
-                    (Purpose::Peer, None) => return Err(Refusal::NoPeers),
-                };
-                has_room.then_some(hello).ok_or(Refusal::Full)
-            });
-            let hello = match hello {
-                Ok(hello) => hello,
-                Err(why) => {
-                    stream.write_all(&Challenge::refuse(why)).await?;
-                    return Err(GreetError::Refused(why));
-                }
-            };
-            let nonce = rand::random();
-            let proof = prove(&self.key.0, Side::Called, &said, &nonce);
-            stream.write_all(&Challenge { nonce, proof }.encode()).await?;
-            let mut proof = [0; PROOF_BYTES];
-            stream.read_exact(&mut proof).await?;
-            let is_proven = is_proven(&self.key.0, Side::Caller, &said, &nonce, &proof);
-            let verdict = is_proven.then_some(()).ok_or(Refusal::Token);
+            let (hello, verdict) = self.hear(&mut stream, transfer).await?;
             stream.write_all(&Verdict::encode(verdict)).await?;
             verdict.map_err(GreetError::Refused)?;
             Ok((hello, stream))
         };
-        tokio::time::timeout(GREETING_TIMEOUT, greeted).await.unwrap_or(Err(GreetError::Late))
+        in_time(greeted).await
     }
+
+    /// The other side's part of a greeting, up to its verdict.
+    pub(super) async fn hear(
+        &self,
+        stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+        transfer: &Transfer,
+    ) -> Result<(Hello, Result<(), Refusal>), GreetError> {
+        let mut said = [0; HELLO_BYTES];
+        stream.read_exact(&mut said).await?;
+        let hello = Hello::decode(&said).and_then(|hello| {
+            hello.check(&self.here, self.chunk_bytes)?;
+            let has_room = match (hello.purpose, &transfer.peer_door) {
+                (Purpose::Lane, _) => transfer.has_room_for_lane(),
+                (Purpose::Peer, Some(door)) => door.has_room(),
+                (Purpose::Peer, None) => return Err(Refusal::NoPeers),
+            };
+            has_room.then_some(hello).ok_or(Refusal::Full)
+        });
+        let hello = match hello {
+            Ok(hello) => hello,
+            Err(why) => {
+                stream.write_all(&Challenge::refuse(why)).await?;
+                return Err(GreetError::Refused(why));
+            }
+        };
+        let nonce = rand::random();
+        let proof = prove(&self.key.0, Side::Called, &said, &nonce);
+        stream.write_all(&Challenge { nonce, proof }.encode()).await?;
+        let mut proof = [0; PROOF_BYTES];
+        stream.read_exact(&mut proof).await?;
+        let is_proven = is_proven(&self.key.0, Side::Caller, &said, &nonce, &proof);
+        Ok((hello, is_proven.then_some(()).ok_or(Refusal::Token)))
+    }
+}
+
+/// A greeting, or what became of it in the time that one may take.
+pub(super) async fn in_time<T>(greeted: impl Future<Output = Result<T, GreetError>>) -> Result<T, GreetError> {
+    tokio::time::timeout(GREETING_TIMEOUT, greeted).await.unwrap_or(Err(GreetError::Late))
+}
+
+/// A caller could not be accepted: the next one is waited for a little later.
+pub(super) async fn not_accepted(error: io::Error) {
+    tracing::warn!(%error, "a connection to the bulk port could not be accepted");
+    tokio::time::sleep(ACCEPT_RETRY).await;
 }
 
 fn prepare(stream: &TcpStream) -> io::Result<()> {
@@ -248,8 +295,8 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// io_uring waits by itself, on a connection that blocks.
-fn lane(stream: TcpStream) -> io::Result<OwnedFd> {
+fn lane(stream: TcpStream) -> io::Result<Greeted> {
     let stream = stream.into_std()?;
     stream.set_nonblocking(false)?;
-    Ok(stream.into())
+    Ok(Greeted { socket: stream.into(), is_same_host: false, lenders: Vec::new() })
 }

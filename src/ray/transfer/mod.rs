@@ -11,6 +11,7 @@ mod bulk;
 pub mod greet;
 mod receive;
 mod relay;
+mod same_host;
 mod send;
 mod service;
 mod spilled;
@@ -46,6 +47,7 @@ use crate::spill::SpillShared;
 use bulk::Bulk;
 use greet::{Greeting, PeerDoor};
 use receive::Receiving;
+use same_host::Lending;
 use send::Sending;
 use spilled::FileReads;
 
@@ -91,6 +93,8 @@ pub struct TransferParts {
     pub peers: Option<PeerDoor>,
     /// Lanes to each node that objects are fetched from.
     pub lanes_per_node: usize,
+    /// Nodes of this host lend each other what they send.
+    pub same_host: bool,
     /// Nodes that a large object is sent to at a time; others get it from these. 0: all get it from here.
     pub fanout: usize,
     /// The cores that carry lanes, in turn: those beside the network card. None: all.
@@ -223,6 +227,9 @@ pub struct TransferUse {
     file_sent_bytes: AtomicU64,
     /// Of what was sent either way: of objects that were still being received.
     relay_sent_bytes: AtomicU64,
+    /// Of what was moved by lanes: copied from the memory of a node of this host.
+    same_host_received_bytes: AtomicU64,
+    same_host_sent_bytes: AtomicU64,
 }
 
 /// The way to the thread.
@@ -255,6 +262,8 @@ impl TransferLink {
             call_sent_bytes: of(&self.used.call_sent_bytes),
             file_sent_bytes: of(&self.used.file_sent_bytes),
             relay_sent_bytes: of(&self.used.relay_sent_bytes),
+            same_host_received_bytes: of(&self.used.same_host_received_bytes),
+            same_host_sent_bytes: of(&self.used.same_host_sent_bytes),
             ..TransferStatus::default()
         }
     }
@@ -313,6 +322,8 @@ pub(super) struct Transfer {
     file_reads: Rc<FileReads>,
     greeting: Rc<Greeting>,
     peer_door: Option<PeerDoor>,
+    /// Nodes of this host are called by their Unix socket.
+    lends: bool,
     lanes_per_node: usize,
     lane_cores: Vec<usize>,
     bulk: RefCell<Bulk>,
@@ -329,9 +340,16 @@ impl Transfer {
         let chunks_max = (parts.in_flight_max_bytes / parts.chunk_bytes.max(1)).max(1) as usize;
         let key = parts.auth.token().map(|token| token.secret().to_vec()).unwrap_or_default();
         let is_open = !parts.bulk_listeners.is_empty();
+        let lends = is_open && parts.same_host;
+        let lending = lends.then(|| Lending::open(parts.node_id, parts.segments.iter().map(Arc::as_ref)));
+        let lending = lending.and_then(|lending| {
+            let why = "nodes of this host are served by TCP, not from memory";
+            lending.inspect_err(|error| tracing::warn!(%error, "{why}")).ok()
+        });
         let transfer = Rc::new(Self {
             greeting: Rc::new(Greeting::new(parts.node_id, parts.chunk_bytes.max(1), key, is_open)),
             peer_door: parts.peers,
+            lends,
             lanes_per_node: parts.lanes_per_node.max(1),
             lane_cores: lane_cores(parts.lane_cores, parts.cores.len()),
             bulk: RefCell::default(),
@@ -352,7 +370,7 @@ impl Transfer {
             sending: RefCell::new(Sending::new(chunks_max, parts.fanout)),
             file_reads: Rc::new(FileReads::new(parts.chunk_bytes.max(1))),
         });
-        transfer.serve_bulk(parts.bulk_listeners);
+        transfer.serve_bulk(parts.bulk_listeners, lending);
         Ok((transfer, parts.listeners))
     }
 

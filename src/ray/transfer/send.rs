@@ -316,7 +316,8 @@ impl Transfer {
                 return self.push_chunks(node, object);
             }
         }
-        if let Some(other) = self.serves_instead(node, object, &here, direct) {
+        let other = if self.lends_to(&node) { None } else { self.serves_instead(node, object, &here, direct) };
+        if let Some(other) = other {
             self.say_elsewhere(&node, object, other);
             return self.release_if_over(object);
         }

@@ -10,6 +10,7 @@ use raylet_shard::ids::NodeId;
 use raylet_transport::bulk::hello::{Challenge, Hello, Purpose, Refusal, CHALLENGE_BYTES, PROOF_BYTES, VERDICT_BYTES};
 use raylet_transport::ids as wire;
 use raylet_transport::uring::Doorbell;
+use raylet_tuning::{PageChoice, Segment, SegmentRequest};
 
 use super::greet::{GreetError, Greeting};
 use super::{Transfer, TransferParts, TransferUse};
@@ -38,20 +39,26 @@ impl Port {
 }
 
 fn port() -> Port {
-    let (address, mut told) = port_of(1, Vec::new());
+    let (address, mut told) = port_of(HERE, 1, Vec::new(), Vec::new());
     Port { address, told: told.remove(0) }
 }
 
-/// The bulk port of a node of so many cores, and what each of them is told.
-fn port_of(cores: usize, lane_cores: Vec<usize>) -> (SocketAddr, Vec<flume::Receiver<ToCore>>) {
+/// The bulk port of a node of so many cores, and what each of them is told. Where there are segments, it lends from them to its host.
+fn port_of(
+    node_id: NodeId,
+    cores: usize,
+    lane_cores: Vec<usize>,
+    segments: Vec<Arc<Segment>>,
+) -> (SocketAddr, Vec<flume::Receiver<ToCore>>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.set_nonblocking(true).expect("a socket");
     let address = listener.local_addr().expect("a bound socket");
     let (queues, told): (Vec<_>, Vec<_>) = (0..cores).map(|_| flume::unbounded()).unzip();
     let core = |queue| CoreHandle::new(queue, Doorbell::new().expect("a doorbell"));
     let parts = TransferParts {
-        node_id: HERE,
-        segments: Vec::new(),
+        node_id,
+        same_host: !segments.is_empty(),
+        segments,
         files: Arc::new(SpillShared::new(1)),
         cores: queues.into_iter().map(core).collect(),
         listeners: Vec::new(),
@@ -104,7 +111,7 @@ fn a_node_of_this_cluster_gets_a_lane_and_nobody_else_does() {
 fn lanes_are_opened_on_the_cores_that_carry_them() {
     run(async {
         // A core that there is not is left out.
-        let (address, told) = port_of(4, vec![1, 3, 9]);
+        let (address, told) = port_of(HERE, 4, vec![1, 3, 9], Vec::new());
         let caller = Greeting::new(THERE, CHUNK_BYTES, TOKEN.as_bytes().to_vec(), true);
         for _ in 0..4 {
             caller.call(&address.to_string(), HERE, 5).await.expect("it is of the cluster");
@@ -114,6 +121,40 @@ fn lanes_are_opened_on_the_cores_that_carry_them() {
             assert!(matches!(told, Ok(Ok(ToCore::Lane(_, LaneTell::Open { .. })))), "core {core}: {told:?}");
         }
         assert!(told.iter().all(flume::Receiver::is_empty), "and on no other");
+    });
+}
+
+/// The name of the socket holds the node's id, and other tests run beside this one.
+fn id_of_this_test() -> NodeId {
+    NodeId(rand::random())
+}
+
+#[test]
+fn a_node_of_this_host_is_given_the_memory_to_read_and_nobody_else_is() {
+    run(async {
+        let (size_bytes, numa_node, pages) = (4 << 20, None, PageChoice::Small);
+        let request = SegmentRequest { name: "lent".to_owned(), size_bytes, numa_node, pages };
+        let segment = Arc::new(Segment::create(&request).expect("memory"));
+        segment.write_at(5000, b"an object").expect("inside");
+        let node = id_of_this_test();
+        let (_, told) = port_of(node, 1, Vec::new(), vec![segment.clone()]);
+        let caller = |token: &str| Greeting::new(THERE, CHUNK_BYTES, token.as_bytes().to_vec(), true);
+        let greeted = caller(TOKEN).call_here(node, 5).await.expect("it is of the cluster").expect("it listens");
+        assert!(greeted.is_same_host);
+        let [lender] = &greeted.lenders[..] else { panic!("expected one segment, got {:?}", greeted.lenders) };
+        let mut bytes = [0; 9];
+        assert_eq!(rustix::io::pread(lender, &mut bytes, 5000), Ok(9));
+        assert_eq!(&bytes, b"an object");
+        assert_eq!(rustix::io::pwrite(lender, b"x", 5000), Err(rustix::io::Errno::BADF), "it can't be written to");
+        let told_of = tokio::time::timeout(Duration::from_secs(20), told[0].recv_async()).await;
+        let Ok(Ok(ToCore::Lane(_, LaneTell::Open { lenders, .. }))) = told_of else { panic!("{told_of:?}") };
+        assert!(lenders.is_empty(), "who lends is not lent to");
+
+        let stranger = caller("another token").call_here(node, 5).await;
+        assert!(matches!(stranger, Err(GreetError::Unproven)), "{stranger:?}");
+        let elsewhere = caller(TOKEN).call_here(id_of_this_test(), 5).await;
+        assert!(matches!(elsewhere, Ok(None)), "a node of another host: {elsewhere:?}");
+        assert!(told[0].is_empty(), "neither has a lane");
     });
 }
 

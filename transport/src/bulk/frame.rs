@@ -10,19 +10,23 @@
 //! | 8..16 | the push: the same for all that is sent of one copy |
 //! | 16..24 | size of the object in bytes: data, and the metadata behind them |
 //! | 24..32 | size of its metadata in bytes |
-//! | 32..36 | how many bytes follow the frame, besides their checksum |
-//! | 36..40 | zero |
+//! | 32..36 | how many bytes follow the frame, besides their checksum, or are lent by it |
+//! | 36..40 | the segment that lent bytes lie in, else zero |
 //! | 40..68 | the object |
 //! | 68..96 | a node, where the kind names one, else zero |
-//! | 96..100 | zero |
-//! | 100..104 | CRC-32C of bytes 0..100 |
+//! | 96..104 | where in their segment lent bytes begin, else zero |
+//! | 104..108 | zero |
+//! | 108..112 | CRC-32C of bytes 0..108 |
 //!
 //! What follows a frame is followed by its own CRC-32C, 4 bytes.
 
 use crate::ids::{NodeId, ObjectId};
 
 /// Length of a frame.
-pub const FRAME_BYTES: usize = 104;
+pub const FRAME_BYTES: usize = 112;
+
+/// Where a frame's checksum is.
+const SUM_AT: usize = FRAME_BYTES - SUM_BYTES;
 
 /// Length of a checksum.
 pub const SUM_BYTES: usize = 4;
@@ -55,10 +59,15 @@ pub enum Kind {
     Gone = 9,
     /// As [`Self::Want`], of one that is probably there: where it neither is nor is coming, [`Self::Gone`] is said at once.
     WantIfThere = 10,
+    /// From the holder, to a node of the same host: a chunk of an object, which lies in the holder's memory and stays there until it is
+    /// [`Self::Taken`].
+    Lent = 11,
+    /// To the holder: a lent chunk is not read any more, the first of those that were lent on this lane.
+    Taken = 12,
 }
 
 impl Kind {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 12] = [
         Self::Want,
         Self::WantFromYou,
         Self::Accept,
@@ -69,11 +78,13 @@ impl Kind {
         Self::Elsewhere,
         Self::Gone,
         Self::WantIfThere,
+        Self::Lent,
+        Self::Taken,
     ];
 
     /// True for what the node says that connected: it is the one that wants.
     pub fn is_of_wanter(self) -> bool {
-        matches!(self, Self::Want | Self::WantFromYou | Self::WantIfThere | Self::Accept | Self::Stop)
+        matches!(self, Self::Want | Self::WantFromYou | Self::WantIfThere | Self::Accept | Self::Stop | Self::Taken)
     }
 }
 
@@ -95,8 +106,12 @@ pub struct Frame {
     pub total_bytes: u64,
     /// Size of its metadata.
     pub metadata_bytes: u64,
-    /// How many bytes follow.
+    /// How many bytes follow, or are lent.
     pub len_bytes: u32,
+    /// The holder's segment that lent bytes lie in, by its number.
+    pub segment: u32,
+    /// Where in that segment they begin.
+    pub offset: u64,
 }
 
 /// Bytes that are no frame. The stream can't be trusted any more.
@@ -111,13 +126,21 @@ pub enum FrameError {
         got: u32,
     },
     /// A newer node says something that this one does not know.
-    #[error("expected a frame of a kind from 1 to 10, got {0}: the other node is of another version")]
+    #[error("expected a frame of a kind from 1 to 12, got {0}: the other node is of another version")]
     Kind(u16),
     /// It says more than its kind has to say.
     #[error("bytes of a frame that have to be zero are not: the other node is of another version")]
     Reserved,
-    /// Only chunks and small objects have bytes behind them.
-    #[error("a frame of kind {kind:?} is followed by {len_bytes} bytes, expected at most {most}")]
+    /// Lent bytes lie where no memory is.
+    #[error("{len_bytes} bytes are lent from byte {offset} on, expected an end below 2^63")]
+    Lent {
+        /// Where they begin.
+        offset: u64,
+        /// How many they are.
+        len_bytes: u32,
+    },
+    /// Only chunks and small objects have bytes of their own.
+    #[error("a frame of kind {kind:?} tells of {len_bytes} bytes, expected at most {most}")]
     Length {
         /// The kind.
         kind: Kind,
@@ -132,7 +155,8 @@ impl Frame {
     /// A frame that says this of an object, and nothing else.
     pub fn new(kind: Kind, object: ObjectId) -> Self {
         let node = NodeId([0; NodeId::LEN]);
-        Self { kind, object, node, push: 0, index: 0, total_bytes: 0, metadata_bytes: 0, len_bytes: 0 }
+        let (total_bytes, metadata_bytes, len_bytes) = (0, 0, 0);
+        Self { kind, object, node, push: 0, index: 0, total_bytes, metadata_bytes, len_bytes, segment: 0, offset: 0 }
     }
 
     /// As it travels.
@@ -144,10 +168,12 @@ impl Frame {
         bytes[16..24].copy_from_slice(&self.total_bytes.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.metadata_bytes.to_le_bytes());
         bytes[32..36].copy_from_slice(&self.len_bytes.to_le_bytes());
+        bytes[36..40].copy_from_slice(&self.segment.to_le_bytes());
         bytes[40..68].copy_from_slice(&self.object.0);
         bytes[68..96].copy_from_slice(&self.node.0);
-        let sum = crc32c::crc32c(&bytes[..100]);
-        bytes[100..].copy_from_slice(&sum.to_le_bytes());
+        bytes[96..104].copy_from_slice(&self.offset.to_le_bytes());
+        let sum = crate::checksum::crc32c(&bytes[..SUM_AT]);
+        bytes[SUM_AT..].copy_from_slice(&sum.to_le_bytes());
         bytes
     }
 
@@ -156,24 +182,29 @@ impl Frame {
     /// # Errors
     /// See [`FrameError`]. `chunk_max_bytes` is the most that may follow a chunk.
     pub fn decode(bytes: &[u8; FRAME_BYTES], chunk_max_bytes: u32) -> Result<Self, FrameError> {
-        let (expected, got) = (u32_at(bytes, 100), crc32c::crc32c(&bytes[..100]));
+        let (expected, got) = (u32_at(bytes, SUM_AT), crate::checksum::crc32c(&bytes[..SUM_AT]));
         if expected != got {
             return Err(FrameError::Sum { expected, got });
         }
         let number = u16::from_le_bytes([bytes[0], bytes[1]]);
         let kind = Kind::ALL.into_iter().find(|kind| *kind as u16 == number).ok_or(FrameError::Kind(number))?;
-        let reserved = [&bytes[2..4], &bytes[36..40], &bytes[96..100]];
-        if reserved.iter().any(|part| part.iter().any(|byte| *byte != 0)) {
+        let lends = kind == Kind::Lent;
+        let reserved = [&bytes[2..4], &bytes[104..108], if lends { &[] } else { &bytes[36..40] }];
+        let offset = u64_at(bytes, 96);
+        if reserved.iter().any(|part| part.iter().any(|byte| *byte != 0)) || (offset != 0 && !lends) {
             return Err(FrameError::Reserved);
         }
         let len_bytes = u32_at(bytes, 32);
         let most = match kind {
-            Kind::Chunk => chunk_max_bytes,
+            Kind::Chunk | Kind::Lent => chunk_max_bytes,
             Kind::Whole => WHOLE_MAX_BYTES,
             _ => 0,
         };
         if len_bytes > most {
             return Err(FrameError::Length { kind, len_bytes, most });
+        }
+        if offset.checked_add(len_bytes.into()).is_none_or(|end| i64::try_from(end).is_err()) {
+            return Err(FrameError::Lent { offset, len_bytes });
         }
         let (mut object, mut node) = ([0; ObjectId::LEN], [0; NodeId::LEN]);
         object.copy_from_slice(&bytes[40..68]);
@@ -187,6 +218,8 @@ impl Frame {
             total_bytes: u64_at(bytes, 16),
             metadata_bytes: u64_at(bytes, 24),
             len_bytes,
+            segment: u32_at(bytes, 36),
+            offset,
         })
     }
 }

@@ -12,6 +12,9 @@
 //! | challenge | [`Refusal`] or 0 (u32), 4 zero, 32 random, proof (32) |
 //! | proof | 32 |
 //! | verdict | [`Refusal`] or 0 (u32), 4 zero |
+//!
+//! Between two nodes of one host a lane is a Unix socket ([`socket_name`]), and the verdict comes with descriptors of the segments of the node
+//! called, in their order and only to be read: chunks are then [lent](super::frame::Kind::Lent) and not sent.
 
 use ring::hmac;
 
@@ -24,7 +27,7 @@ pub const MAGIC: [u8; 8] = *b"RLUBULK1";
 pub const PEER_MAGIC: [u8; 8] = *b"RLUPEER1";
 
 /// Version of the protocol. Nodes of different versions use Ray's own way.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// Length of a [`Hello`].
 pub const HELLO_BYTES: usize = 120;
@@ -36,6 +39,13 @@ pub const PROOF_BYTES: usize = 32;
 pub const VERDICT_BYTES: usize = 8;
 /// Length of the random part of a message.
 pub const NONCE_BYTES: usize = 32;
+
+/// The name of the Unix socket at which a node takes lanes of nodes of its host: in Linux's abstract namespace, so that it is seen by those
+/// who share the network namespace, leaves no file behind, and ends with the node.
+pub fn socket_name(node: &NodeId) -> String {
+    let hex: String = node.0.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("raylet-uring/bulk/{hex}")
+}
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,6 +16,9 @@ pub const BUFFER_BYTES: usize = 128 << 10;
 
 const _: () = assert!(BUFFER_BYTES >= FRAME_BYTES + WHOLE_MAX_BYTES as usize + SUM_BYTES);
 
+/// Largest lent chunk that the core copies itself, piece by piece. The copy of a larger one is worth the wake-up of another thread.
+pub const COPIED_HERE_BYTES: u32 = 1 << 20;
+
 /// Bytes that are copied between two places at a time.
 const THROUGH_BYTES: usize = 16 << 10;
 
@@ -64,6 +67,21 @@ pub enum LaneError {
     /// The connection broke.
     #[error("the connection broke: {0}")]
     Broken(#[from] io::Error),
+    /// A chunk was lent that is not in any segment that the other side gave.
+    #[error("a chunk was lent in segment {segment}, of which no descriptor was given")]
+    NoSegment {
+        /// The segment.
+        segment: u32,
+    },
+    /// The memory that a lent chunk lies in ends before the chunk.
+    #[error("a lent chunk ends {missing} bytes before its length")]
+    Short {
+        /// How much is not there.
+        missing: u32,
+    },
+    /// The other side has taken a chunk that it was not lent.
+    #[error("the other side has taken more chunks than it was lent")]
+    NothingLent,
 }
 
 /// What to do next about what comes.
@@ -82,8 +100,30 @@ pub enum Step {
         /// Whether its bytes are what was sent.
         ok: bool,
     },
+    /// Copy from the other side's memory, and say how many bytes with [`Reader::received`].
+    Copy(Loan),
+    /// Nothing is read any more of a chunk that was lent: say so with [`Writer::say`]. `placed`: it is in its place, whole.
+    Taken {
+        /// What to say.
+        say: Frame,
+        /// Whether it had a place.
+        placed: bool,
+    },
     /// Wait for [`Reader::place`].
     Wait,
+}
+
+/// A piece of a chunk that lies in the other side's memory, and where it goes.
+#[derive(Clone, Debug)]
+pub struct Loan {
+    /// The other side's segment.
+    pub segment: u32,
+    /// Where in it the piece begins.
+    pub at: u64,
+    /// Where it goes, and its length.
+    pub to: Piece,
+    /// The chunk is large: to be copied aside, by a thread of the kernel's.
+    pub aside: bool,
 }
 
 #[derive(Debug)]
@@ -96,6 +136,8 @@ enum Reading {
     Bytes { place: Option<Place>, len: u32, done: u32, sum: u32 },
     /// Their checksum.
     Sum { placed: bool, sum: u32 },
+    /// A chunk that was lent; without a place it is left alone.
+    Lent { frame: Frame, place: Option<Place>, done: u32 },
 }
 
 /// What comes.
@@ -148,6 +190,20 @@ impl Reader {
                         return Ok(Step::Landed { ok: u32::from_le_bytes(came) == sum });
                     }
                 }
+                Reading::Lent { frame, place, done } => {
+                    let (left, placed) = (frame.len_bytes - *done, place.is_some());
+                    if let Some(place) = place.as_ref().filter(|_| left > 0) {
+                        self.into_place = true;
+                        let aside = frame.len_bytes > COPIED_HERE_BYTES;
+                        let len = if aside { left } else { left.min(OPERATION_BYTES) };
+                        let to = Piece { memory: place.memory.clone(), offset: place.offset + u64::from(*done), len };
+                        let at = frame.offset + u64::from(*done);
+                        return Ok(Step::Copy(Loan { segment: frame.segment, at, to, aside }));
+                    }
+                    let Frame { push, index, object, .. } = *frame;
+                    self.reading = Reading::Frame;
+                    return Ok(Step::Taken { say: Frame { push, index, ..Frame::new(Kind::Taken, object) }, placed });
+                }
             }
         }
     }
@@ -155,18 +211,27 @@ impl Reader {
     /// Where the chunk goes that came; `None`: nowhere.
     pub fn place(&mut self, place: Option<Place>) {
         if let Reading::Placeless(frame) = &self.reading {
-            self.reading = Reading::Bytes { place, len: frame.len_bytes, done: 0, sum: 0 };
+            self.reading = match frame.kind {
+                Kind::Lent => Reading::Lent { frame: *frame, place, done: 0 },
+                _ => Reading::Bytes { place, len: frame.len_bytes, done: 0, sum: 0 },
+            };
         }
     }
 
     /// The receive that was asked for has ended, with so many bytes.
     ///
     /// # Errors
-    /// [`LaneError::Outside`].
+    /// [`LaneError::Outside`], [`LaneError::Short`].
     pub fn received(&mut self, bytes: u32) -> Result<(), LaneError> {
         if !self.into_place {
             self.filled += bytes as usize;
             return Ok(());
+        }
+        if let Reading::Lent { frame, done, .. } = &mut self.reading {
+            if bytes == 0 {
+                return Err(LaneError::Short { missing: frame.len_bytes - *done });
+            }
+            *done += bytes;
         }
         if let Reading::Bytes { place: Some(place), done, sum, .. } = &mut self.reading {
             let offset = place.offset + u64::from(*done);
@@ -175,6 +240,11 @@ impl Reader {
             *done += bytes;
         }
         Ok(())
+    }
+
+    /// Whether what was asked for is the copy of a lent chunk, of which nothing may be missing.
+    pub fn is_copying(&self) -> bool {
+        matches!(self.reading, Reading::Lent { .. })
     }
 
     /// Whether the receive that was asked for goes to a chunk's place: then all of it is to be waited for, and else what is there is
@@ -230,7 +300,7 @@ impl Reader {
         let frame = Frame::decode(&bytes, self.chunk_max_bytes)?;
         self.in_chunks = frame.kind == Kind::Chunk;
         match frame.kind {
-            Kind::Chunk => {
+            Kind::Chunk | Kind::Lent => {
                 self.reading = Reading::Placeless(frame);
                 Ok(Step::Chunk(frame))
             }
@@ -248,7 +318,7 @@ impl Reader {
         let read = self.buffer.read(self.start as u64, &mut bytes);
         self.start += bytes.len();
         let sum = self.take::<SUM_BYTES>().filter(|_| read).unwrap_or_default();
-        let (expected, got) = (u32::from_le_bytes(sum), crc32c::crc32c(&bytes));
+        let (expected, got) = (u32::from_le_bytes(sum), crate::checksum::crc32c(&bytes));
         if expected != got {
             return Err(LaneError::Whole { expected, got });
         }
@@ -269,7 +339,7 @@ impl Reader {
                 if !copied {
                     return Err(LaneError::Outside { offset, len: now });
                 }
-                *sum = crc32c::crc32c_append(*sum, through);
+                *sum = crate::checksum::append(*sum, through);
             }
             *done += now;
             self.start += now as usize;
@@ -318,6 +388,8 @@ pub struct Writer {
     queue: VecDeque<Out>,
     chunk: Option<Sending>,
     from_place: bool,
+    /// Chunks that were lent, as they were.
+    lent: VecDeque<u64>,
 }
 
 impl Writer {
@@ -327,7 +399,8 @@ impl Writer {
     /// Where the system has no memory.
     pub fn new() -> io::Result<Self> {
         let buffer = Rc::new(PageBuffer::new(BUFFER_BYTES)?);
-        Ok(Self { buffer, start: 0, filled: 0, queue: VecDeque::new(), chunk: None, from_place: false })
+        let (queue, lent) = Default::default();
+        Ok(Self { buffer, start: 0, filled: 0, queue, chunk: None, from_place: false, lent })
     }
 
     /// Says something.
@@ -347,13 +420,19 @@ impl Writer {
         self.queue.push_back(Out::Chunk { ticket, frame, place });
     }
 
-    /// Chunks that have not been sent, when the lane has broken.
-    pub fn unsent(&mut self) -> Vec<u64> {
-        let queued = self.queue.drain(..).filter_map(|out| match out {
-            Out::Chunk { ticket, .. } => Some(ticket),
-            _ => None,
-        });
-        self.chunk.take().map(|chunk| chunk.ticket).into_iter().chain(queued).collect()
+    /// Lends a chunk, which stays where it is until [`Self::taken`] names it.
+    pub fn lend(&mut self, ticket: u64, frame: Frame) {
+        debug_assert_eq!(frame.kind, Kind::Lent);
+        self.lent.push_back(ticket);
+        self.queue.push_back(Out::Frame(frame));
+    }
+
+    /// The other side has said [`Kind::Taken`]: the chunk that it reads no longer.
+    ///
+    /// # Errors
+    /// [`LaneError::NothingLent`].
+    pub fn taken(&mut self) -> Result<u64, LaneError> {
+        self.lent.pop_front().ok_or(LaneError::NothingLent)
     }
 
     /// What to send next; `None`: nothing. Not to be asked before the last send has ended.
@@ -427,7 +506,7 @@ impl Writer {
                 Some(Out::Whole(frame, bytes)) => {
                     self.append(&frame.encode());
                     self.append(&bytes);
-                    self.append(&crc32c::crc32c(&bytes).to_le_bytes());
+                    self.append(&crate::checksum::crc32c(&bytes).to_le_bytes());
                 }
                 Some(Out::Chunk { ticket, frame, place }) => {
                     self.append(&frame.encode());

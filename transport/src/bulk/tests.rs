@@ -5,9 +5,9 @@ use std::rc::Rc;
 
 use proptest::prelude::*;
 
-use super::frame::{Frame, FrameError, Kind, FRAME_BYTES, WHOLE_MAX_BYTES};
+use super::frame::{Frame, FrameError, Kind, FRAME_BYTES, SUM_BYTES, WHOLE_MAX_BYTES};
 use super::hello::{is_proven, prove, Challenge, Hello, Purpose, Refusal, Side, Verdict};
-use super::lane::{LaneError, Place, Reader, Step, Writer};
+use super::lane::{LaneError, Place, Reader, Step, Writer, COPIED_HERE_BYTES, OPERATION_BYTES};
 use crate::ids::{NodeId, ObjectId};
 use crate::uring::{Completion, CoreRing, Doorbell, FileOperation, FileResult, IoMemory, PageBuffer};
 
@@ -54,6 +54,7 @@ fn carry(
             Step::Chunk(_) => reader.place(places.pop_front().expect("a place for each chunk")),
             Step::Landed { ok } => came.landed.push(ok),
             Step::Wait => panic!("every chunk was given a place"),
+            Step::Copy(_) | Step::Taken { .. } => panic!("nothing was lent"),
         }
     }
 }
@@ -89,10 +90,14 @@ proptest! {
     #[test]
     fn a_frame_is_read_as_it_was_written(mut frame in any::<Frame>()) {
         frame.len_bytes = match frame.kind {
-            Kind::Chunk => frame.len_bytes % (CHUNK_MAX + 1),
+            Kind::Chunk | Kind::Lent => frame.len_bytes % (CHUNK_MAX + 1),
             Kind::Whole => frame.len_bytes % (WHOLE_MAX_BYTES + 1),
             _ => 0,
         };
+        match frame.kind {
+            Kind::Lent => frame.offset %= 1 << 62,
+            _ => (frame.segment, frame.offset) = (0, 0),
+        }
         prop_assert_eq!(Frame::decode(&frame.encode(), CHUNK_MAX), Ok(frame));
     }
 
@@ -133,8 +138,8 @@ proptest! {
 #[test]
 fn a_frame_that_makes_no_sense_says_what_was_expected() {
     let resum = |mut bytes: [u8; FRAME_BYTES]| {
-        let sum = crc32c::crc32c(&bytes[..100]);
-        bytes[100..].copy_from_slice(&sum.to_le_bytes());
+        let (said, sum) = bytes.split_at_mut(FRAME_BYTES - SUM_BYTES);
+        sum.copy_from_slice(&crate::checksum::crc32c(said).to_le_bytes());
         bytes
     };
     let good = Frame::new(Kind::Want, OBJECT).encode();
@@ -146,7 +151,9 @@ fn a_frame_that_makes_no_sense_says_what_was_expected() {
     assert_eq!(Frame::decode(&resum(reserved), 1), Err(FrameError::Reserved));
     let long = Frame { len_bytes: 10, ..chunk(10) };
     let error = Frame::decode(&long.encode(), 9).unwrap_err();
-    assert_eq!(error.to_string(), "a frame of kind Chunk is followed by 10 bytes, expected at most 9");
+    assert_eq!(error.to_string(), "a frame of kind Chunk tells of 10 bytes, expected at most 9");
+    let far = Frame { kind: Kind::Lent, offset: u64::MAX - 5, ..chunk(9) };
+    assert_eq!(Frame::decode(&far.encode(), 9), Err(FrameError::Lent { offset: u64::MAX - 5, len_bytes: 9 }));
     let talkative = Frame { len_bytes: 1, ..Frame::new(Kind::Want, OBJECT) };
     assert_eq!(
         Frame::decode(&talkative.encode(), 9),
@@ -154,15 +161,79 @@ fn a_frame_that_makes_no_sense_says_what_was_expected() {
     );
 }
 
+/// A reader that was told of a lent chunk, and the chunk's frame.
+fn lent(len: u32, place: Option<Place>) -> (Reader, Frame) {
+    let mut writer = Writer::new().expect("memory");
+    let frame = Frame { kind: Kind::Lent, index: 3, segment: 2, offset: 4096, ..chunk(len) };
+    writer.lend(8, frame);
+    let said = writer.piece().expect("sound").expect("a frame");
+    assert_eq!(said.len as usize, FRAME_BYTES, "and no bytes of the object");
+    let (mut reader, mut bytes) = (Reader::new(CHUNK_MAX).expect("memory"), [0; FRAME_BYTES]);
+    assert!(said.memory.read(said.offset, &mut bytes));
+    let Ok(Step::Receive(to)) = reader.step() else { panic!("there is nothing yet") };
+    assert!(to.memory.write(to.offset, &bytes));
+    reader.received(said.len).expect("a frame");
+    assert!(matches!(reader.step(), Ok(Step::Chunk(came)) if came == frame));
+    assert!(matches!(reader.step(), Ok(Step::Wait)));
+    reader.place(place);
+    (reader, frame)
+}
+
+/// What a copy was to be: from where, to where, how many bytes, and whether aside.
+type Asked = (u64, u64, u32, bool);
+
+/// Copies as the reader wants it, `most` bytes at a time: what it asked for, and how it ended.
+fn copy(reader: &mut Reader, most: u32) -> (Vec<Asked>, Frame, bool) {
+    let mut asked = Vec::new();
+    loop {
+        match reader.step().expect("a sound lane") {
+            Step::Copy(loan) => {
+                assert!(reader.is_copying() && loan.segment == 2);
+                asked.push((loan.at, loan.to.offset, loan.to.len, loan.aside));
+                reader.received(loan.to.len.min(most)).expect("bytes");
+            }
+            Step::Taken { say, placed } => return (asked, say, placed),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 #[test]
-fn a_broken_lane_tells_which_chunks_are_not_out() {
-    let (mut writer, ..) = loaded([600_000, 1, 1]);
-    let first = writer.piece().expect("sound").expect("frames");
-    assert_eq!(writer.sent(first.len), None);
-    let second = writer.piece().expect("sound").expect("the chunk's bytes");
-    assert_eq!(writer.sent(second.len), None, "not all of them");
-    assert_eq!(writer.unsent(), [1, 2]);
-    assert!(writer.unsent().is_empty());
+fn a_lent_chunk_is_copied_whole_and_then_said_to_be_taken() {
+    let place = |len: usize| Some(Place { memory: memory(&vec![0; len]), offset: 0 });
+    let small = OPERATION_BYTES + 100;
+    let (mut reader, frame) = lent(small, place(small as usize));
+    let (asked, say, placed) = copy(&mut reader, OPERATION_BYTES);
+    let second = u64::from(OPERATION_BYTES);
+    assert_eq!(asked, [(4096, 0, OPERATION_BYTES, false), (4096 + second, second, 100, false)]);
+    assert!(placed);
+    assert_eq!((say.kind, say.object, say.push, say.index), (Kind::Taken, OBJECT, frame.push, frame.index));
+    assert!(matches!(reader.step(), Ok(Step::Receive(_))), "the lane goes on");
+    let large = COPIED_HERE_BYTES + 1;
+    let (mut reader, _) = lent(large, place(large as usize));
+    let (asked, ..) = copy(&mut reader, COPIED_HERE_BYTES);
+    let rest = u64::from(COPIED_HERE_BYTES);
+    assert_eq!(asked, [(4096, 0, large, true), (4096 + rest, rest, 1, true)], "what is missing of a copy follows");
+}
+
+#[test]
+fn a_lent_chunk_that_nobody_wants_is_left_alone_and_one_that_is_not_there_ends_the_lane() {
+    let (mut reader, _) = lent(1_000, None);
+    let (asked, _, placed) = copy(&mut reader, 1);
+    assert!(asked.is_empty() && !placed);
+    let (mut reader, _) = lent(1_000, Some(Place { memory: memory(&[0; 1_000]), offset: 0 }));
+    assert!(matches!(reader.step(), Ok(Step::Copy(_))));
+    reader.received(600).expect("bytes");
+    assert!(matches!(reader.received(0), Err(LaneError::Short { missing: 400 })));
+}
+
+#[test]
+fn who_takes_more_than_was_lent_is_found_out() {
+    let mut writer = Writer::new().expect("memory");
+    writer.lend(4, Frame { kind: Kind::Lent, ..chunk(10) });
+    writer.lend(5, Frame { kind: Kind::Lent, ..chunk(10) });
+    assert!(matches!(writer.taken(), Ok(4)) && matches!(writer.taken(), Ok(5)));
+    assert!(matches!(writer.taken(), Err(LaneError::NothingLent)));
 }
 
 #[test]

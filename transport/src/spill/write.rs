@@ -183,7 +183,7 @@ impl FileWriter {
             Part::Gap(0) => {
                 let head = source.head()?;
                 let mut checksums = vec![0; 1 + source.data_bytes.div_ceil(CHUNK_BYTES) as usize];
-                checksums[0] = crc32c::crc32c(&head);
+                checksums[0] = crate::checksum::crc32c(&head);
                 self.entries[self.index].checksums = checksums.into_boxed_slice();
                 Ok((Some(Part::Head(head, 0)), None))
             }
@@ -232,7 +232,7 @@ impl FileWriter {
             true => self.sum_later(done, now),
             false => {
                 let sum = &mut self.entries[self.index].checksums[1 + (done / CHUNK_BYTES) as usize];
-                *sum = crc32c::crc32c_append(*sum, through);
+                *sum = crate::checksum::append(*sum, through);
             }
         }
         let stage = self.stage()?;

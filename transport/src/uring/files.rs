@@ -58,7 +58,7 @@ pub unsafe trait IoMemory: std::fmt::Debug {
             if !self.read(offset.checked_add(done)?, through) {
                 return None;
             }
-            sum = crc32c::crc32c_append(sum, through);
+            sum = crate::checksum::append(sum, through);
             done += now;
         }
         Some(sum)
@@ -156,6 +156,22 @@ pub enum FileOperation {
         offset: u64,
         /// How many bytes.
         len: u32,
+    },
+    /// Copies from the memory of another process, which its descriptor opens, into a range of memory. Result: how much was copied; 0
+    /// at the other memory's end.
+    Copy {
+        /// The other memory.
+        from: Rc<OwnedFd>,
+        /// From which byte of it on.
+        at: u64,
+        /// To which memory.
+        memory: Rc<dyn IoMemory>,
+        /// From which byte of it on.
+        offset: u64,
+        /// How many bytes.
+        len: u32,
+        /// By a thread of the kernel's, while this one goes on.
+        aside: bool,
     },
     /// Removes a file.
     Unlink {
@@ -257,6 +273,15 @@ fn entry_of(operation: &FileOperation) -> Option<squeue::Entry> {
         FileOperation::Read { file, at, memory, offset, len } => {
             let to = memory.address(*offset, *len as usize)?;
             opcode::Read::new(types::Fd(file.as_raw_fd()), to.as_ptr(), *len).offset(*at).build()
+        }
+        FileOperation::Copy { from, at, memory, offset, len, aside } => {
+            let to = memory.address(*offset, *len as usize)?;
+            let read = opcode::Read::new(types::Fd(from.as_raw_fd()), to.as_ptr(), *len).offset(*at).build();
+            if *aside {
+                read.flags(squeue::Flags::ASYNC)
+            } else {
+                read
+            }
         }
         FileOperation::Send { socket, memory, offset, len } => {
             let from = memory.address(*offset, *len as usize)?;
