@@ -374,17 +374,20 @@ pub async fn run(core: &Rc<Core>, mut ring: CoreRing, inbox: flume::Receiver<ToC
         Natives::after_batch(core);
         core.io.wishes.begin(&mut ring);
         let has_guests = core.io.guests.get() > 0;
+        let has_checks = core.spills.has_checks();
         // Where something else wants the core, nothing is waited for.
-        let wanted =
-            core.native.is_awake() && !look_at_rings(core, &mut ring, &inbox, core.io.next_timer(), has_guests);
+        let once = has_guests || has_checks;
+        let wanted = core.native.is_awake() && !look_at_rings(core, &mut ring, &inbox, core.io.next_timer(), once);
         core.rpc.end_round(core);
         core.io.wishes.begin(&mut ring);
-        let until = if wanted { Some(Instant::now()) } else { core.io.next_timer() };
+        let until = if wanted || has_checks { Some(Instant::now()) } else { core.io.next_timer() };
         let waited = match has_guests {
             false => ring.wait(until, || !inbox.is_empty()),
             true => among_guests.wait(&mut ring, until, || !inbox.is_empty()).await,
         };
         waited.map_err(|e| format!("io_uring_enter: {e}"))?;
+        // Now that the disk has its work.
+        core.spills.check(core);
         core.io.count_round(ring.depth());
         ring.reap(|completion| core.io.completed(core, completion));
     }

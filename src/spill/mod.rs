@@ -390,6 +390,22 @@ impl Spills {
         self.pump(core);
     }
 
+    /// Checksums of what was read or is being written are due: the core has something to do when what it asked for is begun.
+    pub fn has_checks(&self) -> bool {
+        self.state.borrow().as_ref().is_some_and(|state| state.disk.has_checks())
+    }
+
+    /// Does some of them. To be called when what was asked for is begun, so that the disk is at work meanwhile.
+    pub fn check(&self, core: &Rc<Core>) {
+        if !self.has_checks() {
+            return;
+        }
+        if let Some(state) = &mut *self.state.borrow_mut() {
+            state.disk.check();
+        }
+        self.pump(core);
+    }
+
     /// Begins what is to be begun, and tells the store what has ended.
     fn pump(&self, core: &Rc<Core>) {
         let (operations, outcomes) = match &mut *self.state.borrow_mut() {

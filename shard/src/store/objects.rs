@@ -66,6 +66,8 @@ pub(super) struct Object {
     pub(super) doomed: Option<GoneReason>,
     pub(super) source: ObjectSource,
     order: Order,
+    /// What it counts in [`Objects::copies_bytes`].
+    counted_bytes: u64,
     older: u32,
     newer: u32,
 }
@@ -79,6 +81,21 @@ impl Object {
     /// It is there for an owner, and nothing on disk is in its stead.
     pub(super) fn is_owned(&self) -> bool {
         self.pinned || self.keep.is_some()
+    }
+
+    /// Bytes of the arena that it takes without being there for its owner, whose copy on disk stays: it is being read back from there,
+    /// or was, and is in use.
+    fn copy_bytes(&self) -> u64 {
+        match self.backing {
+            Backing::Arena(allocation)
+                if self.source == ObjectSource::RestoredFromStorage
+                    && !self.is_owned()
+                    && self.belongs() == Order::Out =>
+            {
+                allocation.len
+            }
+            _ => 0,
+        }
     }
 
     /// Where it belongs: only what is sealed and used by nobody is in an order.
@@ -146,11 +163,14 @@ pub(super) struct Objects {
     by_id: FxHashMap<ObjectId, u32>,
     evictable: List,
     spillable: List,
+    /// Of what is in use, or being read, and on disk as well.
+    copies_bytes: u64,
 }
 
 impl Objects {
     pub(super) fn new() -> Self {
-        Self { slots: Slab::new(), by_id: FxHashMap::default(), evictable: EMPTY, spillable: EMPTY }
+        let (slots, by_id) = (Slab::new(), FxHashMap::default());
+        Self { slots, by_id, evictable: EMPTY, spillable: EMPTY, copies_bytes: 0 }
     }
 
     pub(super) fn find(&self, id: &ObjectId) -> Option<u32> {
@@ -195,10 +215,12 @@ impl Objects {
             doomed: None,
             source,
             order: Order::Out,
+            counted_bytes: 0,
             older: NONE,
             newer: NONE,
         }) as u32;
         self.by_id.insert(id, slot);
+        self.count_copy(slot);
         slot
     }
 
@@ -215,6 +237,7 @@ impl Objects {
     pub(super) fn remove(&mut self, slot: u32) -> Object {
         self.leave(slot);
         let object = self.slots.remove(slot as usize);
+        self.copies_bytes -= object.counted_bytes;
         self.by_id.remove(&object.id);
         object
     }
@@ -229,6 +252,7 @@ impl Objects {
 
     /// Puts the object where its state says: newest of its order if it enters one.
     pub(super) fn reorder(&mut self, slot: u32) {
+        self.count_copy(slot);
         let object = self.get(slot);
         let order = object.belongs();
         if order == object.order {
@@ -251,6 +275,13 @@ impl Objects {
         object.order = order;
         object.older = older;
         object.newer = NONE;
+    }
+
+    fn count_copy(&mut self, slot: u32) {
+        let object = &mut self.slots[slot as usize];
+        let bytes = object.copy_bytes();
+        self.copies_bytes = self.copies_bytes - object.counted_bytes + bytes;
+        object.counted_bytes = bytes;
     }
 
     fn leave(&mut self, slot: u32) {
@@ -291,6 +322,11 @@ impl Objects {
         (self.spillable.count, self.spillable.bytes)
     }
 
+    /// Bytes of the arena that are in use, or being read from disk, by what is on disk as well and may go when nobody uses it.
+    pub(super) fn copies_bytes(&self) -> u64 {
+        self.copies_bytes
+    }
+
     /// Objects that could be spilled, longest unused first.
     pub(super) fn iter_spillable(&self) -> impl Iterator<Item = (u32, &Object)> + '_ {
         let mut at = self.spillable.oldest;
@@ -317,6 +353,10 @@ impl Objects {
             if object.doomed.is_some() && expected == Order::Evictable {
                 return Err(format!("{} should be gone: {:?}", object.id, object.doomed));
             }
+        }
+        let copies: u64 = self.iter().map(|(_, object)| object.copy_bytes()).sum();
+        if copies != self.copies_bytes {
+            return Err(format!("{} bytes are also on disk, counted {copies}", self.copies_bytes));
         }
         self.check_list(&self.evictable, Order::Evictable)?;
         self.check_list(&self.spillable, Order::Spillable)

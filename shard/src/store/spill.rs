@@ -273,10 +273,12 @@ impl Store {
         short && (!spill.is_writing() || spill.writing_bytes < self.queue.bytes().max(self.link.owed_bytes))
     }
 
-    /// What can't be evicted, in bytes.
+    /// What can't be evicted, in bytes. As in Ray 2.60 (`GetPrimaryBytes`) that leaves out what is in use and on disk as well: writing
+    /// others makes it no shorter.
     pub fn primary_bytes(&self) -> u64 {
+        let used = self.arena.held_bytes() - self.arena.free_bytes();
         // What lies in files of its own may be evictable too, and takes none of the arena.
-        (self.arena.held_bytes() - self.arena.free_bytes()).saturating_sub(self.objects.evictable().1)
+        used.saturating_sub(self.objects.evictable().1 + self.objects.copies_bytes())
     }
 
     /// Begins a file of the objects that nobody has used for longest. False: it is better to wait.

@@ -237,9 +237,10 @@ fn whoever_gets_an_object_that_is_on_disk_waits_for_its_restore() {
     // The memory is full of what is in use or pinned: something has to be written first.
     assert!(restores(&node.get(7, id(1))).is_empty());
     let out = node.wrote(1);
-    assert_eq!(restores(&out), [id(1)]);
+    assert_eq!((restores(&out), spills(&out)), (vec![id(1)], vec![]), "of the full memory it alone is on disk as well");
     let out = node.tell(StoreEvent::RestoreDone { id: id(1), result: Ok(()) });
-    assert!(got(&out));
+    assert!(got(&out) && spills(&out).is_empty());
+    assert_eq!(node.memory.store().primary_bytes(), 3 * MIB);
     assert!(out
         .iter()
         .any(|e| { matches!(e, StoreEffect::ObjectSealed { source: ObjectSource::RestoredFromStorage, .. }) }));

@@ -13,7 +13,7 @@ use rustc_hash::FxHashMap;
 use rustix::io::Errno;
 
 use super::directory::check_room;
-use super::format::{Entry, PAGE_BYTES};
+use super::format::{Entry, CHUNK_BYTES, PAGE_BYTES};
 use super::read::{ObjectReader, ReadError, Target, Wanted};
 use super::serve::SpilledObject;
 use super::write::{FileWriter, Piece, Source};
@@ -21,6 +21,12 @@ use crate::uring::{FileOperation, FileResult};
 
 /// Operations of one core that are under way at most: pieces of up to 1 MiB, enough to keep fast disks busy.
 pub const OPERATIONS_MAX: usize = 32;
+
+/// Checksums of one core that are due at most, each of up to 1 MiB: no more is asked for meanwhile.
+pub const CHECKS_MAX: usize = 64;
+
+/// Bytes that are summed before the core looks around again.
+const CHECKED_AT_A_TIME_BYTES: u64 = CHUNK_BYTES;
 
 /// Pieces of one file or object that may come back short, or interrupted, before it is given up.
 const SHORTS_MAX: u32 = 1000;
@@ -131,10 +137,21 @@ struct Job {
     direct: bool,
     handle: Option<Rc<OwnedFd>>,
     under_way: usize,
+    /// Checksums that are due.
+    unchecked: usize,
     shorts: u32,
     /// All pieces were asked for.
     exhausted: bool,
     work: Work,
+}
+
+/// A checksum that is due.
+#[derive(Debug)]
+enum Check {
+    /// Of what has come.
+    Read(Wanted),
+    /// Of what is being written: the next one of its file.
+    Written,
 }
 
 #[derive(Debug)]
@@ -164,6 +181,8 @@ pub struct Disk {
     /// Jobs that have pieces to ask for, reads before writes.
     reads: VecDeque<u64>,
     writes: VecDeque<u64>,
+    /// Checksums that are due, with their jobs, some of which may have failed meanwhile.
+    checks: VecDeque<(u64, Check)>,
     begin: Vec<(u64, FileOperation)>,
     outcomes: Vec<Outcome>,
     used: DiskUse,
@@ -197,6 +216,7 @@ impl Disk {
             next_step: 0,
             reads: VecDeque::new(),
             writes: VecDeque::new(),
+            checks: VecDeque::new(),
             begin: Vec::new(),
             outcomes: Vec::new(),
             used: DiskUse::default(),
@@ -246,7 +266,7 @@ impl Disk {
             }
         };
         let work = Work::Read(ReadWork { ticket, reader, failed: None });
-        self.open(Job { path, direct, handle: None, under_way: 0, shorts: 0, exhausted: false, work });
+        self.open(Job::new(path, direct, work));
     }
 
     /// Removes a file of which nothing is wanted any more.
@@ -306,16 +326,7 @@ impl Disk {
                         work.writer.objects()
                     ));
                     self.next_name += 1;
-                    let work = Work::Write(work);
-                    return self.open(Job {
-                        path,
-                        direct,
-                        handle: None,
-                        under_way: 0,
-                        shorts: 0,
-                        exhausted: false,
-                        work,
-                    });
+                    return self.open(Job::new(path, direct, Work::Write(work)));
                 }
                 Err(failure) => (full, why) = (full || failure.full, failure.why),
             }
@@ -462,13 +473,7 @@ impl Disk {
             Err(error) => return job.fail(&error),
         };
         if done + moved >= wanted.needed {
-            let Work::Read(work) = &mut job.work else {
-                return;
-            };
-            return match work.reader.read(&wanted) {
-                Ok(_) => {}
-                Err(error) => job.fail_read(&error),
-            };
+            return self.check_later(number, job, Check::Read(wanted));
         }
         let pages = moved - moved % PAGE_BYTES;
         if pages == 0 || !job.may_be_short() {
@@ -502,9 +507,35 @@ impl Disk {
         self.ask(number, step, operation);
     }
 
+    fn check_later(&mut self, number: u64, job: &mut Job, check: Check) {
+        job.unchecked += 1;
+        self.checks.push_back((number, check));
+    }
+
+    /// Checksums are due: [`Self::check`] is to be called once what [`Self::operations`] gave is begun.
+    pub fn has_checks(&self) -> bool {
+        !self.checks.is_empty()
+    }
+
+    /// Does some of the checksums that are due, while the disk is at work. More may be to be begun afterwards, and may have ended.
+    pub fn check(&mut self) {
+        let mut checked_bytes = 0;
+        while checked_bytes < CHECKED_AT_A_TIME_BYTES {
+            let Some((number, check)) = self.checks.pop_front() else {
+                return;
+            };
+            let Some(mut job) = self.jobs.remove(&number) else {
+                continue;
+            };
+            job.unchecked -= 1;
+            checked_bytes += job.check(check);
+            self.settle(number, job);
+        }
+    }
+
     /// Asks for more pieces while there is room for them.
     fn ask_for_pieces(&mut self) {
-        while self.steps.len() < OPERATIONS_MAX {
+        while self.steps.len() < OPERATIONS_MAX && self.checks.len() < CHECKS_MAX {
             let Some(number) = self.reads.pop_front().or_else(|| self.writes.pop_front()) else {
                 return;
             };
@@ -514,19 +545,15 @@ impl Disk {
             let step = match (job.has_failed(), &mut job.work) {
                 (true, _) => None,
                 (_, Work::Read(work)) => work.reader.next_piece().map(|wanted| Step::Read(wanted, 0)),
-                (_, Work::Write(work)) => match work.writer.next_piece() {
-                    Ok(piece) => piece.map(Step::Write),
-                    Err(error) => {
-                        job.fail(&error);
-                        None
-                    }
-                },
+                (_, Work::Write(_)) => self.next_write(number, &mut job).map(Step::Write),
             };
             match step {
                 Some(step) => {
-                    // In turn with others of its kind.
                     match step {
+                        // In turn with others of its kind.
                         Step::Read(..) => self.reads.push_back(number),
+                        // One disk writes file by file: the first is whole, and its memory free, the sooner.
+                        _ if self.directories.len() == 1 => self.writes.push_front(number),
                         _ => self.writes.push_back(number),
                     }
                     self.ask_piece(number, &mut job, step);
@@ -540,9 +567,27 @@ impl Disk {
         }
     }
 
+    /// The next piece of a file, whose checksums are done when it is under way.
+    fn next_write(&mut self, number: u64, job: &mut Job) -> Option<Piece> {
+        let Work::Write(work) = &mut job.work else {
+            return None;
+        };
+        let due = work.writer.sums_due();
+        let piece = work.writer.next_piece();
+        let new = work.writer.sums_due() - due;
+        for _ in 0..new {
+            self.check_later(number, job, Check::Written);
+        }
+        piece.unwrap_or_else(|error| {
+            job.fail(&error);
+            None
+        })
+    }
+
     /// Ends a job of which nothing is under way any more.
     fn settle(&mut self, number: u64, job: Job) {
-        let over = job.under_way == 0 && (job.exhausted || job.has_failed());
+        let done = job.exhausted && job.unchecked == 0;
+        let over = job.under_way == 0 && (done || job.has_failed());
         if !over {
             self.jobs.insert(number, job);
             return;
@@ -577,10 +622,31 @@ impl Disk {
 }
 
 impl Job {
+    fn new(path: PathBuf, direct: bool, work: Work) -> Self {
+        Self { path, direct, handle: None, under_way: 0, unchecked: 0, shorts: 0, exhausted: false, work }
+    }
+
     fn has_failed(&self) -> bool {
         match &self.work {
             Work::Write(work) => work.failed.is_some(),
             Work::Read(work) => work.failed.is_some(),
+        }
+    }
+
+    /// Does a checksum, and tells of how many bytes it was. What has failed needs none.
+    fn check(&mut self, check: Check) -> u64 {
+        match (&mut self.work, check) {
+            (Work::Read(work), Check::Read(wanted)) if work.failed.is_none() => {
+                if let Err(error) = work.reader.read(&wanted) {
+                    self.fail_read(&error);
+                }
+                wanted.needed
+            }
+            (Work::Write(work), Check::Written) if work.failed.is_none() => work.writer.sum().unwrap_or_else(|error| {
+                self.fail(&error);
+                0
+            }),
+            _ => 0,
         }
     }
 

@@ -96,13 +96,16 @@ impl Bench {
         let mut outcomes = self.disk.outcomes();
         loop {
             let begun = self.disk.operations();
-            if begun.is_empty() && self.ring.files_under_way() == 0 && outcomes.len() >= count {
+            let idle = begun.is_empty() && self.ring.files_under_way() == 0 && !self.disk.has_checks();
+            if idle && outcomes.len() >= count {
                 return outcomes;
             }
             assert!(Instant::now() < deadline, "still waiting: {outcomes:?}");
             begun.into_iter().for_each(|(key, operation)| self.ring.begin(key, operation));
-            self.ring.wait(Some(Instant::now() + Duration::from_millis(20)), || false).unwrap();
+            let pause = if self.disk.has_checks() { Duration::ZERO } else { Duration::from_millis(20) };
+            self.ring.wait(Some(Instant::now() + pause), || false).unwrap();
             let disk = &mut self.disk;
+            disk.check();
             self.ring.reap(|completion| match completion {
                 Completion::File { key, result } => disk.completed(key, result),
                 other => panic!("{other:?}"),

@@ -1,12 +1,13 @@
 //! What is written to a file of spilled objects, piece by piece: large data from where it lies, all else through small buffers.
 
+use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 
 use super::format::{header, place, Entry, CHUNK_BYTES, DIRECT_MIN_BYTES, HEADER_BYTES, PAGE_BYTES};
 use crate::uring::{IoMemory, PageBuffer};
 
-/// What checksums and copies are made through, in bytes: small enough to stay near the core.
+/// What copies are made through, in bytes: small enough to stay near the core.
 const THROUGH_BYTES: usize = 16 << 10;
 
 /// An object that is to be written.
@@ -84,7 +85,19 @@ struct Stage {
     filled: usize,
 }
 
+/// Data that goes to the file from where it lies, and whose checksum is still due: of one object and one of its chunks.
+#[derive(Debug)]
+struct Sum {
+    object: usize,
+    /// From which byte of its data on.
+    done: u64,
+    len: u64,
+}
+
 /// Turns objects into pieces, in the order of the file, and keeps their checksums.
+///
+/// What is copied is summed with the copy. What goes from where it lies is summed afterwards ([`Self::sum`]), when the disk is at work
+/// on it: an object that is written is sealed, and stays as it is.
 #[derive(Debug)]
 pub struct FileWriter {
     sources: Vec<Source>,
@@ -95,7 +108,7 @@ pub struct FileWriter {
     /// Where the next byte goes.
     cursor: u64,
     stage: Option<Stage>,
-    checksums: Vec<u32>,
+    sums: VecDeque<Sum>,
     length: u64,
 }
 
@@ -118,7 +131,7 @@ impl FileWriter {
             })
             .collect();
         let length = cursor.next_multiple_of(PAGE_BYTES);
-        Self { sources, entries, index: 0, part: None, cursor: 0, stage: None, checksums: Vec::new(), length }
+        Self { sources, entries, index: 0, part: None, cursor: 0, stage: None, sums: VecDeque::new(), length }
     }
 
     /// How many objects there are.
@@ -134,10 +147,10 @@ impl FileWriter {
     /// Begins anew: the file could not be written, and is tried another way.
     pub fn restart(&mut self) {
         (self.index, self.part, self.cursor, self.stage) = (0, None, 0, None);
-        self.checksums.clear();
+        self.sums.clear();
     }
 
-    /// The objects' places, once all pieces were taken.
+    /// The objects' places, once all pieces were taken and summed.
     pub fn into_entries(self) -> Vec<Entry> {
         self.entries
     }
@@ -155,7 +168,6 @@ impl FileWriter {
             let (part, piece) = self.step(&source, part)?;
             self.part = part;
             if self.part.is_none() {
-                self.entries[self.index].checksums = std::mem::take(&mut self.checksums).into_boxed_slice();
                 self.index += 1;
             }
             if piece.is_some() {
@@ -170,7 +182,9 @@ impl FileWriter {
         match part {
             Part::Gap(0) => {
                 let head = source.head()?;
-                self.checksums.push(crate::checksum::crc32c(&head));
+                let mut checksums = vec![0; 1 + source.data_bytes.div_ceil(CHUNK_BYTES) as usize];
+                checksums[0] = crate::checksum::crc32c(&head);
+                self.entries[self.index].checksums = checksums.into_boxed_slice();
                 Ok((Some(Part::Head(head, 0)), None))
             }
             Part::Gap(left) => {
@@ -205,7 +219,7 @@ impl FileWriter {
                 return Ok((Some(Part::Data(done)), Some(stage.into_piece())));
             }
             let (at, memory) = (self.cursor, source.memory.clone());
-            self.sum(source, offset, whole_pages, done)?;
+            self.sum_later(done, whole_pages);
             self.cursor += whole_pages;
             return Ok((Some(Part::Data(done + whole_pages)), Some(Piece { at, memory, offset, len: whole_pages })));
         }
@@ -213,7 +227,14 @@ impl FileWriter {
         let mut through = [0; THROUGH_BYTES];
         let through = &mut through[..now as usize];
         inside(source.memory.read(offset, through))?;
-        self.add_sum(done, crate::checksum::append(self.sum_so_far(done), through));
+        match source.is_direct() {
+            // Behind what is still to be summed of the same chunk.
+            true => self.sum_later(done, now),
+            false => {
+                let sum = &mut self.entries[self.index].checksums[1 + (done / CHUNK_BYTES) as usize];
+                *sum = crate::checksum::append(*sum, through);
+            }
+        }
         let stage = self.stage()?;
         inside(stage.buffer.write(stage.filled as u64, through))?;
         stage.filled += now as usize;
@@ -221,24 +242,35 @@ impl FileWriter {
         Ok((Some(Part::Data(done + now)), self.full_stage()))
     }
 
-    fn sum_so_far(&self, done: u64) -> u32 {
-        match done.is_multiple_of(CHUNK_BYTES) {
-            true => 0,
-            false => self.checksums.last().copied().unwrap_or(0),
+    fn sum_later(&mut self, done: u64, len: u64) {
+        let object = self.index;
+        match self.sums.back_mut() {
+            Some(last)
+                if last.object == object && last.done + last.len == done && !done.is_multiple_of(CHUNK_BYTES) =>
+            {
+                last.len += len;
+            }
+            _ => self.sums.push_back(Sum { object, done, len }),
         }
     }
 
-    fn add_sum(&mut self, done: u64, sum: u32) {
-        match self.checksums.last_mut() {
-            Some(last) if !done.is_multiple_of(CHUNK_BYTES) => *last = sum,
-            _ => self.checksums.push(sum),
-        }
+    /// How many checksums are due.
+    pub fn sums_due(&self) -> usize {
+        self.sums.len()
     }
 
-    fn sum(&mut self, source: &Source, offset: u64, len: u64, done: u64) -> io::Result<()> {
-        let sum = checksum(&*source.memory, offset, len, self.sum_so_far(done))?;
-        self.add_sum(done, sum);
-        Ok(())
+    /// Does the next checksum that is due, of [`CHUNK_BYTES`] at most. How many bytes it was of; 0: none is due.
+    ///
+    /// # Errors
+    /// Where an object does not lie in its memory.
+    pub fn sum(&mut self) -> io::Result<u64> {
+        let Some(Sum { object, done, len }) = self.sums.pop_front() else {
+            return Ok(0);
+        };
+        let source = &self.sources[object];
+        let so_far = &mut self.entries[object].checksums[1 + (done / CHUNK_BYTES) as usize];
+        *so_far = checksum(&*source.memory, source.data_offset + done, len, *so_far)?;
+        Ok(len)
     }
 
     /// The buffer that is being filled.
