@@ -11,7 +11,7 @@ use super::lane::{LaneError, Place, Reader, Step, Writer, COPIED_HERE_BYTES, OPE
 use crate::ids::{NodeId, ObjectId};
 use crate::uring::{Completion, CoreRing, Doorbell, FileOperation, FileResult, IoMemory, PageBuffer};
 
-const CHUNK_MAX: u32 = 2 << 20;
+const CHUNK_MAX: u32 = 4 << 20;
 const OBJECT: ObjectId = ObjectId([7; ObjectId::LEN]);
 
 /// What a lane brought.
