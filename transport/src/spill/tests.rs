@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use super::disk::CHECKS_MAX;
 use super::format::{CHUNK_BYTES, PAGE_BYTES};
 use super::read::ReadError;
 use super::*;
@@ -74,17 +75,20 @@ impl Bench {
         lengths.iter().enumerate().map(place).collect()
     }
 
-    fn write(&mut self, file: u32, objects: &[Object]) -> Result<u64, WriteFailure> {
-        let sources = objects.iter().map(|object| Source {
+    fn sources(&self, objects: &[Object]) -> Vec<Source> {
+        let of = |object: &Object| Source {
             owner_address: Rc::from(&b"the owner"[..]),
             memory: self.arena.clone(),
             data_offset: object.data_offset,
             data_bytes: object.data.len() as u64,
             metadata_offset: object.data_offset + object.data.len() as u64,
             metadata_bytes: object.metadata.len() as u64,
-        });
-        let sources = sources.collect();
-        self.disk.write(file, sources);
+        };
+        objects.iter().map(of).collect()
+    }
+
+    fn write(&mut self, file: u32, objects: &[Object]) -> Result<u64, WriteFailure> {
+        self.disk.write(file, self.sources(objects));
         match &self.outcomes(1)[..] {
             [Outcome::Written { file: written, result }] if *written == file => result.clone(),
             other => panic!("{other:?}"),
@@ -370,24 +374,58 @@ fn a_directory_that_was_removed_is_made_again() {
     assert!(!bench.write(2, &objects).unwrap_err().full);
 }
 
+impl Bench {
+    /// Has the disk do all that it is asked to, and no checksum. How many operations that were.
+    fn run_without_checks(&mut self) -> usize {
+        let deadline = Instant::now() + PATIENCE;
+        let mut count = 0;
+        loop {
+            let begun = self.disk.operations();
+            if begun.is_empty() && self.ring.files_under_way() == 0 {
+                return count;
+            }
+            assert!(Instant::now() < deadline, "{count} operations and no end");
+            count += begun.len();
+            begun.into_iter().for_each(|(key, operation)| self.ring.begin(key, operation));
+            self.ring.wait(Some(Instant::now() + Duration::from_millis(20)), || false).unwrap();
+            let disk = &mut self.disk;
+            self.ring.reap(|completion| match completion {
+                Completion::File { key, result } => disk.completed(key, result),
+                other => panic!("{other:?}"),
+            });
+        }
+    }
+}
+
+#[test]
+fn nothing_counts_before_its_checksums_are_done_and_few_are_left_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(&[directory.path()]);
+    // One piece each, and what is in front of it: an open and room for the file come first.
+    let objects = bench.objects(&[(65_536, 0); 100]);
+    bench.disk.write(0, bench.sources(&objects));
+    let begun = bench.run_without_checks();
+    assert!((CHECKS_MAX..=2 * CHECKS_MAX + 2).contains(&begun), "{begun} operations");
+    assert!(bench.disk.outcomes().is_empty() && bench.disk.has_checks());
+    assert!(matches!(bench.outcomes(1)[..], [Outcome::Written { file: 0, result: Ok(_) }]));
+    for (index, object) in objects.iter().enumerate() {
+        let target = bench.target(object);
+        bench.disk.read(0, index as u32, target, index as u64);
+    }
+    bench.run_without_checks();
+    assert!(bench.disk.outcomes().is_empty() && bench.disk.has_checks());
+    let outcomes = bench.outcomes(objects.len());
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Read { result: Ok(65_536), .. })), "{outcomes:?}");
+    assert_eq!(outcomes.len(), objects.len());
+}
+
 #[test]
 fn reads_and_writes_go_on_beside_each_other() {
     let directory = tempfile::tempdir().unwrap();
     let mut bench = Bench::new(&[directory.path()]);
     let objects = bench.objects(&LENGTHS);
     bench.write(0, &objects[..7]).unwrap();
-    let sources = |bench: &Bench, objects: &[Object]| {
-        let of = |object: &Object| Source {
-            owner_address: Rc::from(&b""[..]),
-            memory: bench.arena.clone(),
-            data_offset: object.data_offset,
-            data_bytes: object.data.len() as u64,
-            metadata_offset: object.data_offset + object.data.len() as u64,
-            metadata_bytes: object.metadata.len() as u64,
-        };
-        objects.iter().map(of).collect::<Vec<_>>()
-    };
-    let (first, second) = (sources(&bench, &objects[7..11]), sources(&bench, &objects[11..]));
+    let (first, second) = (bench.sources(&objects[7..11]), bench.sources(&objects[11..]));
     bench.disk.write(1, first);
     bench.disk.write(2, second);
     for (index, object) in objects[..7].iter().enumerate() {
