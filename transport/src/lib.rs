@@ -8,6 +8,7 @@
 //! | [`ring`] | a pair of one-way rings in shared memory, and the doorbells that wake who sleeps |
 //! | [`credit`] | private runs of memory: small objects without a round trip |
 //! | [`server`] | the node's side of a connection: state that a synchronous event loop drives, no I/O |
+//! | [`checksum`] | CRC-32C |
 //! | [`bulk`] | the bulk port: how objects travel between two nodes |
 //! | [`peers`] | what native nodes say to each other beside the objects |
 //! | [`client`] | the blocking client, the async one, and the worker |
@@ -18,6 +19,7 @@
 //! Nothing here knows a shard: identifiers are plain bytes, and the node converts.
 
 pub mod bulk;
+pub mod checksum;
 pub mod client;
 pub mod credit;
 pub mod fault;

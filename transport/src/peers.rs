@@ -124,7 +124,7 @@ impl PeerMessage {
             return Err(PeerFrameError::Length(body.len()));
         }
         out.extend_from_slice(&(body.len() as u32).to_le_bytes());
-        out.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
+        out.extend_from_slice(&crate::checksum::crc32c(&body).to_le_bytes());
         out.extend_from_slice(&body);
         Ok(())
     }
@@ -169,7 +169,7 @@ impl Incoming {
             return Ok(None);
         };
         let expected = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
-        let got = crc32c::crc32c(body);
+        let got = crate::checksum::crc32c(body);
         if expected != got {
             return Err(PeerFrameError::Sum { expected, got });
         }
@@ -221,7 +221,7 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let mut stream = (bytes.len() as u32).to_le_bytes().to_vec();
-            stream.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
+            stream.extend_from_slice(&crate::checksum::crc32c(&bytes).to_le_bytes());
             stream.extend_from_slice(&bytes);
             let mut incoming = Incoming::default();
             incoming.feed(&stream);

@@ -10,7 +10,7 @@
 //! | [`placement`] | which arenas are made on which node, and the machine with a node in place |
 //! | [`pinning`] | which NUMA node a leased worker is bound to |
 //! | [`arena`] | [`Segment`]: memory shared with clients through a file descriptor, with the page kind that was got and why |
-//! | [`warm`] | [`Warmer`]: touches pages ahead of demand, at idle priority |
+//! | [`warm`] | [`Warmer`]: touches pages ahead of demand, while the machine is idle |
 //! | [`hugepages`] | the kernel's pools of 2 MiB and 1 GiB pages per NUMA node, and reserving from them |
 //! | [`memory`] | how much memory this process can still take, and what limits it |
 //! | [`cgroup`] | what control groups allow: CPUs, quota, memory nodes, processes |

@@ -160,7 +160,7 @@ impl Mapping {
     /// touching any other is a SIGBUS.
     ///
     /// `MADV_POPULATE_WRITE` does the same in one call, but holds the process's memory map while it does. A fault holds only this
-    /// mapping, so a thread that touches at idle priority, and is left waiting in the middle, keeps nobody from allocating memory.
+    /// mapping, so a thread that touches, and is left waiting in the middle, keeps nobody from allocating memory.
     pub(crate) fn touch(&self, offset: u64, len: u64, step_bytes: u64) -> io::Result<()> {
         let start = self.at(offset, len).ok_or(io::ErrorKind::InvalidInput)?;
         for at in (0..len as usize).step_by(step_bytes as usize) {

@@ -1,9 +1,13 @@
 //! The warm reserve: a helper thread that touches pages before a client needs them.
 //!
 //! The first touch of a page is most of the cost of a large put (the kernel clears it), so the node's allocator says which
-//! range it will hand out next ([`Warmer::wanted`]) and this thread touches it while the machine has nothing better to do:
-//! it runs at idle priority and blocks while there is nothing to touch. Warming is best effort; what it did not get to is
-//! backed when it is handed out, as ever.
+//! range it will hand out next ([`Warmer::wanted`]) and it is touched while the machine has nothing better to do, and nothing
+//! happens while there is nothing to touch. Warming is best effort; what it did not get to is backed when it is handed out, as ever.
+//!
+//! It takes two threads. One, at idle priority, runs only where nobody else wants to, and each time lets the other take one small step,
+//! at the node's own priority: while pages are taken and cleared the kernel holds locks that a core may wait for, and whoever
+//! holds those at idle priority on a busy machine keeps them for as long as it is busy. So a full machine is not warmed, and a
+//! core never waits for longer than a step.
 
 use std::io;
 use std::ops::Range;
@@ -19,8 +23,8 @@ use crate::sys;
 
 /// Wishes that wait at most; more are dropped, because a newer wish says better what is wanted.
 pub const WISHES_MAX: usize = 256;
-/// Bytes touched between two looks at whether to stop.
-const STEP_BYTES: u64 = 8 << 20;
+/// Bytes touched in a step: half a millisecond to two. A granule where that is larger.
+const STEP_BYTES: u64 = 1 << 20;
 
 /// What the warm reserve has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +41,7 @@ pub struct WarmStats {
 struct Shared {
     stop: AtomicBool,
     #[cfg(test)]
-    thread_id: AtomicU64,
+    thread_ids: [AtomicU64; 2],
     touched_bytes: AtomicU64,
     dropped_wishes: AtomicU64,
     failed_ranges: AtomicU64,
@@ -49,7 +53,7 @@ struct Wish {
     range: Range<u64>,
 }
 
-/// The helper thread. Dropping it stops it.
+/// The helper threads. Dropping it stops them.
 #[derive(Debug)]
 pub struct Warmer {
     wishes: Option<SyncSender<Wish>>,
@@ -59,12 +63,17 @@ pub struct Warmer {
 }
 
 impl Warmer {
-    /// Starts the thread, which first touches the beginning of the segments: `reserve_bytes` in all, an equal share each.
+    /// Starts the threads, which first touch the beginning of the segments: `reserve_bytes` in all, an equal share each.
     /// Later wishes are cut to `reserve_bytes` too, so the node never touches more than that ahead of what it hands out.
     pub fn start(segments: Vec<Arc<Segment>>, reserve_bytes: u64) -> io::Result<Warmer> {
         let (wishes, wanted) = sync_channel(WISHES_MAX);
         let shared = Arc::new(Shared::default());
-        let worker = Worker { segments, shared: Arc::clone(&shared) };
+        let (steps, granted) = sync_channel(0);
+        let (touched, results) = sync_channel(0);
+        let hands = Hands { segments: segments.clone(), shared: Arc::clone(&shared) };
+        // It ends when nobody grants it steps any more.
+        thread::Builder::new().name("warm-hands".into()).spawn(move || hands.run(&granted, &touched))?;
+        let worker = Worker { segments, shared: Arc::clone(&shared), steps, results };
         let thread =
             thread::Builder::new().name("warm-reserve".into()).spawn(move || worker.run(&wanted, reserve_bytes))?;
         Ok(Warmer { wishes: Some(wishes), reserve_bytes, shared, thread: Some(thread) })
@@ -118,30 +127,66 @@ impl Drop for Warmer {
     }
 }
 
+/// Takes steps, at the node's priority.
+struct Hands {
+    segments: Vec<Arc<Segment>>,
+    shared: Arc<Shared>,
+}
+
+impl Hands {
+    fn run(&self, granted: &Receiver<Wish>, touched: &SyncSender<bool>) {
+        #[cfg(test)]
+        self.shared.thread_ids[1].store(sys::thread_id(), Ordering::Relaxed);
+        while let Ok(Wish { segment, range }) = granted.recv() {
+            if touched.send(self.touch(segment, range)).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn touch(&self, segment: usize, step: Range<u64>) -> bool {
+        let Some(segment) = self.segments.get(segment) else { return false };
+        match segment.touch(step) {
+            Ok(bytes) => {
+                self.shared.touched_bytes.fetch_add(bytes, Ordering::Relaxed);
+                true
+            }
+            Err(error) => {
+                // Not a fault of the node's: whoever is handed this range gets the error, if it still holds then.
+                tracing::debug!(%error, "the warm reserve gave up a range");
+                self.shared.failed_ranges.fetch_add(1, Ordering::Relaxed);
+                false
+            }
+        }
+    }
+}
+
+/// Grants steps, at idle priority.
 struct Worker {
     segments: Vec<Arc<Segment>>,
     shared: Arc<Shared>,
+    steps: SyncSender<Wish>,
+    results: Receiver<bool>,
 }
 
 impl Worker {
     fn run(&self, wanted: &Receiver<Wish>, reserve_bytes: u64) {
         #[cfg(test)]
-        self.shared.thread_id.store(sys::thread_id(), Ordering::Relaxed);
+        self.shared.thread_ids[0].store(sys::thread_id(), Ordering::Relaxed);
         if let Err(error) = sys::become_idle_priority() {
             tracing::warn!(%error, "the warm reserve runs at normal priority");
         }
         let share_bytes = reserve_bytes / self.segments.len().max(1) as u64;
-        for segment in &self.segments {
-            self.warm(segment, 0..share_bytes);
+        for segment in 0..self.segments.len() {
+            self.warm(Wish { segment, range: 0..share_bytes });
         }
         while let Ok(wish) = wanted.recv() {
-            if let Some(segment) = self.segments.get(wish.segment) {
-                self.warm(segment, wish.range);
-            }
+            self.warm(wish);
         }
     }
 
-    fn warm(&self, segment: &Segment, range: Range<u64>) {
+    fn warm(&self, Wish { segment: index, range }: Wish) {
+        let Some(segment) = self.segments.get(index) else { return };
         // Whole granules only: a reserve never grows over its size by rounding.
         let granule_bytes = segment.granule_bytes();
         let end = range.end.min(segment.size_bytes());
@@ -150,16 +195,13 @@ impl Worker {
         while at < end && !self.shared.stop.load(Ordering::Relaxed) {
             let step = at..end.min(at + STEP_BYTES.max(granule_bytes));
             at = step.end;
-            match segment.touch(step) {
-                Ok(bytes) => {
-                    self.shared.touched_bytes.fetch_add(bytes, Ordering::Relaxed);
-                }
-                Err(error) => {
-                    // Not a fault of the node's: whoever is handed this range gets the error, if it still holds then.
-                    tracing::debug!(%error, "the warm reserve gave up a range");
-                    self.shared.failed_ranges.fetch_add(1, Ordering::Relaxed);
-                    return;
-                }
+            // What is touched already needs no other thread.
+            if segment.is_touched(&step) {
+                continue;
+            }
+            let granted = self.steps.send(Wish { segment: index, range: step });
+            if granted.is_err() || self.results.recv() != Ok(true) {
+                return;
             }
         }
     }
@@ -247,25 +289,29 @@ mod tests {
         let segments = vec![segment(4 * MIB, PageChoice::Small)];
         let warmer = Warmer::start(segments.clone(), 4 * MIB).unwrap();
         until("the reserve", || segments[0].touched_bytes() == 4 * MIB);
-        let policy = RefCell::new(String::new());
-        // After its last page it has yet to fall asleep.
+        let policies = RefCell::new(Vec::new());
+        // After the last page they have yet to fall asleep.
         until("no nanosecond on a processor", || {
-            let (before, _) = clock_of(&warmer);
+            let before = clocks_of(&warmer);
             thread::sleep(Duration::from_millis(300));
-            let (after, now) = clock_of(&warmer);
-            *policy.borrow_mut() = now;
+            let after = clocks_of(&warmer);
+            *policies.borrow_mut() = after.iter().map(|(_, policy)| policy.clone()).collect();
             before == after
         });
-        assert_eq!(policy.into_inner(), libc::SCHED_IDLE.to_string());
+        let expected = [libc::SCHED_IDLE, libc::SCHED_OTHER].map(|policy| policy.to_string());
+        assert_eq!(policies.into_inner(), expected, "who holds the kernel's locks is not the one at idle priority");
     }
 
-    /// Nanoseconds that the warmer's thread has run (schedstat), and its scheduling policy (field 41 of stat).
-    fn clock_of(warmer: &Warmer) -> (String, String) {
-        let thread = warmer.shared.thread_id.load(Ordering::Relaxed);
-        let file = |name: &str| std::fs::read_to_string(format!("/proc/self/task/{thread}/{name}")).unwrap();
-        let ran = file("schedstat").split(' ').next().unwrap().to_owned();
-        let stat = file("stat");
-        let policy = stat.rsplit(')').next().unwrap().split_whitespace().nth(38).unwrap();
-        (ran, policy.to_owned())
+    /// Nanoseconds that the warmer's threads have run (schedstat), and their scheduling policies (field 41 of stat).
+    fn clocks_of(warmer: &Warmer) -> Vec<(String, String)> {
+        let clock_of = |thread: &AtomicU64| {
+            let thread = thread.load(Ordering::Relaxed);
+            let file = |name: &str| std::fs::read_to_string(format!("/proc/self/task/{thread}/{name}")).unwrap();
+            let ran = file("schedstat").split(' ').next().unwrap().to_owned();
+            let stat = file("stat");
+            let policy = stat.rsplit(')').next().unwrap().split_whitespace().nth(38).unwrap();
+            (ran, policy.to_owned())
+        };
+        warmer.shared.thread_ids.iter().map(clock_of).collect()
     }
 }

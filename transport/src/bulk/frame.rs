@@ -131,6 +131,14 @@ pub enum FrameError {
     /// It says more than its kind has to say.
     #[error("bytes of a frame that have to be zero are not: the other node is of another version")]
     Reserved,
+    /// Lent bytes lie where no memory is.
+    #[error("{len_bytes} bytes are lent from byte {offset} on, expected an end below 2^63")]
+    Lent {
+        /// Where they begin.
+        offset: u64,
+        /// How many they are.
+        len_bytes: u32,
+    },
     /// Only chunks and small objects have bytes of their own.
     #[error("a frame of kind {kind:?} tells of {len_bytes} bytes, expected at most {most}")]
     Length {
@@ -164,7 +172,7 @@ impl Frame {
         bytes[40..68].copy_from_slice(&self.object.0);
         bytes[68..96].copy_from_slice(&self.node.0);
         bytes[96..104].copy_from_slice(&self.offset.to_le_bytes());
-        let sum = crc32c::crc32c(&bytes[..SUM_AT]);
+        let sum = crate::checksum::crc32c(&bytes[..SUM_AT]);
         bytes[SUM_AT..].copy_from_slice(&sum.to_le_bytes());
         bytes
     }
@@ -174,7 +182,7 @@ impl Frame {
     /// # Errors
     /// See [`FrameError`]. `chunk_max_bytes` is the most that may follow a chunk.
     pub fn decode(bytes: &[u8; FRAME_BYTES], chunk_max_bytes: u32) -> Result<Self, FrameError> {
-        let (expected, got) = (u32_at(bytes, SUM_AT), crc32c::crc32c(&bytes[..SUM_AT]));
+        let (expected, got) = (u32_at(bytes, SUM_AT), crate::checksum::crc32c(&bytes[..SUM_AT]));
         if expected != got {
             return Err(FrameError::Sum { expected, got });
         }
@@ -194,6 +202,9 @@ impl Frame {
         };
         if len_bytes > most {
             return Err(FrameError::Length { kind, len_bytes, most });
+        }
+        if offset.checked_add(len_bytes.into()).is_none_or(|end| i64::try_from(end).is_err()) {
+            return Err(FrameError::Lent { offset, len_bytes });
         }
         let (mut object, mut node) = ([0; ObjectId::LEN], [0; NodeId::LEN]);
         object.copy_from_slice(&bytes[40..68]);

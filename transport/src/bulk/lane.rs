@@ -318,7 +318,7 @@ impl Reader {
         let read = self.buffer.read(self.start as u64, &mut bytes);
         self.start += bytes.len();
         let sum = self.take::<SUM_BYTES>().filter(|_| read).unwrap_or_default();
-        let (expected, got) = (u32::from_le_bytes(sum), crc32c::crc32c(&bytes));
+        let (expected, got) = (u32::from_le_bytes(sum), crate::checksum::crc32c(&bytes));
         if expected != got {
             return Err(LaneError::Whole { expected, got });
         }
@@ -339,7 +339,7 @@ impl Reader {
                 if !copied {
                     return Err(LaneError::Outside { offset, len: now });
                 }
-                *sum = crc32c::crc32c_append(*sum, through);
+                *sum = crate::checksum::append(*sum, through);
             }
             *done += now;
             self.start += now as usize;
@@ -506,7 +506,7 @@ impl Writer {
                 Some(Out::Whole(frame, bytes)) => {
                     self.append(&frame.encode());
                     self.append(&bytes);
-                    self.append(&crc32c::crc32c(&bytes).to_le_bytes());
+                    self.append(&crate::checksum::crc32c(&bytes).to_le_bytes());
                 }
                 Some(Out::Chunk { ticket, frame, place }) => {
                     self.append(&frame.encode());

@@ -94,8 +94,9 @@ proptest! {
             Kind::Whole => frame.len_bytes % (WHOLE_MAX_BYTES + 1),
             _ => 0,
         };
-        if frame.kind != Kind::Lent {
-            (frame.segment, frame.offset) = (0, 0);
+        match frame.kind {
+            Kind::Lent => frame.offset %= 1 << 62,
+            _ => (frame.segment, frame.offset) = (0, 0),
         }
         prop_assert_eq!(Frame::decode(&frame.encode(), CHUNK_MAX), Ok(frame));
     }
@@ -138,7 +139,7 @@ proptest! {
 fn a_frame_that_makes_no_sense_says_what_was_expected() {
     let resum = |mut bytes: [u8; FRAME_BYTES]| {
         let (said, sum) = bytes.split_at_mut(FRAME_BYTES - SUM_BYTES);
-        sum.copy_from_slice(&crc32c::crc32c(said).to_le_bytes());
+        sum.copy_from_slice(&crate::checksum::crc32c(said).to_le_bytes());
         bytes
     };
     let good = Frame::new(Kind::Want, OBJECT).encode();
@@ -151,6 +152,8 @@ fn a_frame_that_makes_no_sense_says_what_was_expected() {
     let long = Frame { len_bytes: 10, ..chunk(10) };
     let error = Frame::decode(&long.encode(), 9).unwrap_err();
     assert_eq!(error.to_string(), "a frame of kind Chunk tells of 10 bytes, expected at most 9");
+    let far = Frame { kind: Kind::Lent, offset: u64::MAX - 5, ..chunk(9) };
+    assert_eq!(Frame::decode(&far.encode(), 9), Err(FrameError::Lent { offset: u64::MAX - 5, len_bytes: 9 }));
     let talkative = Frame { len_bytes: 1, ..Frame::new(Kind::Want, OBJECT) };
     assert_eq!(
         Frame::decode(&talkative.encode(), 9),

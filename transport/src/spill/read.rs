@@ -140,7 +140,7 @@ impl ObjectReader {
         let mut head = vec![0; self.entry.head_bytes() as usize];
         inside(self.buffer.read(from, &mut head))?;
         self.entry.check_lengths(&head)?;
-        self.entry.check(0, crc32c::crc32c(&head))?;
+        self.entry.check(0, crate::checksum::crc32c(&head))?;
         if !self.direct {
             self.copy_data(from + self.entry.head_bytes())?;
         }
@@ -156,7 +156,7 @@ impl ObjectReader {
             let now = (self.entry.data_bytes - done).min(CHUNK_BYTES);
             let through = &mut through[..now as usize];
             inside(self.buffer.read(from + done, through))?;
-            self.entry.check(1 + (done / CHUNK_BYTES) as usize, crc32c::crc32c(through))?;
+            self.entry.check(1 + (done / CHUNK_BYTES) as usize, crate::checksum::crc32c(through))?;
             inside(self.target.memory.write(self.target.data_offset + done, through))?;
             done += now;
         }

@@ -91,7 +91,7 @@ impl SpilledObject {
         for piece in first..past {
             let at = (piece - first) * CHUNK_BYTES;
             let len = (entry.data_bytes - piece * CHUNK_BYTES).min(CHUNK_BYTES);
-            entry.check(1 + piece as usize, crc32c::crc32c(range(buffer, lead + at, len)?))?;
+            entry.check(1 + piece as usize, crate::checksum::crc32c(range(buffer, lead + at, len)?))?;
         }
         Ok(lead + (start - first * CHUNK_BYTES))
     }
@@ -102,7 +102,7 @@ impl SpilledObject {
         let lead = read_pages(file, entry.offset, entry.data_offset(), buffer.bytes_mut())?;
         let head = range(buffer.bytes_mut(), lead, entry.head_bytes())?;
         entry.check_lengths(head)?;
-        entry.check(0, crc32c::crc32c(head))?;
+        entry.check(0, crate::checksum::crc32c(head))?;
         Ok(head[(HEADER_BYTES + entry.owner_bytes) as usize..].to_vec())
     }
 }

@@ -170,7 +170,7 @@ impl FileWriter {
         match part {
             Part::Gap(0) => {
                 let head = source.head()?;
-                self.checksums.push(crc32c::crc32c(&head));
+                self.checksums.push(crate::checksum::crc32c(&head));
                 Ok((Some(Part::Head(head, 0)), None))
             }
             Part::Gap(left) => {
@@ -213,7 +213,7 @@ impl FileWriter {
         let mut through = [0; THROUGH_BYTES];
         let through = &mut through[..now as usize];
         inside(source.memory.read(offset, through))?;
-        self.add_sum(done, crc32c::crc32c_append(self.sum_so_far(done), through));
+        self.add_sum(done, crate::checksum::append(self.sum_so_far(done), through));
         let stage = self.stage()?;
         inside(stage.buffer.write(stage.filled as u64, through))?;
         stage.filled += now as usize;

@@ -58,7 +58,7 @@ pub unsafe trait IoMemory: std::fmt::Debug {
             if !self.read(offset.checked_add(done)?, through) {
                 return None;
             }
-            sum = crc32c::crc32c_append(sum, through);
+            sum = crate::checksum::append(sum, through);
             done += now;
         }
         Some(sum)
