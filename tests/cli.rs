@@ -171,6 +171,13 @@ fn a_node_of_its_own_serves_status_and_ends_cleanly() {
     assert_eq!(nodes[0]["cores"], serde_json::json!([0]));
     assert_eq!(nodes[0]["shards"].as_array().unwrap().len(), 1);
     assert!(nodes[0]["arenas"][0]["size_bytes"].as_u64().unwrap() >= 64 << 20, "{json}");
+    let (code, figures, _) = status(&["--metrics"]);
+    let size = figures.lines().find(|line| line.starts_with("raylet_uring_arena_bytes{") && line.contains("\"size\""));
+    assert!(
+        code == Some(0) && size.is_some_and(|line| line.contains(&format!("Pid=\"{}\"", node.0.id()))),
+        "{figures}"
+    );
+    assert_eq!(status(&["--metrics", "--json"]).0, Some(2));
     let (code, page, _) = status(&["--node", socket.to_str().unwrap()]);
     assert!(code == Some(0) && page.contains(&format!("pid {}", node.0.id())) && page.contains("arenas"), "{page}");
 

@@ -53,13 +53,18 @@ impl Cluster {
 
 /// What `raylet-uring status --json` tells of a node.
 fn status(node: &Node) -> serde_json::Value {
+    let nodes: serde_json::Value = serde_json::from_slice(&ask_status(node, "--json")).expect("JSON");
+    nodes[0].clone()
+}
+
+/// What `raylet-uring status` prints of a node.
+fn ask_status(node: &Node, how: &str) -> Vec<u8> {
     let output = Command::new(env!("CARGO_BIN_EXE_raylet-uring"))
-        .args(["status", "--json"])
+        .args(["status", how])
         .env("RAYLET_URING_RUNTIME_DIR", node.socket().with_file_name("run"))
         .output()
         .expect("the command runs");
-    let nodes: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    nodes[0].clone()
+    output.stdout
 }
 
 fn connect(node: &Node) -> Client {
@@ -147,6 +152,16 @@ fn put_here_and_got_there(by: &[&str], same_host: bool) {
         assert!(peer["resources"]["CPU"]["total"].as_f64() > Some(0.5), "{peer}");
     }
     assert_eq!(told["peer_callers"], 2);
+    let figures = String::from_utf8(ask_status(&nodes[1], "--metrics")).expect("text");
+    for peer in [&peers[0], &peers[2]] {
+        let label = format!("Peer={}}} ", peer["address"]);
+        let of = |name: &str| {
+            let lines = figures.lines().filter(|line| line.starts_with(name));
+            lines.filter_map(|line| line.split_once(&label)?.1.parse().ok()).next_back()
+        };
+        assert_eq!(of("raylet_uring_peer_up"), Some(1.0), "{figures}");
+        assert!(of("raylet_uring_peer_received_bytes") >= peer["received_bytes"].as_f64(), "{figures}");
+    }
     let moved = |way: &str| told["transfer"][format!("{way}_received_bytes")].as_u64().unwrap();
     assert!(moved("lane") > 5 << 20, "{}", told["transfer"]);
     assert_eq!(moved("same_host") > 5 << 20, same_host, "{}", told["transfer"]);

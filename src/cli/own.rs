@@ -240,6 +240,9 @@ pub struct StatusArgs {
     /// Print a JSON array, one element a node.
     #[arg(long)]
     pub json: bool,
+    /// Print the figures in Prometheus' text format.
+    #[arg(long, conflicts_with = "json")]
+    pub metrics: bool,
     /// The admin socket of one node.
     #[arg(long, value_name = "PATH", conflicts_with = "all")]
     pub node: Option<PathBuf>,

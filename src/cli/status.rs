@@ -7,7 +7,7 @@ use super::own::StatusArgs;
 use crate::config::{fallback_runtime_dir, Config, Source};
 use crate::observe::client::{self, ClientError};
 use crate::observe::status::NodeStatus;
-use crate::observe::{print, runtime_dir};
+use crate::observe::{figures, print, runtime_dir};
 
 /// Exit status where no node runs.
 pub const EXIT_NO_NODE: i32 = 3;
@@ -66,6 +66,8 @@ pub fn run(
     if arguments.json {
         serde_json::to_writer_pretty(&mut *out, &nodes)?;
         writeln!(out)?;
+    } else if arguments.metrics {
+        write!(out, "{}", figures::page(&nodes))?;
     } else {
         let pages: Vec<String> = nodes.iter().map(print::render).collect();
         write!(out, "{}", pages.join("\n"))?;

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod client;
+pub mod figures;
 pub mod histogram;
 pub mod log;
 pub mod metrics;

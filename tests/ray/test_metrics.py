@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import subprocess
 import time
 import urllib.request
 
 import numpy as np
 import pytest
 import ray
+from prometheus_client.parser import text_string_to_metric_families
 
 import harness
 from harness import MIB, OURS, get, wait_until
@@ -216,6 +218,24 @@ def test_the_dashboard_shows_what_a_node_exports(node):
             by = set(re.findall(r"\w+", ",".join(re.findall(r"by \(([^)]*)\)", text))))
             assert name not in wanted or by <= page.values[name][0][0].keys(), (name, by)
     del kept
+
+
+def test_the_command_line_prints_what_the_agent_is_told(node):
+    """`status --metrics`: the format as Prometheus reads it, and the same names and values as by the agent."""
+    if not OURS:
+        return
+    page = page_when(node, lambda page: "ray_raylet_uring_transfer_part_bytes" in page.values, "our own figures")
+    arguments = [str(harness.our_binary()), "status", "--metrics"]
+    text = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True).stdout
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    mine = str(node.raylet.pid)
+    for name in ("arena_bytes", "arena_pages", "transfer_bytes", "transfer_part_bytes", "pulls", "operations_total"):
+        family = families["raylet_uring_" + name]
+        labels = [set(s.labels) - {"NodeId", "Pid"} for s in family.samples if s.labels["Pid"] == mine]
+        told = page.values["ray_raylet_uring_" + name]
+        assert labels and all(by <= have.keys() for by, (have, _) in zip(labels, told)), (name, labels, told)
+    arena = [s for s in families["raylet_uring_arena_bytes"].samples if (s.labels["Pid"], s.labels["Kind"]) == (mine, "size")]
+    assert sum(s.value for s in arena) == page.sum("ray_raylet_uring_arena_bytes", Kind="size")
 
 
 def test_latencies_and_rings_are_counted_once(node):

@@ -8,6 +8,7 @@ use raylet_shard::ids::ShardId;
 use super::is_empty;
 use super::stock::minus;
 use crate::bridge::CoreReport;
+use crate::observe::figures;
 use crate::observe::histogram::Snapshot;
 use crate::observe::metrics::{Added, Batch};
 use crate::observe::status::NodeStatus;
@@ -24,9 +25,6 @@ pub(super) struct Told {
     rings: BTreeMap<ShardId, (u64, u64)>,
 }
 
-/// The quantiles of a latency that are reported.
-const QUANTILES: [&str; 4] = ["0.5", "0.99", "0.999", "1"];
-
 /// Adds them all. `latencies` are those of the control thread. Returns what is told when the agent takes the report.
 pub(super) fn add(
     batch: &mut Batch,
@@ -36,9 +34,7 @@ pub(super) fn add(
     told: &Told,
 ) -> Told {
     shards(batch, reports);
-    arenas(batch, status);
-    transfers(batch, status);
-    quantiles(batch, status);
+    figures::of(status).iter().for_each(|figure| figure.add_to(batch));
     Told { latencies: histograms(batch, reports, latencies, told), rings: rings(batch, reports, told) }
 }
 
@@ -140,85 +136,13 @@ fn queues(report: &CoreReport) -> Vec<(&'static str, f64)> {
     ]
 }
 
-fn arenas(batch: &mut Batch, status: &NodeStatus) {
-    let names: Vec<(String, String)> = status
-        .arenas
-        .iter()
-        .map(|arena| {
-            (arena.segment.to_string(), arena.numa_node.map_or_else(|| "any".to_owned(), |node| node.to_string()))
-        })
-        .collect();
-    let values = names.iter().zip(&status.arenas).flat_map(|((segment, node), arena)| {
-        let sizes = [("size", arena.size_bytes), ("touched", arena.touched_bytes), ("used", arena.used_bytes)];
-        sizes.map(|(kind, bytes)| {
-            let labels = [
-                ("Segment", segment.as_str()),
-                ("NumaNode", node.as_str()),
-                ("Pages", arena.page_kind.as_str()),
-                ("Kind", kind),
-            ];
-            (labels, bytes as f64)
-        })
-    });
-    let values: Vec<_> = values.collect();
-    let description = "Bytes of a shared-memory segment under the object store, with the pages that it got";
-    batch.gauge("raylet_uring_arena_bytes", description, values.iter().map(|(labels, value)| (&labels[..], *value)));
-    let pages = names.iter().zip(&status.arenas).map(|((segment, node), arena)| {
-        [
-            ("Segment", segment.as_str()),
-            ("NumaNode", node.as_str()),
-            ("Asked", arena.asked.as_str()),
-            ("Pages", arena.page_kind.as_str()),
-            ("Why", arena.fallback_reason.as_deref().unwrap_or_default()),
-        ]
-    });
-    let pages: Vec<_> = pages.collect();
-    let description = "1 for each segment: the pages that were asked for, those that it got, and why where they differ";
-    batch.gauge("raylet_uring_arena_pages", description, pages.iter().map(|labels| (&labels[..], 1.0)));
-}
-
-fn transfers(batch: &mut Batch, status: &NodeStatus) {
-    let transfer = &status.transfer;
-    let moved = [
-        (["bulk", "received"], transfer.lane_received_bytes),
-        (["bulk", "sent"], transfer.lane_sent_bytes),
-        (["call", "received"], transfer.call_received_bytes),
-        (["call", "sent"], transfer.call_sent_bytes),
-    ];
-    let moved: Vec<_> = moved
-        .iter()
-        .map(|([way, direction], bytes)| ([("Way", *way), ("Direction", *direction)], *bytes as f64))
-        .collect();
-    let description = "Bytes of objects moved between nodes since the start, by the bulk port and by Ray's calls";
-    batch.gauge("raylet_uring_transfer_bytes", description, moved.iter().map(|(labels, bytes)| (&labels[..], *bytes)));
-    if transfer.lanes > 0 {
-        let description = "Connections of the bulk port";
-        batch.gauge("raylet_uring_transfer_lanes", description, [(&[][..], transfer.lanes as f64)]);
-    }
-}
-
-fn quantiles(batch: &mut Batch, status: &NodeStatus) {
-    let mut values = Vec::with_capacity(QUANTILES.len() * status.operations.len());
-    let mut counts = Vec::with_capacity(status.operations.len());
-    for operation in &status.operations {
-        let name = ("Operation", operation.name.as_str());
-        counts.push(([name], operation.count as f64));
-        let at = [operation.p50_us, operation.p99_us, operation.p999_us, operation.max_us];
-        values.extend(QUANTILES.into_iter().zip(at).map(|(quantile, us)| ([name, ("Quantile", quantile)], us)));
-    }
-    let values = values.iter().map(|(labels, value)| (&labels[..], *value));
-    batch.gauge("raylet_uring_latency_us", "Latency of an operation since the start, in microseconds", values);
-    let counts = counts.iter().map(|(labels, value)| (&labels[..], *value));
-    batch.gauge("raylet_uring_operations_total", "Operations since the start", counts);
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
     use crate::observe::histogram::{Operation, Recorder};
-    use crate::observe::status::{ArenaStatus, OperationStatus};
+    use crate::observe::status::{ArenaStatus, OperationStatus, TransferStatus};
     use crate::ray::proto::otlp::{Metric, MetricData, NumberDataPoint};
 
     fn values(metric: &Metric) -> Vec<(Vec<String>, f64)> {
@@ -239,7 +163,8 @@ mod tests {
         let arena = ArenaStatus { asked: "2M".into(), fallback_reason: Some("the pool is empty".into()), ..arena };
         let operation =
             OperationStatus { name: "plasma.get".into(), count: 3, p50_us: 7.5, max_us: 9.0, ..Default::default() };
-        let status = NodeStatus { arenas: vec![arena], operations: vec![operation], ..Default::default() };
+        let transfer = TransferStatus { relay_sent_bytes: 7, pulls_wanted: 2, ..Default::default() };
+        let status = NodeStatus { arenas: vec![arena], operations: vec![operation], transfer, ..Default::default() };
         let mut batch = Batch::new(&[], 0, 0);
         let mut recorder = Recorder::new();
         recorder.record(Operation::PlasmaGet, Duration::from_micros(8));
@@ -247,15 +172,21 @@ mod tests {
         let request = batch.into_request("raylet");
         let metrics = &request.resource_metrics[0].scope_metrics[0].metrics;
         let names: Vec<&str> = metrics.iter().map(|metric| metric.name.as_str()).collect();
-        let expected = ["arena_bytes", "arena_pages", "transfer_bytes", "latency_us", "operations_total"];
-        assert_eq!(names[..5], expected.map(|name| format!("raylet_uring_{name}")));
-        assert_eq!(names[5..], ["raylet_uring_operation_latency_us"]);
+        let memory = ["arena_bytes", "arena_pages"];
+        let transfers = ["transfer_bytes", "transfer_part_bytes", "pulls"];
+        let latencies = ["latency_us", "operations_total", "operation_latency_us"];
+        let expected = [&memory[..], &transfers, &latencies].concat();
+        assert_eq!(names, expected.iter().map(|name| format!("raylet_uring_{name}")).collect::<Vec<_>>());
         let mut next = Batch::new(&[], 0, 0);
         add(&mut next, &NodeStatus::default(), &[], recorder.snapshot(), &told);
         let next = next.into_request("raylet");
         let again: Vec<&str> =
             next.resource_metrics[0].scope_metrics[0].metrics.iter().map(|m| m.name.as_str()).collect();
-        assert_eq!(again, ["raylet_uring_transfer_bytes"], "histograms are told once");
+        assert_eq!(
+            again,
+            transfers.map(|name| format!("raylet_uring_{name}")),
+            "histograms are told once, and nothing that there is not"
+        );
         let arenas = values(&metrics[0]);
         assert_eq!(arenas[0], (["0", "any", "thp", "size"].map(str::to_owned).to_vec(), 64.0));
         assert_eq!(arenas.len(), 3);
@@ -263,9 +194,12 @@ mod tests {
         assert_eq!(values(&metrics[1]), [(pages, 1.0)]);
         let moved = values(&metrics[2]);
         assert_eq!((moved.len(), &moved[0]), (4, &(["bulk", "received"].map(str::to_owned).to_vec(), 0.0)));
-        let latencies = values(&metrics[3]);
+        let part = values(&metrics[3]);
+        assert_eq!(part[1], (vec!["sent_while_coming".to_owned()], 7.0));
+        assert_eq!(values(&metrics[4])[0], (vec!["wanted".to_owned()], 2.0));
+        let latencies = values(&metrics[5]);
         assert_eq!(latencies[0], (["plasma.get", "0.5"].map(str::to_owned).to_vec(), 7.5));
         assert_eq!(latencies[3], (["plasma.get", "1"].map(str::to_owned).to_vec(), 9.0));
-        assert_eq!(values(&metrics[4]), [(vec!["plasma.get".to_owned()], 3.0)]);
+        assert_eq!(values(&metrics[6]), [(vec!["plasma.get".to_owned()], 3.0)]);
     }
 }
