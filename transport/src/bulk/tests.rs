@@ -168,7 +168,7 @@ fn lent(len: u32, place: Option<Place>) -> (Reader, Frame) {
     writer.lend(8, frame);
     let said = writer.piece().expect("sound").expect("a frame");
     assert_eq!(said.len as usize, FRAME_BYTES, "and no bytes of the object");
-    let (mut reader, mut bytes) = (Reader::new(CHUNK_MAX).expect("memory"), [0; FRAME_BYTES]);
+    let (mut reader, mut bytes) = (Reader::new(2 * CHUNK_MAX).expect("memory"), [0; FRAME_BYTES]);
     assert!(said.memory.read(said.offset, &mut bytes));
     let Ok(Step::Receive(to)) = reader.step() else { panic!("there is nothing yet") };
     assert!(to.memory.write(to.offset, &bytes));
