@@ -373,6 +373,15 @@ impl Segment {
         Ok(touched_bytes)
     }
 
+    /// Of [`Self::touch`] the part in which the kernel holds locks of the whole segment or process: it is not to be called by a
+    /// thread that may be left waiting in the middle. Returns the bytes that it has touched.
+    pub fn touch_under_locks(&self, range: Range<u64>) -> Result<u64, ArenaError> {
+        if self.backing.is_touched_by_faults() {
+            return self.ensure_backed(range).map(|()| 0);
+        }
+        self.touch(range)
+    }
+
     fn back(&self, run: &Range<u64>) -> Result<(), ArenaError> {
         if !self.kind.is_hugetlb() {
             self.headroom.take(run.end - run.start)?;

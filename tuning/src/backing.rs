@@ -31,6 +31,13 @@ pub(crate) enum Backing {
     Collapse,
 }
 
+impl Backing {
+    /// A fault on memory that was taken finds it: no system call is needed to touch it.
+    pub(crate) fn is_touched_by_faults(self) -> bool {
+        self == Self::Allocate
+    }
+}
+
 /// A segment's parts, as made.
 #[derive(Debug)]
 pub(crate) struct Made {

@@ -4,10 +4,9 @@
 //! range it will hand out next ([`Warmer::wanted`]) and it is touched while the machine has nothing better to do, and nothing
 //! happens while there is nothing to touch. Warming is best effort; what it did not get to is backed when it is handed out, as ever.
 //!
-//! It takes two threads. One, at idle priority, runs only where nobody else wants to, and each time lets the other take one small step,
-//! at the node's own priority: while pages are taken and cleared the kernel holds locks that a core may wait for, and whoever
-//! holds those at idle priority on a busy machine keeps them for as long as it is busy. So a full machine is not warmed, and a
-//! core never waits for longer than a step.
+//! It takes two threads. One, at idle priority, runs only where nobody else wants to, and clears pages. But while pages are taken the
+//! kernel holds locks that a core may wait for, and whoever holds those at idle priority on a busy machine keeps them for as long as
+//! it is busy: so a second thread takes them, at the node's own priority, one small step each time that the first one lets it.
 
 use std::io;
 use std::ops::Range;
@@ -18,12 +17,12 @@ use std::thread::{self, JoinHandle};
 
 use serde::{Deserialize, Serialize};
 
-use crate::arena::Segment;
+use crate::arena::{ArenaError, Segment};
 use crate::sys;
 
 /// Wishes that wait at most; more are dropped, because a newer wish says better what is wanted.
 pub const WISHES_MAX: usize = 256;
-/// Bytes touched in a step: half a millisecond to two. A granule where that is larger.
+/// Bytes taken in a step: a fraction of a millisecond. A granule where that is larger.
 const STEP_BYTES: u64 = 1 << 20;
 
 /// What the warm reserve has done.
@@ -127,7 +126,7 @@ impl Drop for Warmer {
     }
 }
 
-/// Takes steps, at the node's priority.
+/// Takes pages, at the node's priority.
 struct Hands {
     segments: Vec<Arc<Segment>>,
     shared: Arc<Shared>,
@@ -145,23 +144,29 @@ impl Hands {
     }
 
     fn touch(&self, segment: usize, step: Range<u64>) -> bool {
-        let Some(segment) = self.segments.get(segment) else { return false };
-        match segment.touch(step) {
+        self.segments.get(segment).is_some_and(|segment| self.shared.count(segment.touch_under_locks(step)))
+    }
+}
+
+impl Shared {
+    /// Counts what was touched. False: it came to nothing.
+    fn count(&self, touched: Result<u64, ArenaError>) -> bool {
+        match touched {
             Ok(bytes) => {
-                self.shared.touched_bytes.fetch_add(bytes, Ordering::Relaxed);
+                self.touched_bytes.fetch_add(bytes, Ordering::Relaxed);
                 true
             }
             Err(error) => {
                 // Not a fault of the node's: whoever is handed this range gets the error, if it still holds then.
                 tracing::debug!(%error, "the warm reserve gave up a range");
-                self.shared.failed_ranges.fetch_add(1, Ordering::Relaxed);
+                self.failed_ranges.fetch_add(1, Ordering::Relaxed);
                 false
             }
         }
     }
 }
 
-/// Grants steps, at idle priority.
+/// Grants steps and clears what was taken, at idle priority.
 struct Worker {
     segments: Vec<Arc<Segment>>,
     shared: Arc<Shared>,
@@ -199,8 +204,8 @@ impl Worker {
             if segment.is_touched(&step) {
                 continue;
             }
-            let granted = self.steps.send(Wish { segment: index, range: step });
-            if granted.is_err() || self.results.recv() != Ok(true) {
+            let granted = self.steps.send(Wish { segment: index, range: step.clone() });
+            if granted.is_err() || self.results.recv() != Ok(true) || !self.shared.count(segment.touch(step)) {
                 return;
             }
         }
