@@ -154,7 +154,11 @@ fn a_node_lives_as_long_as_it_answers_health_checks() {
         eventually("taken for dead", || seen.has(first.id, GcsNodeState::Dead)).await;
         let cause =
             NodeDeathInfo { reason: Reason::ExpectedTermination.into(), reason_message: "end of test".to_owned() };
+        assert!(client.counts_as_alive(second.id).await.expect("an answer"));
         client.unregister_node(second.id, cause).await.expect("unregistered");
+        for dead in [first.id, second.id, NodeId([77; 28])] {
+            assert!(!client.counts_as_alive(dead).await.expect("an answer"), "{dead}");
+        }
         eventually("gone", || seen.has(second.id, GcsNodeState::Dead)).await;
     });
 }

@@ -330,6 +330,7 @@ impl Door {
             commands.heard_from_node(node, update);
         });
         tokio::task::spawn_local(control.clone().keep_placing());
+        tokio::task::spawn_local(control.clone().ask_for_own_life());
         let lost = self.gcs.clone();
         let asked = control.clone();
         tokio::task::spawn_local(async move {

@@ -18,8 +18,9 @@ PYTHON = sys.executable
 #: Where the GCS of the first host listens.
 PORT = 6379
 
-#: A node that is silent for some ten seconds is dead.
-SYSTEM_CONFIG = {"health_check_period_ms": 500, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 8,
+#: A node that is silent for some ten seconds is dead, and asks whether it is: it was cut off when that was published.
+SYSTEM_CONFIG = {"raylet_liveness_self_check_interval_ms": 5000,
+                 "health_check_period_ms": 500, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 8,
                  "health_check_initial_delay_ms": 0}
 
 

@@ -1,6 +1,7 @@
 //! News of other nodes.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use raylet_shard::ids::NodeId;
 use raylet_shard::sched::SchedEvent;
@@ -26,6 +27,22 @@ impl Control {
                 Err(error) => tracing::warn!(%error, "the nodes of the cluster are not known"),
             }
         });
+    }
+
+    /// Asks the GCS now and then whether this node counts as alive, as Ray's raylets do (`raylet_liveness_self_check_interval_ms`). A
+    /// death is published once, and a node that was cut off from the GCS by then does not hear of it.
+    pub async fn ask_for_own_life(self: Rc<Self>) {
+        let Ok(interval_ms @ 1..) = u64::try_from(self.ray_config.raylet_liveness_self_check_interval_ms) else {
+            return;
+        };
+        loop {
+            tokio::time::sleep(Duration::from_millis(interval_ms)).await;
+            match self.gcs.counts_as_alive(self.node_id).await {
+                Ok(true) => {}
+                Ok(false) => return self.node_died(self.node_id),
+                Err(error) => tracing::debug!(%error, "whether this node counts as alive is not known"),
+            }
+        }
     }
 
     /// A node joined or died.

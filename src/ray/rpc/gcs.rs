@@ -297,6 +297,20 @@ impl GcsClient {
         Ok(reply.node_info_list)
     }
 
+    /// Whether the GCS counts a node as alive; one that it does not know is not.
+    ///
+    /// # Errors
+    /// See [`GcsError`].
+    pub async fn counts_as_alive(&self, node: NodeId) -> Result<bool, GcsError> {
+        let path = "/ray.rpc.NodeInfoGcsService/CheckAlive";
+        let request = CheckAliveRequest { node_ids: vec![id(node.as_bytes())] };
+        let reply: CheckAliveReply = self.ask(path, request).await?;
+        match reply.raylet_alive[..] {
+            [alive] => Ok(alive),
+            _ => Err(GcsError::Unexpected { path, what: format!("{} answers for one node", reply.raylet_alive.len()) }),
+        }
+    }
+
     /// Records a job.
     ///
     /// # Errors
