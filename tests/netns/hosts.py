@@ -117,6 +117,8 @@ def ray_cluster(count, store_bytes=100 * harness.MIB):
 
     Gives the hosts, and the environment for programs on them.
     """
+    # What is left of a cluster that did not start is not of this one.
+    harness.failures.clear()
     with harness.short_directory() as directory, hosts(count) as machines:
         environment = harness.clean_environment(RAY_AUTH_MODE="disabled", PYTHONPATH=None)
         environment["RAY_raylet_start_wait_time_s"] = "120"
@@ -124,6 +126,10 @@ def ray_cluster(count, store_bytes=100 * harness.MIB):
             for number, host in enumerate(machines):
                 start_node(host, number, directory, store_bytes, environment)
             yield machines, environment
+        except BaseException:
+            # A test that fails is noted before this ends; a start is not.
+            harness.failures.append("start")
+            raise
         finally:
             harness.keep_logs(directory)
 
