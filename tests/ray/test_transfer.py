@@ -253,9 +253,10 @@ def test_small_objects_between_nodes_of_ours_are_moved_by_their_cores_alone(runn
         ways = ("core_received_objects", "core_sent_objects")
         return [[new[way] - old[way] for new, old in pairs] for way in ways]
 
-    # Where memory is short for a moment, others have to help.
+    # Where memory is short for a moment, others have to help. Of several cores one moves what lies on its own shard.
+    is_all = len(ours) < 2 or all(len(status_of(node)["shards"]) == 1 for node, _ in ours)
     rounds = (moved(seed) for seed in range(100, 120))
-    assert any(counts == [expected, expected] for counts in rounds), expected
+    assert any(counts == [expected, expected] if is_all else all(map(any, counts)) for counts in rounds), expected
 
 
 def test_nodes_of_ours_use_the_bulk_port_and_stock_is_spoken_to_in_its_own_way(running):
